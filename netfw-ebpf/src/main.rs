@@ -1,10 +1,19 @@
+//! netfw's data plane.
+//!
+//! A packet's way: parse → decide → apply verdict.
 #![no_std]
 #![no_main]
+
+mod hook;
+mod maps;
+
 #[cfg(not(test))]
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo) -> ! {
     loop {}
 }
+
+// The kernel grants GPL-only helpers to programs that say so.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

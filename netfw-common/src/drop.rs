@@ -1,0 +1,80 @@
+//! Why a packet was dropped: one list for the programs, the counters and what people read.
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])* $variant:ident = $number:literal, $name:literal;)*) => {
+        /// Why the data plane dropped a packet. The number is the index into `DROPS` (per-CPU
+        /// array of `u64`); numbers are never reused, names are part of the contract.
+        #[repr(u32)]
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        pub enum Drop {
+            $($(#[doc = $doc])* $variant = $number,)*
+        }
+
+        impl Drop {
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// The name in counters and in JSON.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            /// A sentence for people.
+            pub const fn description(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),*).trim_ascii(),)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// A container sent from a MAC address that is not its own.
+    SpoofedMac = 0, "spoofed-mac";
+    /// A container sent from an IP address that is not its own.
+    SpoofedAddress = 1, "spoofed-address";
+    /// Somebody outside addressed a container directly, not through a publish.
+    DirectAccess = 2, "direct-access";
+    /// A container addressed a container of another network directly.
+    Isolated = 3, "isolated";
+    /// The destination lies in a network of netfw, but no endpoint has it.
+    NoEndpoint = 4, "no-endpoint";
+    /// A container's packet that belongs to no flow and can start none (a TCP segment without
+    /// SYN, an ICMP reply nobody asked for): it must not leave untranslated.
+    NoFlow = 5, "no-flow";
+    /// A protocol, fragment or ICMP type that cannot be translated.
+    Untranslatable = 6, "untranslatable";
+    /// Broken or truncated header, bad IP checksum.
+    Malformed = 7, "malformed";
+    /// The source can never be answered (loopback, multicast, broadcast, the node's own).
+    Martian = 8, "martian";
+    /// Time to live ran out.
+    TtlExceeded = 9, "ttl-exceeded";
+    /// The node has no route or no address towards the destination.
+    NoRoute = 10, "no-route";
+    /// Every port tried for masquerade was taken.
+    PortsExhausted = 11, "ports-exhausted";
+    /// The flow table is full; flows that exist go on.
+    TableFull = 12, "table-full";
+    /// A packet with a container's own address as source was about to leave through an uplink.
+    Leak = 13, "leak";
+    /// The network is internal: no way out or in.
+    Internal = 14, "internal";
+}
+
+/// Slots in the map `DROPS`.
+pub const SLOTS: u32 = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_fit_and_names_are_unique() {
+        for (i, a) in Drop::ALL.iter().enumerate() {
+            assert!((*a as u32) < SLOTS);
+            assert!(!a.description().is_empty());
+            for b in &Drop::ALL[i + 1..] {
+                assert!(*a as u32 != *b as u32 && a.name() != b.name());
+            }
+        }
+    }
+}

@@ -1,0 +1,336 @@
+//! Flow entries: all that it takes to rewrite and redirect a packet, found by one lookup.
+//!
+//! A flow is two entries, one for each direction, each under the tuple that packets of its
+//! direction have when they are received. The entries are created and removed together; an entry
+//! whose other half is missing counts as absent.
+//!
+//! Embryonic flows (no reply yet, or a TCP handshake under way) lie in an LRU map, assured ones in
+//! a hash that never evicts: a flood can only push out other embryos.
+
+use crate::{
+    addr::{Address, Be16, Ip4, Ip6, Mac},
+    tuple::{Tuple, zone},
+};
+
+/// Time in the data plane: 2^30 ns of `CLOCK_MONOTONIC` (1.07 s), so that a packet takes it from
+/// the clock by a shift. It wraps after 146 years.
+pub const TICK_NS: u64 = 1 << TICK_SHIFT;
+pub const TICK_SHIFT: u32 = 30;
+
+/// Ticks for a number of seconds, rounded up.
+pub const fn ticks(seconds: u32) -> u32 {
+    (seconds as u64 * 1_000_000_000).div_ceil(TICK_NS) as u32
+}
+
+/// What a flow has seen. The names are nf_conntrack's where it has one.
+pub mod state {
+    /// The first packet; no reply yet. Embryonic.
+    pub const NEW: u8 = 0;
+    /// TCP: SYN-ACK seen. Embryonic.
+    pub const SYN_RECV: u8 = 1;
+    /// TCP: handshake complete. UDP, ICMP: reply seen. From here on the flow is assured.
+    pub const ESTABLISHED: u8 = 2;
+    /// TCP: FIN seen from the side that opened the flow.
+    pub const FIN_ORIGINAL: u8 = 3;
+    /// TCP: FIN seen from the side that answered.
+    pub const FIN_REPLY: u8 = 4;
+    /// TCP: FIN seen from both.
+    pub const TIME_WAIT: u8 = 5;
+    /// TCP: RST seen. A segment without RST that follows shows that it was forged or refused,
+    /// and makes the flow established again.
+    pub const CLOSE: u8 = 6;
+}
+
+/// Bits of [`Flow::flags`].
+pub mod flag {
+    /// The entry of the reply direction.
+    pub const REPLY: u8 = 1 << 0;
+    /// Leaves through the veth pair `ifindex` (its host side) into a container; otherwise it is
+    /// routed, and leaves through an uplink.
+    pub const TO_CONTAINER: u8 = 1 << 1;
+    /// `ifindex`, `dmac` and `smac` hold a route that was looked up in the tick `seen`.
+    pub const L2_CACHED: u8 = 1 << 2;
+    /// The flow was made by a publish; otherwise by masquerade.
+    pub const PUBLISHED: u8 = 1 << 3;
+}
+
+/// One direction of a flow.
+///
+/// Layout, no padding: the rewritten tuple (`src, dst, sport, dport`), then fixed fields; 48 bytes
+/// for IPv4, 72 for IPv6.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Flow<A> {
+    /// What the packet is rewritten to.
+    pub src: A,
+    pub dst: A,
+    pub sport: Be16,
+    pub dport: Be16,
+    /// The interface through which it leaves, see [`flag::TO_CONTAINER`].
+    pub ifindex: u32,
+    /// Ethernet addresses that it leaves with.
+    pub dmac: Mac,
+    pub smac: Mac,
+    /// The tick of the flow's last packet, in either direction. Written once a tick.
+    pub seen: u32,
+    /// Ticks without a packet after which the flow is absent.
+    pub timeout: u32,
+    /// Index into `COUNTERS` of the publish or, where there is none, the endpoint.
+    pub counter: u32,
+    /// One of [`state`].
+    pub state: u8,
+    /// Of [`flag`].
+    pub flags: u8,
+    pub reserved: u16,
+}
+
+pub type Flow4 = Flow<Ip4>;
+pub type Flow6 = Flow<Ip6>;
+
+const _: () = assert!(size_of::<Flow4>() == 44 && size_of::<Flow6>() == 68);
+
+impl<A: Address> Flow<A> {
+    /// The tuple under which the other half lies: what an answer to the rewritten packet looks
+    /// like when it is received.
+    #[inline(always)]
+    pub fn reverse_key(&self, proto: u8) -> Tuple<A> {
+        Tuple {
+            src: self.dst,
+            dst: self.src,
+            sport: self.dport,
+            dport: self.sport,
+            proto,
+            zone: if self.has(flag::TO_CONTAINER) {
+                zone::CONTAINER
+            } else {
+                zone::WORLD
+            },
+            reserved: 0,
+        }
+    }
+
+    /// Does `other` (found under [`Self::reverse_key`]) belong to the same flow as this entry,
+    /// which lies under `key`?
+    #[inline(always)]
+    pub fn is_half_of(&self, key: &Tuple<A>, other: &Self) -> bool {
+        other.src == key.dst
+            && other.dst == key.src
+            && other.sport == key.dport
+            && other.dport == key.sport
+            && (other.flags ^ self.flags) & flag::REPLY != 0
+    }
+
+    #[inline(always)]
+    pub fn has(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// Expired means absent, whether or not the sweep has come by.
+    #[inline(always)]
+    pub fn is_expired(&self, now: u32) -> bool {
+        // `seen` may lie a tick ahead: another CPU read the clock a moment later.
+        now.wrapping_sub(self.seen).wrapping_sub(1) < u32::MAX / 2
+            && now.wrapping_sub(self.seen) > self.timeout
+    }
+
+    #[inline(always)]
+    pub fn is_assured(&self) -> bool {
+        self.state >= state::ESTABLISHED
+    }
+}
+
+/// Timeouts in ticks: the record of RFC 5382 (TCP), 4787 (UDP) and 5508 (ICMP).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Timeouts {
+    /// TCP, handshake not complete (RFC 5382 REQ-5: at least 4 min for transitory connections;
+    /// embryos are pushed out earlier under pressure).
+    pub tcp_embryonic: u32,
+    /// TCP, established (RFC 5382 REQ-5: at least 2 h 4 min).
+    pub tcp_established: u32,
+    /// TCP, closing or reset (RFC 5382 REQ-5: at least 4 min).
+    pub tcp_closing: u32,
+    /// UDP before the first reply (RFC 4787 REQ-5: at least 2 min).
+    pub udp_unreplied: u32,
+    /// UDP once replied to (RFC 4787 REQ-5: 5 min recommended).
+    pub udp_replied: u32,
+    /// ICMP queries (RFC 5508 REQ-2: at least 60 s).
+    pub icmp: u32,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            tcp_embryonic: ticks(240),
+            tcp_established: ticks(7440),
+            tcp_closing: ticks(240),
+            udp_unreplied: ticks(120),
+            udp_replied: ticks(300),
+            icmp: ticks(60),
+        }
+    }
+}
+
+impl Timeouts {
+    /// The timeout of a flow of `proto` in `state`.
+    #[inline(always)]
+    pub fn of(&self, proto: u8, state: u8) -> u32 {
+        match (proto, state) {
+            (crate::tuple::proto::TCP, state::NEW | state::SYN_RECV) => self.tcp_embryonic,
+            (crate::tuple::proto::TCP, state::ESTABLISHED) => self.tcp_established,
+            (crate::tuple::proto::TCP, _) => self.tcp_closing,
+            (crate::tuple::proto::ICMP | crate::tuple::proto::ICMPV6, _) => self.icmp,
+            (_, state::NEW) => self.udp_unreplied,
+            _ => self.udp_replied,
+        }
+    }
+}
+
+/// TCP flags of the engine's concern, as in the header's 14th byte.
+pub mod tcp {
+    pub const FIN: u8 = 0x01;
+    pub const SYN: u8 = 0x02;
+    pub const RST: u8 = 0x04;
+    pub const ACK: u8 = 0x10;
+}
+
+/// The state after a TCP segment with `flags`, seen in the reply direction or not.
+#[inline(always)]
+pub fn next_tcp_state(state: u8, flags: u8, reply: bool) -> u8 {
+    use state::{CLOSE, ESTABLISHED, FIN_ORIGINAL, FIN_REPLY, NEW, SYN_RECV, TIME_WAIT};
+    if flags & tcp::RST != 0 {
+        // A RST in answer to the first SYN refuses the connection: the embryo just expires.
+        return if state < ESTABLISHED { state } else { CLOSE };
+    }
+    let fin = flags & tcp::FIN != 0;
+    match (state, reply) {
+        (NEW, true) if flags & (tcp::SYN | tcp::ACK) == tcp::SYN | tcp::ACK => SYN_RECV,
+        // Simultaneous open (RFC 9293 3.5): SYNs cross, SYN-ACKs follow.
+        (NEW, true) if flags & tcp::SYN != 0 => SYN_RECV,
+        (SYN_RECV, false) if flags & tcp::ACK != 0 => {
+            if fin {
+                FIN_ORIGINAL
+            } else {
+                ESTABLISHED
+            }
+        }
+        (ESTABLISHED | CLOSE, false) if fin => FIN_ORIGINAL,
+        (ESTABLISHED | CLOSE, true) if fin => FIN_REPLY,
+        (FIN_ORIGINAL, true) if fin => TIME_WAIT,
+        (FIN_REPLY, false) if fin => TIME_WAIT,
+        (CLOSE, _) => ESTABLISHED,
+        _ => state,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn expiry_is_exact_and_survives_clock_skew() {
+        let flow = Flow4 {
+            seen: 100,
+            timeout: 10,
+            ..Default::default()
+        };
+        assert!(!flow.is_expired(100));
+        assert!(!flow.is_expired(99), "another CPU's clock ran ahead");
+        assert!(!flow.is_expired(110));
+        assert!(flow.is_expired(111));
+        let wrapped = Flow4 {
+            seen: u32::MAX - 1,
+            timeout: 10,
+            ..Default::default()
+        };
+        assert!(!wrapped.is_expired(3));
+        assert!(wrapped.is_expired(20));
+    }
+
+    #[test]
+    fn tcp_handshake_and_close() {
+        use state::*;
+        use tcp::*;
+        let mut s = NEW;
+        for (flags, reply, want) in [
+            (SYN, false, NEW),
+            (SYN | ACK, true, SYN_RECV),
+            (ACK, true, SYN_RECV),
+            (ACK, false, ESTABLISHED),
+            (ACK, true, ESTABLISHED),
+            (FIN | ACK, true, FIN_REPLY),
+            (ACK, false, FIN_REPLY),
+            (FIN | ACK, false, TIME_WAIT),
+            (ACK, true, TIME_WAIT),
+        ] {
+            s = next_tcp_state(s, flags, reply);
+            assert_eq!(s, want);
+        }
+    }
+
+    #[test]
+    fn a_reset_is_provisional() {
+        use state::*;
+        use tcp::*;
+        assert_eq!(next_tcp_state(ESTABLISHED, RST, false), CLOSE);
+        assert_eq!(
+            next_tcp_state(CLOSE, ACK, true),
+            ESTABLISHED,
+            "the peer ignored a forged RST"
+        );
+        assert_eq!(
+            next_tcp_state(NEW, RST | ACK, true),
+            NEW,
+            "connection refused"
+        );
+    }
+
+    #[test]
+    fn an_embryo_is_never_assured_by_a_forged_ack() {
+        assert_eq!(next_tcp_state(state::NEW, tcp::ACK, false), state::NEW);
+        assert_eq!(next_tcp_state(state::NEW, tcp::ACK, true), state::NEW);
+    }
+
+    #[test]
+    fn halves_know_each_other() {
+        use crate::tuple::{Tuple4, proto};
+        let client = Ip4::new([192, 0, 2, 9]);
+        let node = Ip4::new([192, 0, 2, 1]);
+        let container = Ip4::new([172, 18, 0, 2]);
+        let key = Tuple4 {
+            src: client,
+            dst: node,
+            sport: Be16::new(40000),
+            dport: Be16::new(8080),
+            proto: proto::TCP,
+            zone: zone::WORLD,
+            reserved: 0,
+        };
+        let forward = Flow4 {
+            src: client,
+            dst: container,
+            sport: key.sport,
+            dport: Be16::new(80),
+            flags: flag::TO_CONTAINER,
+            ..Default::default()
+        };
+        let reply = Flow4 {
+            src: node,
+            dst: client,
+            sport: Be16::new(8080),
+            dport: key.sport,
+            flags: flag::REPLY,
+            ..Default::default()
+        };
+        let reply_key = forward.reverse_key(proto::TCP);
+        assert_eq!(reply_key.zone, zone::CONTAINER);
+        assert_eq!(reply.reverse_key(proto::TCP), key);
+        assert!(forward.is_half_of(&key, &reply));
+        assert!(reply.is_half_of(&reply_key, &forward));
+        let stranger = Flow4 {
+            dport: Be16::new(1),
+            ..reply
+        };
+        assert!(!forward.is_half_of(&key, &stranger));
+    }
+}

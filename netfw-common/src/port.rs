@@ -1,0 +1,112 @@
+//! The choice of a source port for masquerade.
+//!
+//! The port that the container chose is kept where it lies in the range; otherwise the search
+//! starts at a port that only the internal endpoint (protocol, address, port) decides, so that one
+//! internal port keeps one external port towards all destinations for as long as it is free
+//! (endpoint-independent mapping, as far as a port-restricted NAT goes).
+
+/// Ports tried before the packet is dropped. With half of the range taken towards one destination,
+/// all tries fail once in 2^32 packets.
+pub const TRIES: u32 = 32;
+
+/// Ports to choose from, first and last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    pub min: u16,
+    pub max: u16,
+}
+
+impl Range {
+    /// The `attempt`th port to try (from 0) for a packet from source port `port`, with `hash` of the
+    /// internal endpoint. Always within the range, which must not be empty; attempts below the
+    /// range's size never name a port twice, except that the kept port may come up again.
+    #[inline(always)]
+    pub fn candidate(self, port: u16, hash: u32, attempt: u32) -> u16 {
+        if attempt == 0 && self.contains(port) {
+            return port;
+        }
+        let size = self.size();
+        let start = if self.contains(port) {
+            (port - self.min) as u32
+        } else {
+            scale(hash, size)
+        };
+        // `start` and `attempt` are below 2^16 each.
+        self.min + ((start + attempt) % size) as u16
+    }
+
+    #[inline(always)]
+    pub fn contains(self, port: u16) -> bool {
+        self.min <= port && port <= self.max
+    }
+
+    /// At least 1, whatever the fields say.
+    #[inline(always)]
+    pub fn size(self) -> u32 {
+        (self.max.saturating_sub(self.min)) as u32 + 1
+    }
+}
+
+/// `hash` scaled to below `size` (the kernel's `reciprocal_scale`).
+#[inline(always)]
+const fn scale(hash: u32, size: u32) -> u32 {
+    ((hash as u64 * size as u64) >> 32) as u32
+}
+
+/// Mixes the internal endpoint into 32 bits (MurmurHash3's finaliser: every input bit changes
+/// every output bit with probability near 1/2).
+#[inline(always)]
+pub const fn hash(addr_sum: u64, port: u16, proto: u8) -> u32 {
+    let mut h =
+        (addr_sum ^ (addr_sum >> 32)) as u32 ^ ((port as u32) << 8) ^ ((proto as u32) << 24);
+    h ^= h >> 16;
+    h = h.wrapping_mul(0x85eb_ca6b);
+    h ^= h >> 13;
+    h = h.wrapping_mul(0xc2b2_ae35);
+    h ^ (h >> 16)
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn candidates_stay_in_the_range(min in 1u16.., span in 0u16..40000, port in any::<u16>(), hash in any::<u32>()) {
+            let range = Range { min, max: min.saturating_add(span) };
+            for attempt in 0..TRIES {
+                prop_assert!(range.contains(range.candidate(port, hash, attempt)));
+            }
+        }
+
+        #[test]
+        fn candidates_differ(port in any::<u16>(), hash in any::<u32>()) {
+            let range = Range { min: 1024, max: 32767 };
+            let all: HashSet<u16> = (0..TRIES).map(|n| range.candidate(port, hash, n)).collect();
+            prop_assert_eq!(all.len(), TRIES as usize);
+        }
+
+        #[test]
+        fn a_port_in_the_range_is_kept(port in 1024u16..=32767, hash in any::<u32>()) {
+            let range = Range { min: 1024, max: 32767 };
+            prop_assert_eq!(range.candidate(port, hash, 0), port);
+        }
+    }
+
+    #[test]
+    fn neighbours_start_far_apart() {
+        let range = Range {
+            min: 1024,
+            max: 32767,
+        };
+        let starts: HashSet<u16> = (40000..40100)
+            .map(|port| range.candidate(port, hash(0x0a00_0001, port, 17), 0))
+            .collect();
+        assert!(starts.len() > 95);
+    }
+}

@@ -1,0 +1,197 @@
+//! The records of the maps other than flows: what the agent writes and the programs read.
+
+use crate::{
+    addr::{Be16, Ip4, Ip6, Mac},
+    flow::Timeouts,
+};
+
+/// One attachment of a container, under the ifindex of the host side of its veth pair.
+///
+/// Map `ENDPOINTS`: hash, key `u32` ifindex (host order).
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Endpoint {
+    /// Host side of the veth pair; the key again, for those who come by address.
+    pub ifindex: u32,
+    /// The network's bridge: packets of the endpoint are routed as if received there.
+    pub bridge: u32,
+    /// The network's number: endpoints of one network reach each other.
+    pub network: u32,
+    /// Index into `COUNTERS`.
+    pub counter: u32,
+    /// The container's address, or 0.
+    pub ip4: Ip4,
+    /// The network's gateway address, or 0.
+    pub gateway4: Ip4,
+    /// The container's address, or `::`.
+    pub ip6: Ip6,
+    pub gateway6: Ip6,
+    /// The container's MAC address.
+    pub mac: Mac,
+    /// The bridge's MAC address.
+    pub gateway_mac: Mac,
+    /// Of [`network_flag`].
+    pub flags: u32,
+}
+
+const _: () = assert!(size_of::<Endpoint>() == 72);
+
+/// Bits of [`Endpoint::flags`] and [`Subnet::flags`]: the rules of the network.
+pub mod network_flag {
+    /// Packets to the world get the node's address as source.
+    pub const MASQUERADE: u32 = 1 << 0;
+    /// Own addresses may be reached from outside.
+    pub const ROUTED: u32 = 1 << 1;
+    /// No way out or in.
+    pub const INTERNAL: u32 = 1 << 2;
+}
+
+/// Map `ADDRESSES4|6`: hash, key the container's address, value the ifindex under which its
+/// [`Endpoint`] lies.
+pub type EndpointIfindex = u32;
+
+/// What a packet must be addressed to for a publish. `addr` is the unspecified address where the
+/// publish is for any local address of the node. 8 bytes for IPv4, 20 for IPv6.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Debug)]
+pub struct PublishKey<A> {
+    pub addr: A,
+    pub port: Be16,
+    pub proto: u8,
+    pub reserved: u8,
+}
+
+pub type PublishKey4 = PublishKey<Ip4>;
+pub type PublishKey6 = PublishKey<Ip6>;
+
+const _: () = assert!(size_of::<PublishKey4>() == 8 && size_of::<PublishKey6>() == 20);
+
+/// Where a published port leads. Map `PUBLISHES4|6`: hash, one entry per host port.
+/// 12 bytes for IPv4, 24 for IPv6.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Publish<A> {
+    /// The container's address; its endpoint is found under it.
+    pub addr: A,
+    /// Index into `COUNTERS`.
+    pub counter: u32,
+    pub port: Be16,
+    pub reserved: u16,
+}
+
+pub type Publish4 = Publish<Ip4>;
+pub type Publish6 = Publish<Ip6>;
+
+const _: () = assert!(size_of::<Publish4>() == 12 && size_of::<Publish6>() == 24);
+
+/// A network's subnet. Map `SUBNETS4|6`: LPM trie, key prefix length and network address.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Subnet {
+    /// The network's number.
+    pub network: u32,
+    /// Of [`network_flag`].
+    pub flags: u32,
+}
+
+/// An interface that leads to the world. Map `UPLINKS`: hash, key `u32` ifindex (host order).
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Uplink {
+    /// The source for masquerade where the kernel's `bpf_fib_lookup` cannot tell (before 6.7):
+    /// the first global address, or 0.
+    pub ip4: Ip4,
+    pub ip6: Ip6,
+    /// MTU in bytes, without link-layer header.
+    pub mtu: u32,
+    /// Own MAC address; zero on interfaces without one.
+    pub mac: Mac,
+    pub reserved: u16,
+}
+
+const _: () = assert!(size_of::<Uplink>() == 32);
+
+/// An address of the node itself. Map `LOCALS4|6`: hash, key the address.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Local {
+    /// The interface that has it.
+    pub ifindex: u32,
+}
+
+/// Settings. Map `CONFIG`: array of one.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// Ports for masquerade, first and last, host order.
+    pub port_min: u16,
+    pub port_max: u16,
+    pub timeouts: Timeouts,
+}
+
+const _: () = assert!(size_of::<Config>() == 28);
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            port_min: 1024,
+            port_max: 32767,
+            timeouts: Timeouts::default(),
+        }
+    }
+}
+
+/// Packets and bytes (IP, without link-layer header) of a publish or an endpoint. Map `COUNTERS`:
+/// per-CPU array. Index 0 belongs to nobody.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Counter {
+    /// Into the container.
+    pub rx_packets: u64,
+    pub rx_bytes: u64,
+    /// Out of the container.
+    pub tx_packets: u64,
+    pub tx_bytes: u64,
+}
+
+impl core::ops::AddAssign for Counter {
+    fn add_assign(&mut self, other: Self) {
+        self.rx_packets += other.rx_packets;
+        self.rx_bytes += other.rx_bytes;
+        self.tx_packets += other.tx_packets;
+        self.tx_bytes += other.tx_bytes;
+    }
+}
+
+#[cfg(feature = "user")]
+mod pod {
+    use super::*;
+    use crate::{flow::Flow, tuple::Tuple};
+
+    // SAFETY (all of these): `repr(C)` or transparent over integers, without padding, as the size
+    // assertions beside each record say; any bytes are a valid value.
+    macro_rules! pod {
+        ($($t:ty),*) => { $(
+            // SAFETY: see above.
+            unsafe impl aya::Pod for $t {}
+        )* };
+    }
+    pod!(
+        Ip4,
+        Ip6,
+        Endpoint,
+        Subnet,
+        Uplink,
+        Local,
+        Config,
+        Counter,
+        Tuple<Ip4>,
+        Tuple<Ip6>,
+        Flow<Ip4>,
+        Flow<Ip6>,
+        PublishKey<Ip4>,
+        PublishKey<Ip6>,
+        Publish<Ip4>,
+        Publish<Ip6>
+    );
+}

@@ -1,0 +1,62 @@
+//! Tuples: what a packet says it is, and where it was received.
+
+use crate::addr::{Address, Be16, Ip4, Ip6};
+
+/// Where a packet was received: half of what names a flow, so that a stranger on an uplink can
+/// never match a flow that a container opened, nor the other way round.
+pub mod zone {
+    /// From outside the node, on an uplink.
+    pub const WORLD: u8 = 0;
+    /// From a container, on the host side of its veth pair.
+    pub const CONTAINER: u8 = 1;
+}
+
+/// IP protocol numbers that the engine knows.
+pub mod proto {
+    pub const ICMP: u8 = 1;
+    pub const TCP: u8 = 6;
+    pub const UDP: u8 = 17;
+    pub const ICMPV6: u8 = 58;
+    pub const SCTP: u8 = 132;
+}
+
+/// The key of a flow entry: a packet as it is *received*, before any rewriting.
+///
+/// For an ICMP echo request `sport` holds the identifier and `dport` is 0; for an echo reply it
+/// is the other way round. A request and its reply thus mirror each other as TCP's segments do.
+///
+/// Layout, no padding: `src, dst, sport: be16, dport: be16, proto: u8, zone: u8, 0: u16`;
+/// 16 bytes for IPv4, 40 for IPv6.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Debug)]
+pub struct Tuple<A> {
+    pub src: A,
+    pub dst: A,
+    pub sport: Be16,
+    pub dport: Be16,
+    pub proto: u8,
+    /// One of [`zone`].
+    pub zone: u8,
+    pub reserved: u16,
+}
+
+pub type Tuple4 = Tuple<Ip4>;
+pub type Tuple6 = Tuple<Ip6>;
+
+const _: () = assert!(size_of::<Tuple4>() == 16 && size_of::<Tuple6>() == 40);
+
+impl<A: Address> Tuple<A> {
+    /// The tuple with source and destination swapped, as received in `zone`.
+    #[inline(always)]
+    pub fn mirrored(&self, zone: u8) -> Self {
+        Self {
+            src: self.dst,
+            dst: self.src,
+            sport: self.dport,
+            dport: self.sport,
+            proto: self.proto,
+            zone,
+            reserved: 0,
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! The entry points: they turn a verdict into the hook's action and nothing else.
+
+mod tc;

@@ -1,0 +1,55 @@
+//! The maps. User space sizes `FLOWS*` and `EMBRYOS*` when it loads the object, and pins all of
+//! them under their names here; the records are netfw-common's.
+//!
+//! Flows are preallocated: an insertion in the packet path never waits for memory, and the memory
+//! that a table takes is known when the agent starts.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
+};
+use netfw_common::{
+    addr::Ip4,
+    drop::SLOTS,
+    flow::Flow4,
+    record::{
+        Config, Counter, Endpoint, EndpointIfindex, Local, Publish4, PublishKey4, Subnet, Uplink,
+    },
+    tuple::Tuple4,
+};
+
+/// Default sizes; the agent overrides those of the flow tables (two entries a flow).
+const FLOW_ENTRIES: u32 = 1 << 19;
+const EMBRYO_ENTRIES: u32 = 1 << 17;
+const PUBLISH_ENTRIES: u32 = 1 << 18;
+const ENDPOINT_ENTRIES: u32 = 1 << 14;
+const COUNTER_ENTRIES: u32 = 1 << 15;
+
+/// `BPF_F_NO_PREALLOC`: tables that are mostly empty and written by the agent alone.
+const ON_DEMAND: u32 = 1;
+
+#[map]
+pub static FLOWS4: HashMap<Tuple4, Flow4> = HashMap::with_max_entries(FLOW_ENTRIES, 0);
+#[map]
+pub static EMBRYOS4: LruHashMap<Tuple4, Flow4> = LruHashMap::with_max_entries(EMBRYO_ENTRIES, 0);
+#[map]
+pub static PUBLISHES4: HashMap<PublishKey4, Publish4> =
+    HashMap::with_max_entries(PUBLISH_ENTRIES, ON_DEMAND);
+#[map]
+pub static ADDRESSES4: HashMap<Ip4, EndpointIfindex> =
+    HashMap::with_max_entries(ENDPOINT_ENTRIES, ON_DEMAND);
+#[map]
+pub static SUBNETS4: LpmTrie<Ip4, Subnet> = LpmTrie::with_max_entries(4096, ON_DEMAND);
+#[map]
+pub static LOCALS4: HashMap<Ip4, Local> = HashMap::with_max_entries(4096, ON_DEMAND);
+#[map]
+pub static ENDPOINTS: HashMap<u32, Endpoint> =
+    HashMap::with_max_entries(ENDPOINT_ENTRIES, ON_DEMAND);
+#[map]
+pub static UPLINKS: HashMap<u32, Uplink> = HashMap::with_max_entries(1024, ON_DEMAND);
+#[map]
+pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(COUNTER_ENTRIES, 0);
+#[map]
+pub static DROPS: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLOTS, 0);
+#[map]
+pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
