@@ -24,7 +24,7 @@ const LIMIT: usize = 1 << 30;
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     #[error(
-        "no agent is running for instance \"{instance}\": start it with `netfw agent{}`", option(instance)
+        "no agent is running for instance \"{instance}\": start it with `netfw agent{}`", crate::agent::run::instance_option(instance)
     )]
     NotRunning { instance: Name },
     #[error("{socket} may be opened by root only: run the command as root, or with sudo")]
@@ -41,14 +41,6 @@ pub enum ClientError {
     /// The agent refused; its own words.
     #[error("{error}")]
     Refused { error: String, kind: FailureKind },
-}
-
-fn option(instance: &Name) -> String {
-    if instance.as_str() == crate::agent::config::DEFAULT_INSTANCE {
-        String::new()
-    } else {
-        format!(" --instance {instance}")
-    }
 }
 
 #[derive(Clone, Debug)]
