@@ -28,6 +28,8 @@ pub enum NameError {
         "the name {name:?} must not contain {found:?}: letters, digits, \"_\", \".\" and \"-\" are allowed"
     )]
     Character { name: String, found: char },
+    #[error("the instance name {name:?} must not contain a dot: it becomes a directory in bpffs")]
+    Dot { name: String },
 }
 
 impl Name {
@@ -87,6 +89,15 @@ impl std::ops::Deref for Name {
     fn deref(&self) -> &str {
         &self.0
     }
+}
+
+/// The name of an instance: a [`Name`] without dots, which bpffs does not allow.
+pub fn parse_instance(s: &str) -> Result<Name, NameError> {
+    let name: Name = s.parse()?;
+    if name.contains('.') {
+        return Err(NameError::Dot { name: s.to_owned() });
+    }
+    Ok(name)
 }
 
 /// A unicast MAC address, written `02:6e:ac:12:00:02`.

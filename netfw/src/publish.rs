@@ -79,9 +79,7 @@ pub enum SpecError {
     Syntax(String),
     #[error("publish {spec:?}: {port:?} is no port: 1 to 65535 are")]
     Port { spec: String, port: String },
-    #[error(
-        "publish {spec:?}: the range {range} runs backwards: write the smaller port first"
-    )]
+    #[error("publish {spec:?}: the range {range} runs backwards: write the smaller port first")]
     Reversed { spec: String, range: String },
     #[error(
         "publish {spec:?}: {host} host ports for {container} container ports: the ranges must have the same size"
@@ -323,14 +321,40 @@ mod tests {
     fn bad_input_is_refused_with_its_reason() {
         use SpecError as E;
         let error = |text: &str| text.parse::<Spec>().unwrap_err();
-        for text in ["", ":", ":80", "80:", "8080:80:", "::80", "80-", "-80", "/tcp"] {
-            assert!(matches!(error(text), E::Syntax(_)), "{text}: {:?}", error(text));
+        for text in [
+            "", ":", ":80", "80:", "8080:80:", "::80", "80-", "-80", "/tcp",
+        ] {
+            assert!(
+                matches!(error(text), E::Syntax(_)),
+                "{text}: {:?}",
+                error(text)
+            );
         }
-        for text in ["0:80", "80:0", "65536:80", "80:99999999999", "+80:80", "a:80", "8 0:80", "80:1-2-3"] {
-            assert!(matches!(error(text), E::Port { .. }), "{text}: {:?}", error(text));
+        for text in [
+            "0:80",
+            "80:0",
+            "65536:80",
+            "80:99999999999",
+            "+80:80",
+            "a:80",
+            "8 0:80",
+            "80:1-2-3",
+        ] {
+            assert!(
+                matches!(error(text), E::Port { .. }),
+                "{text}: {:?}",
+                error(text)
+            );
         }
         assert!(matches!(error("90-80:90-80"), E::Reversed { .. }));
-        assert!(matches!(error("80-90:80-89"), E::Unequal { host: 11, container: 10, .. }));
+        assert!(matches!(
+            error("80-90:80-89"),
+            E::Unequal {
+                host: 11,
+                container: 10,
+                ..
+            }
+        ));
         assert!(matches!(error("80-90:80"), E::Unequal { .. }));
         assert!(matches!(error("80:80/sctp"), E::Sctp { .. }));
         assert!(matches!(error("80:80/TCP"), E::Protocol { .. }));

@@ -148,15 +148,31 @@ impl FileTimeouts {
             Some(seconds) => Ok(ticks(seconds)),
         };
         Ok(Timeouts {
-            tcp_embryonic: pick("timeouts.tcp_embryonic", self.tcp_embryonic, default.tcp_embryonic)?,
+            tcp_embryonic: pick(
+                "timeouts.tcp_embryonic",
+                self.tcp_embryonic,
+                default.tcp_embryonic,
+            )?,
             tcp_established: pick(
                 "timeouts.tcp_established",
                 self.tcp_established,
                 default.tcp_established,
             )?,
-            tcp_closing: pick("timeouts.tcp_closing", self.tcp_closing, default.tcp_closing)?,
-            udp_unreplied: pick("timeouts.udp_unreplied", self.udp_unreplied, default.udp_unreplied)?,
-            udp_replied: pick("timeouts.udp_replied", self.udp_replied, default.udp_replied)?,
+            tcp_closing: pick(
+                "timeouts.tcp_closing",
+                self.tcp_closing,
+                default.tcp_closing,
+            )?,
+            udp_unreplied: pick(
+                "timeouts.udp_unreplied",
+                self.udp_unreplied,
+                default.udp_unreplied,
+            )?,
+            udp_replied: pick(
+                "timeouts.udp_replied",
+                self.udp_replied,
+                default.udp_replied,
+            )?,
             icmp: pick("timeouts.icmp", self.icmp, default.icmp)?,
         })
     }

@@ -36,7 +36,9 @@ impl Report {
         let what = what.into();
         match result {
             Ok(()) => self.removed.push(what),
-            Err(error) => self.errors.push(format!("{what}: {}", crate::chain(&error))),
+            Err(error) => self
+                .errors
+                .push(format!("{what}: {}", crate::chain(&error))),
         }
     }
 }
@@ -72,9 +74,11 @@ pub fn down(instance: &Name) -> Report {
     match DataPlane::remove(instance) {
         Ok(()) if pins => report.removed.push("programs and maps".into()),
         Ok(()) => {}
-        Err(errors) => report
-            .errors
-            .extend(errors.iter().map(|e| format!("data plane: {}", crate::chain(e)))),
+        Err(errors) => report.errors.extend(
+            errors
+                .iter()
+                .map(|e| format!("data plane: {}", crate::chain(e))),
+        ),
     }
     for endpoint in wanted.endpoints.values().filter(|e| e.namespace.made) {
         let path = PathBuf::from(namespace::DIRECTORY).join(endpoint.name.as_str());

@@ -5,6 +5,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr},
+    os::fd::AsFd,
     path::PathBuf,
 };
 
@@ -345,7 +346,10 @@ impl Agent {
         };
         let known = self.up.remove(&endpoint.name);
         // First the way in, then the flows, so that no new ones appear behind our back.
-        if let Err(error) = self.dataplane.unpublish(super::publish::keys_of_endpoint(endpoint)) {
+        if let Err(error) = self
+            .dataplane
+            .unpublish(super::publish::keys_of_endpoint(endpoint))
+        {
             report("its publishes were not withdrawn", &error);
         }
         let found = match self.netlink.link(&endpoint.host_interface).await {

@@ -23,9 +23,7 @@ pub enum AgentError {
     NoNetwork(Name),
     #[error("an endpoint \"{0}\" exists already: choose another name, or remove it first")]
     EndpointExists(Name),
-    #[error(
-        "an endpoint \"{0}\" exists and its namespace is gone: `netfw endpoint rm {0}` first"
-    )]
+    #[error("an endpoint \"{0}\" exists and its namespace is gone: `netfw endpoint rm {0}` first")]
     EndpointGone(Name),
     #[error(
         "a network namespace \"{0}\" exists already: attach it with --netns {0}, or choose another name"
@@ -51,10 +49,7 @@ pub enum AgentError {
         endpoint: Name,
     },
     #[error("{publish} cannot be published: the same request publishes {existing}")]
-    PublishTwice {
-        publish: Publish,
-        existing: Publish,
-    },
+    PublishTwice { publish: Publish, existing: Publish },
     #[error("{publish} cannot be published: {}", held(.holder))]
     PortHeld { publish: Publish, holder: Holder },
     #[error(

@@ -3,21 +3,23 @@
 use std::collections::HashMap;
 
 use netfw_common::{
-    flow::{Flow4, TICK_NS, TICK_SHIFT, flag, state},
+    flow::{Flow4, TICK_NS, flag, state},
     tuple::{Tuple4, proto},
 };
-use nix::time::{ClockId, clock_gettime};
 
 use super::{Agent, AgentError};
 use crate::{
     api::types::{Flow, Tuple},
+    bpf::now,
     name::Name,
 };
 
 impl Agent {
     /// All flows, or those of one endpoint; ordered by protocol and original tuple.
     pub fn flow_views(&self, endpoint: Option<&Name>) -> Result<Vec<Flow>, AgentError> {
-        let only = endpoint.map(|name| self.wanted_endpoint(name)).transpose()?;
+        let only = endpoint
+            .map(|name| self.wanted_endpoint(name))
+            .transpose()?;
         let owners: HashMap<u32, &Name> = self
             .wanted
             .endpoints
@@ -59,18 +61,16 @@ impl Agent {
     }
 }
 
-/// The data plane's clock, in ticks.
-fn now() -> u32 {
-    let time = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |t| {
-        t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64
-    });
-    (time >> TICK_SHIFT) as u32
-}
-
 /// `key`, `flow`: the entry of the original direction.
 fn view(key: &Tuple4, flow: &Flow4, endpoint: Option<&Name>, now: u32) -> Flow {
     // Another CPU's clock may have run ahead, and the sweep may be late.
-    let age = u64::from((now.wrapping_sub(flow.seen).cast_signed().max(0).cast_unsigned()).min(flow.timeout));
+    let age = u64::from(
+        (now.wrapping_sub(flow.seen)
+            .cast_signed()
+            .max(0)
+            .cast_unsigned())
+        .min(flow.timeout),
+    );
     let left = (u64::from(flow.timeout) - age) * TICK_NS / 1_000_000_000;
     let reply = flow.reverse_key(key.proto);
     Flow {

@@ -95,11 +95,26 @@ mod tests {
         let taken = BTreeSet::from([ip("172.18.0.9")]);
         let check = |s: &str| check(ip(s), subnet, gateway, &taken);
         assert!(check("172.18.0.2").is_ok());
-        assert!(matches!(check("172.18.1.0"), Err(AddressError::Outside { .. })));
-        assert!(matches!(check("172.18.0.1"), Err(AddressError::Gateway { .. })));
-        assert!(matches!(check("172.18.0.0"), Err(AddressError::NetworkAddress { .. })));
-        assert!(matches!(check("172.18.0.255"), Err(AddressError::Broadcast { .. })));
-        assert!(matches!(check("172.18.0.9"), Err(AddressError::Taken { .. })));
+        assert!(matches!(
+            check("172.18.1.0"),
+            Err(AddressError::Outside { .. })
+        ));
+        assert!(matches!(
+            check("172.18.0.1"),
+            Err(AddressError::Gateway { .. })
+        ));
+        assert!(matches!(
+            check("172.18.0.0"),
+            Err(AddressError::NetworkAddress { .. })
+        ));
+        assert!(matches!(
+            check("172.18.0.255"),
+            Err(AddressError::Broadcast { .. })
+        ));
+        assert!(matches!(
+            check("172.18.0.9"),
+            Err(AddressError::Taken { .. })
+        ));
     }
 
     #[test]

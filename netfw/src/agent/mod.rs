@@ -41,13 +41,15 @@ use std::{
     time::Instant,
 };
 
+use aya_log::EbpfLogger;
+
+pub use self::error::AgentError;
 use self::{
     config::Config,
     counter::Indexes,
     record::{Endpoint, Wanted},
     store::Store,
 };
-pub use self::error::AgentError;
 use crate::{bpf::DataPlane, name::Name, net::Netlink};
 
 pub struct Agent {
@@ -84,6 +86,11 @@ struct UplinkState {
 }
 
 impl Agent {
+    /// What the programs log; to be read while `program_log` is configured.
+    pub fn logger(&mut self) -> Result<Option<EbpfLogger<&'static dyn log::Log>>, AgentError> {
+        Ok(self.dataplane.logger()?)
+    }
+
     fn wanted_endpoint(&self, name: &Name) -> Result<&Endpoint, AgentError> {
         self.wanted
             .endpoints

@@ -56,7 +56,11 @@ pub fn observe(links: &[Link], addresses: &[Address], named: &[String]) -> View 
         .filter(|link| is_uplink(link, named))
         .map(|link| {
             let record = record::Uplink {
-                ip4: first.get(&link.index).copied().map(Into::into).unwrap_or_default(),
+                ip4: first
+                    .get(&link.index)
+                    .copied()
+                    .map(Into::into)
+                    .unwrap_or_default(),
                 mtu: link.mtu,
                 mac: link.mac.unwrap_or_default(),
                 ..Default::default()
@@ -90,7 +94,10 @@ pub fn observe(links: &[Link], addresses: &[Address], named: &[String]) -> View 
 fn is_uplink(link: &Link, named: &[String]) -> bool {
     // A port of a bridge or bond sees frames before its master does, but the node's routing knows
     // the master only. Interfaces of any instance of netfw are no way to the world.
-    let own = link.alias.as_deref().is_some_and(|a| a.starts_with("netfw:"));
+    let own = link
+        .alias
+        .as_deref()
+        .is_some_and(|a| a.starts_with("netfw:"));
     let eligible = !link.loopback && !own;
     if named.is_empty() {
         eligible && link.master.is_none()
@@ -132,19 +139,42 @@ mod tests {
 
     fn lab() -> (Vec<Link>, Vec<Address>) {
         let links = vec![
-            Link { loopback: true, ..link(1, "lo") },
+            Link {
+                loopback: true,
+                ..link(1, "lo")
+            },
             link(2, "eth0"),
-            Link { mtu: 1400, ..link(3, "wg0") },
-            Link { up: false, mtu: 1280, ..link(4, "tunl0") },
-            Link { alias: Some("netfw:x:bridge".into()), ..link(5, "netfw0") },
-            Link { alias: Some("netfw:x:web".into()), master: Some(5), ..link(6, "nf1") },
+            Link {
+                mtu: 1400,
+                ..link(3, "wg0")
+            },
+            Link {
+                up: false,
+                mtu: 1280,
+                ..link(4, "tunl0")
+            },
+            Link {
+                alias: Some("netfw:x:bridge".into()),
+                ..link(5, "netfw0")
+            },
+            Link {
+                alias: Some("netfw:x:web".into()),
+                master: Some(5),
+                ..link(6, "nf1")
+            },
             link(7, "docker0"),
-            Link { master: Some(7), ..link(8, "veth1") },
+            Link {
+                master: Some(7),
+                ..link(8, "veth1")
+            },
         ];
         let addresses = vec![
             address(1, "127.0.0.1"),
             address(2, "192.0.2.1"),
-            Address { secondary: true, ..address(2, "192.0.2.2") },
+            Address {
+                secondary: true,
+                ..address(2, "192.0.2.2")
+            },
             address(5, "172.18.0.1"),
             address(2, "fe80::1"),
         ];
@@ -157,7 +187,10 @@ mod tests {
         let view = observe(&links, &addresses, &[]);
         let names: Vec<_> = view.uplinks.values().map(|u| u.name.as_str()).collect();
         assert_eq!(names, ["eth0", "wg0", "tunl0", "docker0"]);
-        assert_eq!(view.uplinks[&2].record.ip4, Ipv4Addr::new(192, 0, 2, 1).into());
+        assert_eq!(
+            view.uplinks[&2].record.ip4,
+            Ipv4Addr::new(192, 0, 2, 1).into()
+        );
         assert_eq!(view.mtu, 1400, "what is down does not count");
         assert_eq!(view.locals.len(), 4);
         assert_eq!(view.locals[&Ipv4Addr::new(172, 18, 0, 1)], 5);

@@ -69,10 +69,11 @@ impl Agent {
             if known.is_some_and(|k| k.uplink == uplink && k.attached.is_ok()) {
                 continue;
             }
+            let served_before = known.map(|k| k.attached.is_ok());
             let attached = self.serve(ifindex, &uplink);
-            match (&attached, known.map(|k| &k.attached)) {
+            match (&attached, served_before) {
                 // Said before.
-                (Ok(_), Some(Ok(_))) | (Err(_), Some(Err(_))) => {}
+                (Ok(_), Some(true)) | (Err(_), Some(false)) => {}
                 (Ok(hook), _) => tracing::info!(uplink = %uplink.name, hook, "serving"),
                 (Err(error), _) => tracing::warn!(uplink = %uplink.name, error, "not served"),
             }

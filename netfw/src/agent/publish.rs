@@ -78,7 +78,13 @@ impl Agent {
             return Err(AgentError::NoPublish);
         }
         for spec in specs {
-            let has = || after.publishes.iter().map(|p| p.publish).collect::<Vec<_>>();
+            let has = || {
+                after
+                    .publishes
+                    .iter()
+                    .map(|p| p.publish)
+                    .collect::<Vec<_>>()
+            };
             let mut matches = after
                 .publishes
                 .iter()
@@ -303,9 +309,7 @@ fn entries(
     })
 }
 
-pub(super) fn keys_of_endpoint(
-    endpoint: &Endpoint,
-) -> impl Iterator<Item = PublishKey4> + use<'_> {
+pub(super) fn keys_of_endpoint(endpoint: &Endpoint) -> impl Iterator<Item = PublishKey4> + use<'_> {
     endpoint.publishes.iter().flat_map(keys)
 }
 
@@ -342,11 +346,23 @@ mod tests {
 
     #[test]
     fn the_node_s_own_ports_come_last() {
-        let ephemeral = PortRange { first: 32768, last: 60999 };
+        let ephemeral = PortRange {
+            first: 32768,
+            last: 60999,
+        };
         let pools: Vec<_> = pools(ephemeral).collect();
-        assert_eq!(pools[0], PortRange { first: 61000, last: 65535 });
+        assert_eq!(
+            pools[0],
+            PortRange {
+                first: 61000,
+                last: 65535
+            }
+        );
         assert_eq!(pools[1], ephemeral);
-        let all = PortRange { first: 1024, last: 65535 };
+        let all = PortRange {
+            first: 1024,
+            last: 65535,
+        };
         assert_eq!(super::pools(all).collect::<Vec<_>>(), [all]);
     }
 }

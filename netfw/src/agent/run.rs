@@ -9,8 +9,11 @@ use std::{
     time::Duration,
 };
 
+use aya_log::EbpfLogger;
+use futures::FutureExt;
 use nix::unistd::{Gid, Group, chown};
 use tokio::{
+    io::{Interest, unix::AsyncFd},
     net::UnixListener,
     signal::unix::{SignalKind, signal},
     sync::{Mutex, Notify},
@@ -22,8 +25,9 @@ use crate::{
     net::{Change, Monitor, Namespace},
 };
 
-/// How often expired flows are swept: what they take is bounded, so it need not be at once.
-const SWEEP: Duration = Duration::from_secs(5);
+/// How often a portion of the flow tables is swept: what expired flows take is bounded, so none
+/// need go at once.
+const SWEEP: Duration = Duration::from_secs(1);
 /// Changes of the node come in bursts: one look at the end of each is enough.
 const SETTLE: Duration = Duration::from_millis(20);
 /// Something is amiss with an uplink, or netlink lost a message: look again.
@@ -64,7 +68,11 @@ async fn serve(config: Config, paths: &Paths) -> Result<(), AgentError> {
     // Told of changes from before the first look, so that none is missed between.
     let mut monitor = Monitor::current()?;
     let group = config.socket_group.clone();
-    let agent = Agent::start(config, &paths.store()).await?;
+    let program_log = config.program_log;
+    let mut agent = Agent::start(config, &paths.store()).await?;
+    if program_log {
+        tokio::spawn(forward_log(agent.logger()?));
+    }
     let ready = agent.status();
     let shared = Shared {
         agent: Arc::new(Mutex::new(agent)),
@@ -101,6 +109,7 @@ async fn serve(config: Config, paths: &Paths) -> Result<(), AgentError> {
                     tracing::debug!("netlink lost messages: looking at everything");
                 }
                 tokio::time::sleep(SETTLE).await;
+                while monitor.changed().now_or_never().is_some() {}
                 look(&shared.agent).await;
             }
             () = tokio::time::sleep(LOOK_AGAIN) => look(&shared.agent).await,
@@ -141,6 +150,21 @@ async fn sweep(agent: Arc<Mutex<Agent>>) {
             Ok(flows) => tracing::debug!(flows, "expired"),
             Err(error) => tracing::warn!(error = %crate::chain(&error), "the sweep failed"),
         }
+    }
+}
+
+/// Hands on what the programs log, as it comes.
+async fn forward_log(logger: Option<EbpfLogger<&'static dyn log::Log>>) {
+    let Some(logger) = logger else {
+        return tracing::debug!("the programs were built without logging");
+    };
+    let mut logger = match AsyncFd::register_with_interest(logger, Interest::READABLE) {
+        Ok(logger) => logger,
+        Err(error) => return tracing::warn!(%error, "the programs' log cannot be read"),
+    };
+    while let Ok(mut ready) = logger.readable_mut().await {
+        ready.get_inner_mut().flush();
+        ready.clear_ready();
     }
 }
 

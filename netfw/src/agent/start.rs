@@ -18,7 +18,7 @@ use super::{
     config::Config,
     counter::{self, Indexes},
     ipam, node,
-    record::{self, Network, Node, Wanted, alias, object_of},
+    record::{self, Network, Node, alias, object_of},
     store::{Change, Store},
 };
 use crate::{
@@ -48,7 +48,7 @@ impl Agent {
             instance: config.instance.to_string(),
             max_flows: config.max_flows,
             max_embryos: config.max_embryos,
-            log_level: config.program_log.then_some(aya_log_level()),
+            log_level: config.program_log.then_some(log::Level::Debug),
             config: config.dataplane,
         })?;
         let counters = Indexes::new(wanted.counters(), counter::ENTRIES);
@@ -133,9 +133,7 @@ impl Agent {
     }
 
     async fn ensure_default_network(&mut self, links: &[Link]) -> Result<(), AgentError> {
-        let name: Name = DEFAULT_NETWORK
-            .parse()
-            .map_err(AgentError::Name)?;
+        let name: Name = DEFAULT_NETWORK.parse().map_err(AgentError::Name)?;
         if self.wanted.networks.contains_key(&name) {
             return Ok(());
         }
@@ -143,7 +141,13 @@ impl Agent {
         let subnet = net::subnet::choose(&taken).ok_or(AgentError::NoSubnet)?;
         let gateway = first_address(subnet);
         let network = Network {
-            number: 1 + self.wanted.networks.values().map(|n| n.number).max().unwrap_or(0),
+            number: 1 + self
+                .wanted
+                .networks
+                .values()
+                .map(|n| n.number)
+                .max()
+                .unwrap_or(0),
             bridge: free_bridge_name(links.iter().map(|l| l.name.as_str()))?,
             mac: ipam::mac_for(gateway),
             subnet,
@@ -210,10 +214,7 @@ impl Agent {
         self.netlink.add_address(ifindex, address.into()).await?;
         // bpf_fib_lookup asks as if the packet had come in here. It goes with the bridge, so there
         // is nothing to put back.
-        sysctl::set(
-            &format!("net/ipv4/conf/{}/forwarding", network.bridge),
-            "1",
-        )?;
+        sysctl::set(&format!("net/ipv4/conf/{}/forwarding", network.bridge), "1")?;
         self.bridges.insert(name.clone(), Bridge { ifindex });
         Ok(())
     }
@@ -283,7 +284,7 @@ impl Agent {
     /// Entries of the maps that nothing wanted accounts for, and flows that they made.
     fn forget_strangers(&mut self) -> Result<(), AgentError> {
         let up: HashSet<u32> = self.up.values().copied().collect();
-        for endpoint in self.dataplane.endpoints() {
+        for endpoint in self.dataplane.endpoints()? {
             if !up.contains(&endpoint.ifindex) {
                 self.dataplane.remove_endpoint(endpoint.ifindex)?;
             }
@@ -296,14 +297,14 @@ impl Agent {
             .collect();
         let strangers: Vec<_> = self
             .dataplane
-            .publishes()
+            .publishes()?
             .into_iter()
             .map(|(key, _)| key)
             .filter(|key| !wanted.contains(key))
             .collect();
         self.dataplane.unpublish(strangers)?;
         let subnets: HashSet<Ipv4Net> = self.wanted.networks.values().map(|n| n.subnet).collect();
-        for (subnet, _) in self.dataplane.subnets() {
+        for (subnet, _) in self.dataplane.subnets()? {
             if !subnets.contains(&subnet) {
                 self.dataplane.remove_subnet(subnet)?;
             }

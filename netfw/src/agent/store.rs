@@ -92,10 +92,7 @@ impl Store {
     }
 
     fn check_version(&self) -> Result<(), StoreError> {
-        let transaction = self
-            .database
-            .begin_write()
-            .map_err(|e| self.access(e))?;
+        let transaction = self.database.begin_write().map_err(|e| self.access(e))?;
         let found: Option<u32> = {
             let mut table = transaction.open_table(META).map_err(|e| self.access(e))?;
             // Opened so that they exist: readers need not tell empty from missing.
@@ -162,10 +159,7 @@ impl Store {
 
     /// All of `changes` or, where an error is returned, none.
     pub fn commit(&self, changes: &[Change<'_>]) -> Result<(), StoreError> {
-        let transaction = self
-            .database
-            .begin_write()
-            .map_err(|e| self.access(e))?;
+        let transaction = self.database.begin_write().map_err(|e| self.access(e))?;
         for change in changes {
             match change {
                 Change::Node(node) => self.put(&transaction, META, "node", node)?,

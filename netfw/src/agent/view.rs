@@ -17,7 +17,7 @@ impl Agent {
     pub fn status(&self) -> Status {
         let endpoints = self.wanted.endpoints.len();
         let publishes = || self.wanted.endpoints.values().flat_map(|e| &e.publishes);
-        let (used, max) = self.dataplane.flow_usage();
+        let (used, max) = self.dataplane.flow_usage().unwrap_or_default();
         let served = self.uplinks.iter().map(|(ifindex, state)| Uplink {
             name: state.uplink.name.clone(),
             ifindex: Some(*ifindex),
@@ -44,8 +44,8 @@ impl Agent {
             published_ports: publishes()
                 .map(|p| u64::from(p.publish.host_ports.count()))
                 .sum(),
-            flow_entries: used as u64,
-            flow_entries_max: max as u64,
+            flows: used as u64,
+            flows_max: max as u64,
             dropped: self
                 .dataplane
                 .drops()

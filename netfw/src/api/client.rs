@@ -24,7 +24,8 @@ const LIMIT: usize = 1 << 30;
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     #[error(
-        "no agent is running for instance \"{instance}\": start it with `netfw agent{}`", crate::agent::run::instance_option(instance)
+        "no agent is running for instance \"{instance}\": start it with `netfw agent{}`",
+        crate::agent::run::instance_option(instance)
     )]
     NotRunning { instance: Name },
     #[error("{socket} may be opened by root only: run the command as root, or with sudo")]

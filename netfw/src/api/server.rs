@@ -165,7 +165,9 @@ struct FlowQuery {
 
 async fn flows(State(shared): State<Shared>, Query(query): Query<FlowQuery>) -> Answer<Vec<Flow>> {
     let endpoint = query.endpoint.as_deref().map(name).transpose()?;
-    Ok(Json(shared.agent.lock().await.flow_views(endpoint.as_ref())?))
+    Ok(Json(
+        shared.agent.lock().await.flow_views(endpoint.as_ref())?,
+    ))
 }
 
 async fn flush(State(shared): State<Shared>, Query(query): Query<FlowQuery>) -> Answer<Flushed> {

@@ -195,9 +195,9 @@ pub struct Status {
     pub publishes: usize,
     /// Host ports that the publishes take.
     pub published_ports: u64,
-    /// Entries of the flow table in use and at most; a flow takes two.
-    pub flow_entries: u64,
-    pub flow_entries_max: u64,
+    /// Assured flows, and how many there is room for.
+    pub flows: u64,
+    pub flows_max: u64,
     /// Packets dropped, for whatever reason (`stats --drops` tells which).
     pub dropped: u64,
 }

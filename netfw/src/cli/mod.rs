@@ -20,11 +20,20 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 pub use self::output::Format;
-use crate::{agent::config::DEFAULT_INSTANCE, api::client::Client, name::Name};
+use crate::{
+    agent::config::DEFAULT_INSTANCE,
+    api::client::Client,
+    name::{Name, parse_instance},
+};
 
 /// Container networking without iptables.
 #[derive(Debug, Parser)]
-#[command(name = "netfw", version, propagate_version = true, arg_required_else_help = true)]
+#[command(
+    name = "netfw",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -35,10 +44,16 @@ struct Cli {
 #[derive(Clone, Debug, clap::Args)]
 struct Global {
     /// Which agent: several can run on one machine.
-    #[arg(long, global = true, value_name = "NAME", default_value = DEFAULT_INSTANCE)]
+    #[arg(long, global = true, value_name = "NAME", default_value = DEFAULT_INSTANCE, value_parser = parse_instance)]
     instance: Name,
     /// How results are printed.
-    #[arg(short, long, global = true, value_name = "FORMAT", default_value = "table")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_name = "FORMAT",
+        default_value = "table"
+    )]
     output: Format,
 }
 

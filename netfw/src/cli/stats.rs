@@ -27,7 +27,12 @@ pub fn run(global: &Global, args: Args) -> anyhow::Result<()> {
 
 fn show(stats: &Stats) -> String {
     let mut table = Table::new(&[
-        "ENDPOINT", "PUBLISH", "RX PACKETS", "RX BYTES", "TX PACKETS", "TX BYTES",
+        "ENDPOINT",
+        "PUBLISH",
+        "RX PACKETS",
+        "RX BYTES",
+        "TX PACKETS",
+        "TX BYTES",
     ]);
     let cells = |c: &Counter| [c.rx_packets, c.rx_bytes, c.tx_packets, c.tx_bytes];
     for e in &stats.endpoints {
@@ -39,7 +44,10 @@ fn show(stats: &Stats) -> String {
         };
         table.row(row("(total)".into(), &e.total));
         for p in &e.publishes {
-            table.row(row(Publish::from(p.publish.clone()).to_string(), &p.counter));
+            table.row(row(
+                Publish::from(p.publish.clone()).to_string(),
+                &p.counter,
+            ));
         }
     }
     table.to_string()

@@ -38,10 +38,10 @@ fn show(s: &Status) -> String {
     row(
         "flow table",
         format!(
-            "{} of {} entries ({:.1} %)",
-            s.flow_entries,
-            s.flow_entries_max,
-            100.0 * s.flow_entries as f64 / (s.flow_entries_max.max(1)) as f64
+            "{} of {} flows ({:.1} %)",
+            s.flows,
+            s.flows_max,
+            100.0 * s.flows as f64 / (s.flows_max.max(1)) as f64
         ),
     );
     row("dropped", format!("{} packets", s.dropped));
