@@ -158,7 +158,10 @@ async fn forward_log(logger: Option<EbpfLogger<&'static dyn log::Log>>) {
     let Some(logger) = logger else {
         return tracing::debug!("the programs were built without logging");
     };
-    let mut logger = match AsyncFd::register_with_interest(logger, Interest::READABLE) {
+    // SAFETY: the logger owns its ring buffer's descriptor, always the same one, and closes it only
+    // when it is dropped, which AsyncFd does after deregistering.
+    let registered = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) };
+    let mut logger = match registered {
         Ok(logger) => logger,
         Err(error) => return tracing::warn!(%error, "the programs' log cannot be read"),
     };
