@@ -36,7 +36,9 @@ pub const FOR_TESTS: &[Program] = &[
 pub const FOR_BENCH: &[Program] = &[
     ("ip", "iproute2"),
     ("nsenter", "util-linux"),
+    ("taskset", "util-linux"),
     ("iptables-restore", "iptables"),
+    ("conntrack", "conntrack"),
     ("ethtool", "ethtool"),
     ("nginx", "nginx-light"),
 ];

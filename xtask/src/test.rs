@@ -35,7 +35,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             .args(["test", "--no-fail-fast", "--"])
             .args(&arguments.arguments),
     );
-    let mut as_root = as_root(&toolchain, &["test", "--release", "--no-fail-fast"], &[])?;
+    let mut as_root = as_root(
+        &toolchain,
+        &["test", "--release", "--no-fail-fast"],
+        &["netfw-tests", "netfw-bench"],
+        &[],
+    )?;
     let root = run_command(as_root.arg("--").args(&arguments.arguments));
 
     let failed: Vec<String> = [("host tests", host), ("tests that need root", root)]
@@ -48,12 +53,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// `cargo ARGUMENTS --package netfw-tests`, its programs run by root and told where netfw is.
+/// `cargo ARGUMENTS` for `packages`, their programs run by root and told where netfw is.
 ///
 /// `--release` in both, so that netfw is compiled once.
 pub fn as_root(
     toolchain: &Toolchain,
     arguments: &[&str],
+    packages: &[&str],
     environment: &[(&str, &OsStr)],
 ) -> Result<Command> {
     let binary = build::netfw(toolchain)?;
@@ -76,9 +82,9 @@ pub fn as_root(
             words.join(", ")
         ));
     }
-    command
-        .args(arguments)
-        .args(["--package", "netfw-tests"])
-        .envs(for_programs);
+    command.args(arguments).envs(for_programs);
+    for package in packages {
+        command.args(["--package", package]);
+    }
     Ok(command)
 }

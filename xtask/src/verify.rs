@@ -25,6 +25,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         test::as_root(
             &toolchain,
             &["test", "--release", "--test", "verifier"],
+            &["netfw-tests"],
             environment,
         )?
         .args(["--", "--nocapture"]),
