@@ -1,0 +1,408 @@
+//! Attaching the programs to interfaces, and finding out what is attached.
+//!
+//! A TCX link (kernel 6.6) is pinned as `links/<ifindex>-<hook>`, and runs until it is detached. Where
+//! the kernel has no TCX, a filter of the `clsact` queueing discipline stands in its place; it lives
+//! with the interface, and the program pinned as `links/<ifindex>-<hook>-clsact` remembers it. Its
+//! priority and handle are always the same, so that a restarted agent replaces its own filter in
+//! place and never somebody else's.
+//!
+//! An interface's index alone does not say that a link is on that interface: indexes are reused,
+//! and each network namespace counts for itself. So a link is swapped only where the kernel lists its
+//! program on the interface; otherwise it is a leftover and goes.
+
+use std::{
+    fmt, fs, io,
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf,
+    programs::{
+        LinkOrder, ProgramError, SchedClassifier, TcAttachType, TcError, TcHandle,
+        links::{FdLink, Link as _},
+        tc::{NlOptions, SchedClassifierLink, TcAttachOptions, qdisc_add_clsact},
+    },
+};
+use nix::{libc, net::if_::if_nametoindex};
+
+use super::{BpfError, error::root_errno, load, pin, sys};
+
+/// Of our filters under clsact: "nf".
+const PRIORITY: u16 = 0x6e66;
+const HANDLE: TcHandle = TcHandle::new(0, 1);
+
+/// A place in a packet's way where a program of ours sits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// What comes from the world.
+    Uplink,
+    /// The last look at what leaves to it.
+    Guard,
+    /// What a container sends.
+    Container,
+}
+
+impl Hook {
+    pub const ALL: [Self; 3] = [Self::Uplink, Self::Guard, Self::Container];
+
+    pub const fn program(self) -> &'static str {
+        match self {
+            Self::Uplink => "netfw_uplink",
+            Self::Guard => "netfw_guard",
+            Self::Container => "netfw_container",
+        }
+    }
+
+    /// In the names of pins.
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Uplink => "uplink",
+            Self::Guard => "guard",
+            Self::Container => "container",
+        }
+    }
+
+    const fn direction(self) -> TcAttachType {
+        match self {
+            Self::Uplink | Self::Container => TcAttachType::Ingress,
+            Self::Guard => TcAttachType::Egress,
+        }
+    }
+}
+
+/// How a program was attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attachment {
+    Tcx,
+    Clsact,
+}
+
+impl fmt::Display for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        })
+    }
+}
+
+fn tcx_pin(links: &Path, ifindex: u32, hook: Hook) -> PathBuf {
+    links.join(format!("{ifindex}-{}", hook.word()))
+}
+
+fn clsact_pin(links: &Path, ifindex: u32, hook: Hook) -> PathBuf {
+    links.join(format!("{ifindex}-{}-clsact", hook.word()))
+}
+
+/// Attaches the hook's program to the interface, in place of the one that is there from us. `only`
+/// leaves no choice of the way.
+pub fn attach(
+    ebpf: &mut Ebpf,
+    links: &Path,
+    hook: Hook,
+    ifindex: u32,
+    name: &str,
+    only: Option<Attachment>,
+) -> Result<Attachment, BpfError> {
+    // aya attaches by name, and the name may be another interface's by now.
+    if if_nametoindex(name).ok() != Some(ifindex) {
+        return Err(BpfError::NoInterface {
+            name: name.into(),
+            ifindex,
+        });
+    }
+    let program = load::program(ebpf, hook)?;
+    let failed = |source| BpfError::Attach {
+        program: hook.program(),
+        interface: name.into(),
+        source: Box::new(source),
+    };
+    if only != Some(Attachment::Clsact) {
+        let pin = tcx_pin(links, ifindex, hook);
+        if swap(program, &pin, hook, ifindex, name)? {
+            return Ok(Attachment::Tcx);
+        }
+        match attach_tcx(program, &pin, hook, name) {
+            Ok(()) => return Ok(Attachment::Tcx),
+            Err(TcxError::Pin(error)) => return Err(error),
+            // EINVAL: the kernel does not know the attach type.
+            Err(TcxError::Attach(error))
+                if only.is_none() && root_errno(&error) == Some(libc::EINVAL) => {}
+            Err(TcxError::Attach(error)) => return Err(failed(error)),
+        }
+    }
+    attach_clsact(program, hook, name)?;
+    let pin = clsact_pin(links, ifindex, hook);
+    remove_file(&pin)?;
+    program
+        .pin(&pin)
+        .map_err(|source| BpfError::Pin { path: pin, source })?;
+    Ok(Attachment::Clsact)
+}
+
+/// Puts the program into the link pinned at `pin`, if there is one and it is on this interface.
+fn swap(
+    program: &SchedClassifier,
+    pin: &Path,
+    hook: Hook,
+    ifindex: u32,
+    name: &str,
+) -> Result<bool, BpfError> {
+    let Some((link, info)) = open_tcx(pin)? else {
+        return Ok(false);
+    };
+    let here = info.ifindex == ifindex
+        && SchedClassifier::query_tcx(name, hook.direction())
+            .is_ok_and(|(_, programs)| programs.iter().any(|found| found.id() == info.program));
+    if here {
+        let swapped = program
+            .fd()
+            .map_err(io::Error::other)
+            .and_then(|program| sys::update_link(link.as_fd(), program.as_fd()));
+        match swapped {
+            Ok(()) => return Ok(true),
+            // The interface went away just now; whatever has its name next gets a new link.
+            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {}
+            Err(error) => {
+                return Err(BpfError::Attach {
+                    program: hook.program(),
+                    interface: name.into(),
+                    source: Box::new(error.into()),
+                });
+            }
+        }
+    }
+    detach_link(&link, hook, ifindex)?;
+    remove_file(pin)?;
+    Ok(false)
+}
+
+enum TcxError {
+    Attach(ProgramError),
+    Pin(BpfError),
+}
+
+fn attach_tcx(
+    program: &mut SchedClassifier,
+    pin: &Path,
+    hook: Hook,
+    name: &str,
+) -> Result<(), TcxError> {
+    let order = TcAttachOptions::TcxOrder(LinkOrder::default());
+    let link = program
+        .attach_with_options(name, hook.direction(), order)
+        .and_then(|id| program.take_link(id))
+        .map_err(TcxError::Attach)?;
+    let link = FdLink::try_from(link)
+        .map_err(|error| TcxError::Attach(ProgramError::IOError(io::Error::other(error))))?;
+    // Until it is pinned the link lives with us only; killed here, nothing stays behind.
+    link.pin(pin).map(drop).map_err(|source| {
+        TcxError::Pin(BpfError::Pin {
+            path: pin.into(),
+            source,
+        })
+    })
+}
+
+fn attach_clsact(program: &mut SchedClassifier, hook: Hook, name: &str) -> Result<(), BpfError> {
+    let failed = |source| BpfError::Attach {
+        program: hook.program(),
+        interface: name.into(),
+        source: Box::new(source),
+    };
+    match qdisc_add_clsact(name) {
+        Err(source) if tc_errno(&source) != Some(libc::EEXIST) => {
+            return Err(BpfError::Clsact {
+                program: hook.program(),
+                interface: name.into(),
+                source,
+            });
+        }
+        _ => {}
+    }
+    let options = TcAttachOptions::Netlink(NlOptions {
+        priority: PRIORITY,
+        handle: HANDLE,
+        classid: None,
+    });
+    let attached = match program.attach_with_options(name, hook.direction(), options) {
+        Err(error) if root_errno(&error) == Some(libc::EEXIST) => {
+            let ours =
+                SchedClassifierLink::attached(name, hook.direction(), PRIORITY, HANDLE, None)
+                    .map_err(|error| failed(error.into()))?;
+            program.attach_to_link(ours)
+        }
+        other => other,
+    };
+    let link = attached
+        .and_then(|id| program.take_link(id))
+        .map_err(failed)?;
+    // aya would take the filter away with the value; it must outlive the agent.
+    std::mem::forget(link);
+    Ok(())
+}
+
+/// Takes our programs off an interface, which may be gone, and removes their pins. Goes on past
+/// errors.
+pub fn detach(links: &Path, ifindex: u32) -> Vec<BpfError> {
+    let mut errors = Vec::new();
+    for hook in Hook::ALL {
+        let pin = tcx_pin(links, ifindex, hook);
+        match open_tcx(&pin) {
+            Ok(Some((link, _))) => errors.extend(detach_link(&link, hook, ifindex).err()),
+            Ok(None) => {}
+            Err(error) => errors.push(error),
+        }
+        errors.extend(remove_file(&pin).err());
+
+        let pin = clsact_pin(links, ifindex, hook);
+        if pin.exists() {
+            errors.extend(detach_clsact(hook, ifindex).err());
+            errors.extend(remove_file(&pin).err());
+        }
+    }
+    errors
+}
+
+fn detach_link(link: &OwnedFd, hook: Hook, ifindex: u32) -> Result<(), BpfError> {
+    match sys::detach_link(link.as_fd()) {
+        // The interface is gone, and the link with it.
+        Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(()),
+        Err(source) => Err(BpfError::Detach {
+            program: hook.program(),
+            ifindex,
+            source,
+        }),
+        Ok(()) => Ok(()),
+    }
+}
+
+fn detach_clsact(hook: Hook, ifindex: u32) -> Result<(), BpfError> {
+    let Some(name) = name_of(ifindex) else {
+        return Ok(());
+    };
+    let failed = |source| BpfError::Detach {
+        program: hook.program(),
+        ifindex,
+        source,
+    };
+    let filter = SchedClassifierLink::attached(&name, hook.direction(), PRIORITY, HANDLE, None)
+        .map_err(failed)?;
+    match filter.detach() {
+        // Somebody removed the filter or the whole queueing discipline.
+        Err(error) if matches!(root_errno(&error), Some(libc::ENOENT | libc::EINVAL)) => Ok(()),
+        other => other.map_err(|error| failed(io::Error::other(error))),
+    }
+}
+
+/// The interfaces with a program of ours. Pins of interfaces that are gone are removed.
+pub fn attached(links: &Path) -> Vec<u32> {
+    let mut found = Vec::new();
+    for path in pin::entries(links) {
+        let Some((ifindex, clsact)) = parse_pin(&path) else {
+            continue;
+        };
+        let alive = if clsact {
+            name_of(ifindex).is_some()
+        } else {
+            matches!(open_tcx(&path), Ok(Some((_, info))) if info.ifindex == ifindex)
+        };
+        if alive {
+            found.push(ifindex);
+        } else if let Err(error) = fs::remove_file(&path) {
+            tracing::warn!(%error, path = %path.display(), "removing the pin of a gone interface");
+        }
+    }
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+/// The interfaces that pins in a directory name, whether or not they live.
+pub fn pinned(links: &Path) -> Vec<u32> {
+    let mut found: Vec<u32> = pin::entries(links)
+        .iter()
+        .filter_map(|path| parse_pin(path))
+        .map(|(ifindex, _)| ifindex)
+        .collect();
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+/// Interface and whether it is a clsact filter's, of `7-uplink` and `7-uplink-clsact`.
+fn parse_pin(path: &Path) -> Option<(u32, bool)> {
+    let (ifindex, hook) = path.file_name()?.to_str()?.split_once('-')?;
+    let ifindex = ifindex.parse().ok()?;
+    let (hook, clsact) = match hook.strip_suffix("-clsact") {
+        Some(hook) => (hook, true),
+        None => (hook, false),
+    };
+    Hook::ALL
+        .iter()
+        .any(|known| known.word() == hook)
+        .then_some((ifindex, clsact))
+}
+
+/// The link pinned at `path`; None where nothing is.
+fn open_tcx(path: &Path) -> Result<Option<(OwnedFd, sys::LinkInfo)>, BpfError> {
+    let failed = |source| BpfError::Pinned {
+        path: path.into(),
+        source,
+    };
+    let link = match sys::object(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(failed)?,
+    };
+    let info = sys::link_info(link.as_fd()).map_err(failed)?;
+    if info.kind != sys::LINK_TCX {
+        return Err(failed(io::Error::other("it is not a TCX link")));
+    }
+    Ok(Some((link, info)))
+}
+
+fn remove_file(path: &Path) -> Result<(), BpfError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(BpfError::Directory {
+            call: "remove",
+            path: path.into(),
+            source,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// The interface of an index in the calling thread's namespace.
+fn name_of(ifindex: u32) -> Option<String> {
+    let interfaces = nix::net::if_::if_nameindex().ok()?;
+    interfaces
+        .iter()
+        .find(|interface| interface.index() == ifindex)
+        .and_then(|interface| interface.name().to_str().ok().map(String::from))
+}
+
+fn tc_errno(error: &TcError) -> Option<i32> {
+    match error {
+        TcError::NetlinkError(error) => error.raw_os_error(),
+        TcError::IoError(error) => error.raw_os_error(),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pins_name_interface_and_hook() {
+        let links = Path::new("/links");
+        for hook in Hook::ALL {
+            assert_eq!(parse_pin(&tcx_pin(links, 7, hook)), Some((7, false)));
+            assert_eq!(parse_pin(&clsact_pin(links, 12, hook)), Some((12, true)));
+        }
+        for other in ["", "7", "x-uplink", "7-other", "7-clsact"] {
+            assert_eq!(parse_pin(&links.join(other)), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! What can go wrong with the data plane, with the facts.
+
+use std::{io, path::PathBuf};
+
+use aya::{
+    EbpfError,
+    maps::MapError,
+    pin::PinError,
+    programs::{ProgramError, tc::TcError},
+};
+
+/// An error of [`crate::bpf`].
+#[derive(Debug, thiserror::Error)]
+pub enum BpfError {
+    #[error("{name:?} cannot be the name of an instance: {reason}")]
+    BadInstance { name: String, reason: &'static str },
+
+    #[error("cannot load the data plane: this needs root (CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN)")]
+    NotPermitted,
+
+    #[error("cannot load the data plane: this kernel has no bpf system call (CONFIG_BPF_SYSCALL)")]
+    NoBpf,
+
+    #[error("cannot mount the BPF file system at {}: {source}", path.display())]
+    Mount { path: PathBuf, source: io::Error },
+
+    #[error("cannot {call} {}: {source}", path.display())]
+    Directory {
+        call: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+
+    /// A map that is pinned already is not the one that the programs need.
+    #[error(
+        "the map pinned at {} has {what} {found}, but {wanted} is needed; \
+         `netfw down --instance {instance}` removes it, and all flows with it",
+        path.display()
+    )]
+    IncompatibleMap {
+        path: PathBuf,
+        what: &'static str,
+        found: String,
+        wanted: String,
+        instance: String,
+    },
+
+    #[error("cannot read what is pinned at {}: {source}", path.display())]
+    Pinned { path: PathBuf, source: io::Error },
+
+    #[error("cannot pin {}: {source}", path.display())]
+    Pin { path: PathBuf, source: PinError },
+
+    #[error("cannot load the data plane's object: {source}")]
+    Object { source: Box<EbpfError> },
+
+    #[error("cannot load program {program}: {source}")]
+    Load {
+        program: &'static str,
+        source: Box<ProgramError>,
+    },
+
+    #[error("the data plane's object lacks {kind} {name}: netfw was built wrongly")]
+    Lacks {
+        kind: &'static str,
+        name: &'static str,
+    },
+
+    #[error("there is no interface {name} of index {ifindex}: it is gone")]
+    NoInterface { name: String, ifindex: u32 },
+
+    #[error("cannot attach {program} to {interface}: {source}")]
+    Attach {
+        program: &'static str,
+        interface: String,
+        source: Box<ProgramError>,
+    },
+
+    #[error("cannot attach {program} to {interface}: clsact queueing discipline: {source}")]
+    Clsact {
+        program: &'static str,
+        interface: String,
+        source: TcError,
+    },
+
+    #[error("cannot detach {program} from the interface of index {ifindex}: {source}")]
+    Detach {
+        program: &'static str,
+        ifindex: u32,
+        source: io::Error,
+    },
+
+    #[error("map {map} is full: {asked} more do not fit, it holds {max} entries")]
+    Full {
+        map: &'static str,
+        asked: usize,
+        max: u32,
+    },
+
+    #[error("cannot {call} map {map}: {source}")]
+    Map {
+        call: &'static str,
+        map: &'static str,
+        source: MapError,
+    },
+
+    #[error("cannot have the kernel measure programs: {source}")]
+    Stats { source: io::Error },
+
+    #[error("cannot read the programs' log: {source}")]
+    Log { source: aya_log::Error },
+}
+
+impl BpfError {
+    pub(super) fn map(map: &'static str, call: &'static str) -> impl FnOnce(MapError) -> Self {
+        move |source| Self::Map { call, map, source }
+    }
+
+    /// The usual reasons why nothing at all can be loaded get words of their own.
+    pub(super) fn object(source: EbpfError) -> Self {
+        match root_errno(&source) {
+            Some(nix::libc::EPERM | nix::libc::EACCES) if !nix::unistd::geteuid().is_root() => {
+                Self::NotPermitted
+            }
+            Some(nix::libc::ENOSYS) => Self::NoBpf,
+            _ => Self::Object {
+                source: Box::new(source),
+            },
+        }
+    }
+}
+
+/// The error number at the bottom of an error, if one is.
+pub(super) fn root_errno(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            return io.raw_os_error();
+        }
+        if let Some(netlink) = error.downcast_ref::<aya::sys::NetlinkError>() {
+            return netlink.raw_os_error();
+        }
+        next = error.source();
+    }
+    None
+}

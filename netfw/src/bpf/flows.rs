@@ -1,0 +1,190 @@
+//! Flows as user space sees them: listed, removed, swept.
+//!
+//! A flow is two entries, one for each direction, which are removed together (netfw-common's
+//! `flow`). The programs create and refresh them at any time, so nothing here may rely on an entry
+//! that was read a moment ago: before a flow is swept, both halves are read once more. What remains
+//! is the time between that look and the deletion, some microseconds in which a packet would have to
+//! revive a flow that has been silent for minutes; the peers then see one packet lost.
+//!
+//! A table may hold millions of entries. Reading goes in batches of thousands, and [`DataPlane::sweep`]
+//! walks on by one portion at each call.
+
+use std::collections::HashSet;
+
+use netfw_common::{
+    addr::Ip4,
+    flow::{Flow4, TICK_SHIFT},
+    tuple::Tuple4,
+};
+use nix::time::{ClockId, clock_gettime};
+
+use super::{
+    BpfError, DataPlane,
+    maps::{Table, Walk},
+};
+
+/// Entries that one call of `sweep` looks at, in each table.
+const PORTION: usize = 1 << 16;
+
+/// A half whose other half is missing is an orphan after this many ticks; before, the programs may be
+/// about to insert it, or to move the flow between the tables.
+const GRACE: u32 = 2;
+
+type Entries = Table<Tuple4, Flow4>;
+
+/// The flow tables.
+pub struct Flows {
+    /// Assured: a plain hash, which never evicts.
+    assured: Entries,
+    /// Embryonic: an LRU, which makes room by itself.
+    embryos: Entries,
+    sweeps: [Walk<Tuple4, Flow4>; 2],
+}
+
+/// The data plane's present tick.
+pub fn now() -> u32 {
+    // CLOCK_MONOTONIC exists on every Linux; it cannot fail.
+    let time = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| {
+        time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
+    });
+    (time >> TICK_SHIFT) as u32
+}
+
+impl Flows {
+    pub fn take(ebpf: &mut aya::Ebpf) -> Result<Self, BpfError> {
+        Ok(Self {
+            assured: Table::take(ebpf, "FLOWS4")?,
+            embryos: Table::take(ebpf, "EMBRYOS4")?,
+            sweeps: Default::default(),
+        })
+    }
+
+    /// The half under `key`, in whichever table.
+    fn get(&self, key: &Tuple4) -> Result<Option<Flow4>, BpfError> {
+        match self.assured.get(key)? {
+            None => self.embryos.get(key),
+            found => Ok(found),
+        }
+    }
+
+    /// Is the flow of this half over: expired in both directions, or half missing for good?
+    fn is_over(&self, key: &Tuple4, half: &Flow4, now: u32) -> Result<bool, BpfError> {
+        if !half.is_expired(now) {
+            return Ok(false);
+        }
+        Ok(match self.get(&half.reverse_key(key.proto))? {
+            Some(other) if half.is_half_of(key, &other) => other.is_expired(now),
+            // Missing, or the key is another flow's by now.
+            _ => now.wrapping_sub(half.seen) >= GRACE,
+        })
+    }
+
+    /// Removes what is under `key` and its other half. Returns whether the former was there.
+    fn remove(&mut self, key: &Tuple4, half: &Flow4) -> Result<bool, BpfError> {
+        let reverse = half.reverse_key(key.proto);
+        // The other half goes first: a packet of the flow then finds this one without its
+        // counterpart, which counts as absent.
+        if let Some(other) = self.get(&reverse)?
+            && half.is_half_of(key, &other)
+        {
+            self.assured.remove(&reverse)?;
+            self.embryos.remove(&reverse)?;
+        }
+        let assured = self.assured.remove(key)?;
+        let embryo = self.embryos.remove(key)?;
+        Ok(assured || embryo)
+    }
+}
+
+impl DataPlane {
+    /// Both directions of all flows that have not expired, assured ones first.
+    pub fn flows(&self) -> Result<Vec<(Tuple4, Flow4)>, BpfError> {
+        let now = now();
+        let mut found = self.flows.assured.entries()?;
+        found.extend(self.flows.embryos.entries()?);
+        found.retain(|(_, flow)| !flow.is_expired(now));
+        Ok(found)
+    }
+
+    /// Removes the flows of which `select` takes either half. Returns how many flows.
+    pub fn remove_flows(
+        &mut self,
+        mut select: impl FnMut(&Tuple4, &Flow4) -> bool,
+    ) -> Result<usize, BpfError> {
+        let mut selected = self.flows.assured.entries()?;
+        selected.extend(self.flows.embryos.entries()?);
+        selected.retain(|(key, flow)| select(key, flow));
+        let mut gone: HashSet<Tuple4> = HashSet::new();
+        let mut count = 0;
+        for (key, flow) in &selected {
+            if gone.contains(key) {
+                continue;
+            }
+            if self.flows.remove(key, flow)? {
+                count += 1;
+            }
+            gone.insert(flow.reverse_key(key.proto));
+        }
+        Ok(count)
+    }
+
+    /// Frees the memory of expired flows. One call looks at a portion of the tables and goes on where
+    /// the last one stopped, so it should be made every second or so: a million flows are then
+    /// walked in half a minute. Returns how many flows were removed.
+    pub fn sweep(&mut self) -> Result<usize, BpfError> {
+        let now = now();
+        let mut expired = Vec::new();
+        let [first, second] = &mut self.flows.sweeps;
+        for (table, walk) in [(&self.flows.assured, first), (&self.flows.embryos, second)] {
+            let mut seen = 0;
+            while seen < PORTION {
+                let end = table.step(walk, |key, flow| {
+                    seen += 1;
+                    if flow.is_expired(now) {
+                        expired.push(*key);
+                    }
+                })?;
+                if end {
+                    break;
+                }
+            }
+        }
+        let mut count = 0;
+        for key in expired {
+            // Again: it was read some time ago, or went with its other half.
+            let Some(half) = self.flows.get(&key)? else {
+                continue;
+            };
+            if self.flows.is_over(&key, &half, now)? && self.flows.remove(&key, &half)? {
+                count += 1;
+            }
+        }
+        Ok(count)
+    }
+
+    /// Assured flows that have not expired, and how many there is room for.
+    pub fn flow_usage(&self) -> Result<(usize, usize), BpfError> {
+        let now = now();
+        let mut used = 0;
+        let mut walk = Walk::default();
+        while !self.flows.assured.step(&mut walk, |_, flow| {
+            used += usize::from(!flow.is_expired(now));
+        })? {}
+        Ok((used.div_ceil(2), self.flows.assured.max as usize / 2))
+    }
+
+    /// Puts an entry where the programs would: for tests.
+    #[doc(hidden)]
+    pub fn insert_flow(&mut self, key: &Tuple4, flow: &Flow4) -> Result<(), BpfError> {
+        if flow.is_assured() {
+            self.flows.assured.insert(key, flow)
+        } else {
+            self.flows.embryos.insert(key, flow)
+        }
+    }
+
+    /// Removes the flows from or to an address, whichever its place in them.
+    pub fn remove_flows_of(&mut self, addr: Ip4) -> Result<usize, BpfError> {
+        self.remove_flows(|key, flow| [key.src, key.dst, flow.src, flow.dst].contains(&addr))
+    }
+}

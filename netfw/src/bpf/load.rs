@@ -1,0 +1,136 @@
+//! Loading the programs over maps that may be there already.
+//!
+//! aya reuses a pinned map without looking at it. A map of another size would then be read past its
+//! ends, or hold half of the flows that were asked for; so every pin is compared with what the object
+//! wants before aya sees it, and one that differs is an error that says how to get rid of it.
+
+use std::path::Path;
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{MapError, MapInfo},
+    programs::SchedClassifier,
+};
+use aya_obj::Object;
+
+use super::{BpfError, Options, attach::Hook, pin::Pins};
+
+/// The eBPF programs, built by the build script.
+pub static PROGRAMS_OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netfw-ebpf"));
+
+/// The maps that are pinned. Others (the programs' log, read-only data) go with the programs.
+const PINNED: &[&str] = &[
+    "FLOWS4",
+    "EMBRYOS4",
+    "PUBLISHES4",
+    "ADDRESSES4",
+    "SUBNETS4",
+    "LOCALS4",
+    "ENDPOINTS",
+    "UPLINKS",
+    "COUNTERS",
+    "DROPS",
+    "CONFIG",
+];
+
+/// Loads maps and programs of an instance; its directories must be there.
+pub fn load(options: &Options, pins: &Pins) -> Result<Ebpf, BpfError> {
+    // Two entries a flow, one for each direction.
+    let sizes = [
+        ("FLOWS4", options.max_flows.saturating_mul(2)),
+        ("EMBRYOS4", options.max_embryos.saturating_mul(2)),
+    ];
+    let object = Object::parse(PROGRAMS_OBJECT).map_err(|error| BpfError::object(error.into()))?;
+    let directory = pins.maps();
+    for &name in PINNED {
+        let Some(map) = object.maps.get(name) else {
+            return Err(BpfError::Lacks { kind: "map", name });
+        };
+        let size = sizes.iter().find(|(sized, _)| *sized == name);
+        let wanted = Shape {
+            kind: map.map_type(),
+            key: map.key_size(),
+            value: map.value_size(),
+            entries: size.map_or(map.max_entries(), |(_, size)| *size),
+            flags: map.map_flags(),
+        };
+        check(&directory.join(name), &wanted, pins.instance())?;
+    }
+
+    // aya's log filter: 0 is off, and the verifier then removes the log calls as dead code.
+    let log_level = options.log_level.map_or(0u8, |level| level as u8);
+    let mut loader = EbpfLoader::new();
+    loader.override_global("AYA_LOG_LEVEL", &log_level, false);
+    for (name, size) in sizes {
+        loader.map_max_entries(name, size);
+    }
+    for &name in PINNED {
+        loader.map_pin_path(name, directory.join(name));
+    }
+    let mut ebpf = loader.load(PROGRAMS_OBJECT).map_err(BpfError::object)?;
+    for hook in Hook::ALL {
+        program(&mut ebpf, hook)?
+            .load()
+            .map_err(|source| BpfError::Load {
+                program: hook.program(),
+                source: Box::new(source),
+            })?;
+    }
+    Ok(ebpf)
+}
+
+/// The program of a hook.
+pub fn program(ebpf: &mut Ebpf, hook: Hook) -> Result<&mut SchedClassifier, BpfError> {
+    let lacks = BpfError::Lacks {
+        kind: "program",
+        name: hook.program(),
+    };
+    match ebpf.program_mut(hook.program()) {
+        Some(program) => program.try_into().map_err(|_| lacks),
+        None => Err(lacks),
+    }
+}
+
+/// What must agree between a map and the programs that use it.
+struct Shape {
+    kind: u32,
+    key: u32,
+    value: u32,
+    entries: u32,
+    flags: u32,
+}
+
+/// Is the pin at `path` missing, or a map of this shape?
+fn check(path: &Path, wanted: &Shape, instance: &str) -> Result<(), BpfError> {
+    if !path.exists() {
+        return Ok(());
+    }
+    let pinned = |error| BpfError::Pinned {
+        path: path.into(),
+        source: match error {
+            MapError::SyscallError(error) => error.io_error,
+            other => std::io::Error::other(other),
+        },
+    };
+    let found = MapInfo::from_pin(path).map_err(pinned)?;
+    let kind = found.map_type().map_err(pinned)? as u32;
+    for (what, found, wanted) in [
+        ("type", kind, wanted.kind),
+        ("key size", found.key_size(), wanted.key),
+        ("value size", found.value_size(), wanted.value),
+        ("room for", found.max_entries(), wanted.entries),
+        ("flags", found.map_flags(), wanted.flags),
+    ] {
+        if found != wanted {
+            return Err(BpfError::IncompatibleMap {
+                path: path.into(),
+                what,
+                found: found.to_string(),
+                wanted: wanted.to_string(),
+                instance: instance.into(),
+            });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,164 @@
+//! The data plane in the kernel, as user space holds it: programs, pins, links, maps.
+//!
+//! Everything that matters is pinned, so a [`DataPlane`] is only a grip on it: dropping one, or
+//! dying with one, changes nothing for packets. Loading finds the maps that are pinned and puts new
+//! programs over them; attaching swaps programs within the links that are there.
+//!
+//! One process at a time may hold an instance's data plane; the agent sees to that with its lock.
+//! Operations block, for microseconds mostly, and never wait for anything but the kernel.
+//!
+//! | file | what |
+//! |---|---|
+//! | `load` | the object, checked against what is pinned |
+//! | `attach` | links on interfaces: TCX, or clsact |
+//! | `pin` | the directories in bpffs |
+//! | `maps` | endpoints, publishes, subnets, …, counters |
+//! | `flows` | the flow tables |
+//! | `stats` | what the programs cost |
+//! | `sys` | the only raw `bpf(2)` |
+
+mod attach;
+mod error;
+mod flows;
+mod load;
+mod maps;
+mod pin;
+mod stats;
+mod sys;
+
+use std::path::Path;
+
+use aya::Ebpf;
+use netfw_common::record::Config;
+
+pub use self::{
+    attach::{Attachment, Hook},
+    error::BpfError,
+    flows::now,
+    load::PROGRAMS_OBJECT,
+    pin::BPFFS,
+    stats::{ProgramStats, enable_stats},
+};
+
+/// What a data plane is loaded with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Names the pins; no dots.
+    pub instance: String,
+    /// Assured flows that there is room for. The table is preallocated.
+    pub max_flows: u32,
+    /// Embryonic ones.
+    pub max_embryos: u32,
+    /// What the programs log; None: nothing, at no cost.
+    pub log_level: Option<log::Level>,
+    pub config: Config,
+}
+
+/// The data plane of one instance.
+pub struct DataPlane {
+    ebpf: Ebpf,
+    pins: pin::Pins,
+    maps: maps::Maps,
+    flows: flows::Flows,
+    only: Option<Attachment>,
+}
+
+impl DataPlane {
+    /// Loads the programs over the maps that are pinned, or makes those. Attaches nothing: programs
+    /// that are attached stay what they are until `attach_*` swaps them.
+    pub fn load(options: &Options) -> Result<Self, BpfError> {
+        let pins = pin::Pins::of(&options.instance)?;
+        let fresh = !pins.exist();
+        let loaded = pins
+            .prepare()
+            .and_then(|()| Self::load_pinned(options, &pins));
+        if loaded.is_err() && fresh {
+            // Nothing was there before; so nothing stays.
+            pins.remove();
+        }
+        loaded
+    }
+
+    fn load_pinned(options: &Options, pins: &pin::Pins) -> Result<Self, BpfError> {
+        let mut ebpf = load::load(options, pins)?;
+        let mut plane = Self {
+            maps: maps::Maps::take(&mut ebpf)?,
+            flows: flows::Flows::take(&mut ebpf)?,
+            pins: pins.clone(),
+            only: None,
+            ebpf,
+        };
+        plane.set_config(&options.config)?;
+        Ok(plane)
+    }
+
+    /// Is anything of this instance in the kernel, such as an agent that died leaves?
+    pub fn exists(instance: &str) -> bool {
+        pin::Pins::of(instance).is_ok_and(|pins| pins.exist())
+    }
+
+    /// Removes all of the instance: links, maps, directories, of any layout version, past whatever is
+    /// missing. Filters under clsact are found only from within the node's namespace.
+    pub fn remove(instance: &str) -> Result<(), Vec<BpfError>> {
+        let pins = pin::Pins::of(instance).map_err(|error| vec![error])?;
+        let mut errors = Vec::new();
+        for version in pins.versions() {
+            let links = version.join("links");
+            for ifindex in attach::pinned(&links) {
+                errors.extend(attach::detach(&links, ifindex));
+            }
+        }
+        errors.extend(pins.remove());
+        if errors.is_empty() {
+            Ok(())
+        } else {
+            Err(errors)
+        }
+    }
+
+    /// Leaves no choice of how programs are attached: for tests of the way that this kernel would
+    /// not take.
+    pub fn attach_only(&mut self, way: Attachment) {
+        self.only = Some(way);
+    }
+
+    /// What comes in, and the guard on what goes out. In place of our programs that are there.
+    pub fn attach_uplink(&mut self, ifindex: u32, name: &str) -> Result<Attachment, BpfError> {
+        // The guard first: no packet is let in whose answers it would not watch.
+        self.attach(Hook::Guard, ifindex, name)?;
+        self.attach(Hook::Uplink, ifindex, name)
+    }
+
+    /// What a container sends, on the host side of its veth pair.
+    pub fn attach_container(&mut self, ifindex: u32, name: &str) -> Result<Attachment, BpfError> {
+        self.attach(Hook::Container, ifindex, name)
+    }
+
+    fn attach(&mut self, hook: Hook, ifindex: u32, name: &str) -> Result<Attachment, BpfError> {
+        let links = self.pins.links();
+        attach::attach(&mut self.ebpf, &links, hook, ifindex, name, self.only)
+    }
+
+    /// Takes our programs off an interface, which may be gone already. Goes on past errors and
+    /// returns the first.
+    pub fn detach(&mut self, ifindex: u32) -> Result<(), BpfError> {
+        match attach::detach(&self.pins.links(), ifindex)
+            .into_iter()
+            .next()
+        {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    /// The interfaces with a program of ours, in order. Pins of interfaces that are gone are removed
+    /// on the way.
+    pub fn attached(&self) -> Vec<u32> {
+        attach::attached(&self.pins.links())
+    }
+
+    /// Where the pins lie.
+    pub fn links_directory(&self) -> impl AsRef<Path> {
+        self.pins.links()
+    }
+}

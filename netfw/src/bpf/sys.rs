@@ -1,0 +1,256 @@
+//! The only raw `bpf(2)`: what aya 0.14 lacks. Batch operations on maps, in-place swap and detach of
+//! a link found under its pin, and which interface a link is on.
+//!
+//! Each function fills the fields of `union bpf_attr` that its command reads, and nothing more: the
+//! kernel takes what it is not given as zero (`bpf_check_uarg_tail_zero`), so that a short attribute
+//! is right for any kernel.
+
+use std::{
+    ffi::CString,
+    io,
+    os::{
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+};
+
+use aya::Pod;
+use nix::libc;
+
+// enum bpf_cmd (linux/bpf.h).
+const OBJ_GET: libc::c_int = 7;
+const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const MAP_LOOKUP_BATCH: libc::c_int = 24;
+const MAP_UPDATE_BATCH: libc::c_int = 26;
+const MAP_DELETE_BATCH: libc::c_int = 27;
+const LINK_UPDATE: libc::c_int = 29;
+const LINK_DETACH: libc::c_int = 34;
+
+/// The kernel's `ENOTSUPP`, which escapes to user space from maps without batch operations.
+const ENOTSUPP: i32 = 524;
+
+#[repr(C)]
+struct ObjGet {
+    pathname: u64,
+    bpf_fd: u32,
+    file_flags: u32,
+}
+
+#[repr(C)]
+struct Info {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+#[repr(C)]
+struct Batch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+#[repr(C)]
+struct LinkUpdate {
+    link_fd: u32,
+    new_prog_fd: u32,
+    flags: u32,
+    old_prog_fd: u32,
+}
+
+#[repr(C)]
+struct LinkDetach {
+    link_fd: u32,
+}
+
+/// The head of `struct bpf_link_info` with the union's `tcx` member.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LinkInfo {
+    pub kind: u32,
+    pub id: u32,
+    pub program: u32,
+    padding: u32,
+    /// 0 where the interface is gone.
+    pub ifindex: u32,
+    pub attach_type: u32,
+}
+
+/// `BPF_LINK_TYPE_TCX`.
+pub const LINK_TCX: u32 = 11;
+
+/// Calls `bpf(2)`.
+///
+/// # Safety
+///
+/// `attr` must be the attribute that `command` takes, and every address in it must be valid for
+/// what the command reads and writes there.
+unsafe fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<i64> {
+    let size = size_of::<T>();
+    // SAFETY: `attr` is valid for reads and writes of `size`; the rest is the caller's promise.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(result)
+}
+
+fn raw(fd: BorrowedFd<'_>) -> u32 {
+    // File descriptors are never negative.
+    fd.as_raw_fd() as u32
+}
+
+/// Opens what is pinned at `path`.
+pub fn object(path: &Path) -> io::Result<OwnedFd> {
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = ObjGet {
+        pathname: name.as_ptr() as u64,
+        bpf_fd: 0,
+        file_flags: 0,
+    };
+    // SAFETY: BPF_OBJ_GET reads a string, and `name` is one that lives until after the call.
+    let fd = unsafe { bpf(OBJ_GET, &mut attr) }?;
+    // SAFETY: the kernel has just opened it for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// What a link is, and where. The fd must be a link's: the kernel writes another record for others.
+pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    let mut info = LinkInfo::default();
+    let mut attr = Info {
+        bpf_fd: raw(link),
+        info_len: size_of::<LinkInfo>() as u32,
+        info: std::ptr::from_mut(&mut info) as u64,
+    };
+    // SAFETY: the kernel writes at most `info_len` bytes to `info`, whose fields are integers.
+    unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    Ok(info)
+}
+
+/// Puts another program into a link, in place: no packet sees none of them.
+pub fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = LinkUpdate {
+        link_fd: raw(link),
+        new_prog_fd: raw(program),
+        flags: 0,
+        old_prog_fd: 0,
+    };
+    // SAFETY: BPF_LINK_UPDATE takes file descriptors only.
+    unsafe { bpf(LINK_UPDATE, &mut attr) }.map(drop)
+}
+
+/// Takes a link off its hook, whoever else holds it open.
+pub fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = LinkDetach { link_fd: raw(link) };
+    // SAFETY: BPF_LINK_DETACH takes a file descriptor only.
+    unsafe { bpf(LINK_DETACH, &mut attr) }.map(drop)
+}
+
+/// Does the error say that this kernel or this map has no batch operations?
+pub fn lacks_batch(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | ENOTSUPP))
+}
+
+/// Inserts or overwrites. On failure: how many were done before it.
+pub fn update_batch<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    keys: &[K],
+    values: &[V],
+) -> Result<(), (usize, io::Error)> {
+    assert_eq!(keys.len(), values.len(), "a value for each key");
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let mut attr = Batch {
+        in_batch: 0,
+        out_batch: 0,
+        keys: keys.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count: keys.len() as u32,
+        map_fd: raw(map),
+        elem_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: the kernel reads `count` keys and values, which is what the slices hold; the callers'
+    // types have the map's key and value size (aya checks that when it makes the typed map).
+    unsafe { bpf(MAP_UPDATE_BATCH, &mut attr) }
+        .map(drop)
+        .map_err(|error| (done(&attr, keys.len()), error))
+}
+
+/// Deletes. Stops at the first key that is not there (`ENOENT`). On failure: how many were done.
+pub fn delete_batch<K: Pod>(map: BorrowedFd<'_>, keys: &[K]) -> Result<(), (usize, io::Error)> {
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let mut attr = Batch {
+        in_batch: 0,
+        out_batch: 0,
+        keys: keys.as_ptr() as u64,
+        values: 0,
+        count: keys.len() as u32,
+        map_fd: raw(map),
+        elem_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: the kernel reads `count` keys, which is what the slice holds.
+    unsafe { bpf(MAP_DELETE_BATCH, &mut attr) }
+        .map(drop)
+        .map_err(|error| (done(&attr, keys.len()), error))
+}
+
+/// How many elements a failed batch got through. The kernel leaves `count` as it was where it fails
+/// before the first one (a bad flag, an unknown command).
+fn done(attr: &Batch, asked: usize) -> usize {
+    let count = attr.count as usize;
+    if count < asked { count } else { 0 }
+}
+
+/// Where a walk through a hash map stands: the number of the next bucket, None at the beginning.
+pub type Cursor = Option<u32>;
+
+/// Reads the entries of as many whole buckets of a hash map as fit into `keys` and `values`.
+/// Returns how many entries, and where to go on, or None at the end. `ENOSPC`: not even one bucket
+/// fits, more room is needed.
+pub fn lookup_batch<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    cursor: Cursor,
+    keys: &mut [K],
+    values: &mut [V],
+) -> io::Result<(usize, Cursor)> {
+    let room = keys.len().min(values.len());
+    let from = cursor.unwrap_or(0);
+    let mut next = 0u32;
+    let mut attr = Batch {
+        in_batch: cursor.map_or(0, |_| std::ptr::from_ref(&from) as u64),
+        out_batch: std::ptr::from_mut(&mut next) as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count: room as u32,
+        map_fd: raw(map),
+        elem_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: the kernel reads and writes a u32 at the batch addresses (hash maps count in
+    // buckets), and writes at most `count` keys and values, for which the slices have room; `Pod`
+    // types take any bytes.
+    match unsafe { bpf(MAP_LOOKUP_BATCH, &mut attr) } {
+        Ok(_) => Ok(((attr.count as usize).min(room), Some(next))),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+            Ok(((attr.count as usize).min(room), None))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// A value of zeros, for buffers.
+pub fn zeroed<T: Pod>() -> T {
+    // SAFETY: any bytes are a valid value of a `Pod` type.
+    unsafe { std::mem::zeroed() }
+}

@@ -1,0 +1,30 @@
+//! The node's network as the kernel shows it: interfaces, addresses, routes, namespaces, sysctls
+//! and sockets. It knows nothing of BPF, endpoints or networks.
+//!
+//! Everything goes by netlink and system calls; nothing shells out. Functions without a namespace
+//! in their arguments speak of the calling thread's network namespace, which is the node's: the
+//! process enters it before it starts other threads.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`namespace`] | network namespaces by name, path or process |
+//! | [`netlink`] | links, addresses and routes: reading and changing |
+//! | [`monitor`] | being told of changes |
+//! | [`sysctl`] | `/proc/sys` |
+//! | [`socket`] | who holds a port |
+//! | [`subnet`] | the choice of a subnet that is in nobody's way |
+
+pub mod error;
+pub mod monitor;
+pub mod namespace;
+pub mod netlink;
+pub mod record;
+pub mod socket;
+pub mod subnet;
+pub mod sysctl;
+
+pub use error::NetError;
+pub use monitor::{Change, Monitor};
+pub use namespace::Namespace;
+pub use netlink::{Netlink, Veth};
+pub use record::{Address, Link, Route};

@@ -1,0 +1,155 @@
+//! Being told when links, addresses or routes of the node change.
+//!
+//! The monitor says only *what kind* of thing changed: the reader looks at the present state anyway,
+//! since more may have happened meanwhile. Changes of one kind that came before anybody asked are
+//! one change. Where the kernel had to throw messages away (`ENOBUFS`), the answer is
+//! [`Change::Lost`]: look at everything again.
+
+use std::io;
+
+use nix::libc;
+use rtnetlink::sys::{
+    AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE,
+};
+
+use super::NetError;
+
+/// What changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Change {
+    Links,
+    Addresses,
+    Routes,
+    /// Some messages were lost, of whatever kind; or the socket failed.
+    Lost,
+}
+
+/// Changes of the namespace in which it was made.
+pub struct Monitor {
+    socket: TokioSocket,
+    pending: Pending,
+}
+
+#[derive(Default)]
+struct Pending {
+    links: bool,
+    addresses: bool,
+    routes: bool,
+}
+
+impl Monitor {
+    /// In the calling thread's namespace. Needs a tokio runtime.
+    pub fn current() -> Result<Self, NetError> {
+        let asked = "watch the node's interfaces";
+        if tokio::runtime::Handle::try_current().is_err() {
+            return Err(NetError::NoRuntime {
+                asked: asked.into(),
+            });
+        }
+        let open = || -> io::Result<TokioSocket> {
+            let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
+            let groups = [
+                libc::RTNLGRP_LINK,
+                libc::RTNLGRP_IPV4_IFADDR,
+                libc::RTNLGRP_IPV6_IFADDR,
+                libc::RTNLGRP_IPV4_ROUTE,
+                libc::RTNLGRP_IPV6_ROUTE,
+            ];
+            let mask = groups.iter().fold(0, |mask, group| mask | 1 << (group - 1));
+            socket.socket_mut().bind(&SocketAddr::new(0, mask))?;
+            Ok(socket)
+        };
+        Ok(Self {
+            socket: open().map_err(NetError::system(asked))?,
+            pending: Pending::default(),
+        })
+    }
+
+    /// The next change. May be dropped at any time without losing one.
+    pub async fn changed(&mut self) -> Change {
+        loop {
+            if let Some(change) = self.pending.take() {
+                return change;
+            }
+            match self.socket.recv_from_full().await {
+                Ok((bytes, _)) => self.pending.note(&bytes),
+                // ENOBUFS is the usual one; after any other the state is as unknown. The pause
+                // keeps a socket that fails for good from being asked in a tight loop.
+                Err(error) => {
+                    if error.raw_os_error() != Some(libc::ENOBUFS) {
+                        tracing::warn!(%error, "watching the node's interfaces");
+                        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                    }
+                    self.pending = Pending::default();
+                    return Change::Lost;
+                }
+            }
+        }
+    }
+}
+
+impl Pending {
+    fn take(&mut self) -> Option<Change> {
+        for (flag, change) in [
+            (&mut self.links, Change::Links),
+            (&mut self.addresses, Change::Addresses),
+            (&mut self.routes, Change::Routes),
+        ] {
+            if std::mem::take(flag) {
+                return Some(change);
+            }
+        }
+        None
+    }
+
+    /// Notes the kinds of all messages in a datagram. Only headers are read: length (u32, with
+    /// header, host order), then type (u16); messages begin at multiples of 4.
+    fn note(&mut self, mut bytes: &[u8]) {
+        while let Some((header, _)) = bytes.split_first_chunk::<16>() {
+            let [l0, l1, l2, l3, t0, t1, ..] = *header;
+            let length = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
+            match u16::from_ne_bytes([t0, t1]) {
+                libc::RTM_NEWLINK | libc::RTM_DELLINK => self.links = true,
+                libc::RTM_NEWADDR | libc::RTM_DELADDR => self.addresses = true,
+                libc::RTM_NEWROUTE | libc::RTM_DELROUTE => self.routes = true,
+                _ => {}
+            }
+            let next = length.max(header.len()).next_multiple_of(4);
+            bytes = bytes.get(next..).unwrap_or_default();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(kind: u16, payload: usize) -> Vec<u8> {
+        let mut bytes = vec![0; (16 + payload).next_multiple_of(4)];
+        bytes[..4].copy_from_slice(&(16 + payload as u32).to_ne_bytes());
+        bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
+        bytes
+    }
+
+    #[test]
+    fn changes_coalesce() {
+        let mut pending = Pending::default();
+        let bytes = [
+            message(libc::RTM_NEWROUTE, 13),
+            message(libc::RTM_DELLINK, 32),
+            message(libc::RTM_NEWLINK, 0),
+        ]
+        .concat();
+        pending.note(&bytes);
+        assert_eq!(pending.take(), Some(Change::Links));
+        assert_eq!(pending.take(), Some(Change::Routes));
+        assert_eq!(pending.take(), None);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_end(bytes: Vec<u8>) {
+            Pending::default().note(&bytes);
+        }
+    }
+}

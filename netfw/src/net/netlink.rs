@@ -1,0 +1,376 @@
+//! Reading and changing links, addresses and routes of one namespace, over `NETLINK_ROUTE`.
+//!
+//! The socket belongs to the namespace in which it was opened, whichever thread uses it later; so
+//! one process serves many namespaces without ever moving its own threads.
+//!
+//! What asks for a state that is there already succeeds; what asks for something to be gone that is
+//! gone already succeeds too. Everything else is an error that names the interface.
+
+use std::{
+    io,
+    net::IpAddr,
+    os::fd::{AsRawFd, BorrowedFd},
+    sync::Arc,
+};
+
+use futures::{StreamExt, TryStreamExt};
+use ipnet::IpNet;
+use nix::errno::Errno;
+use rtnetlink::{
+    Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
+    packet_route::{
+        AddressFamily, RouteNetlinkMessage,
+        address::{AddressAttribute, AddressMessage},
+        link::{
+            BridgeStpState, InfoBridge, InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage,
+        },
+    },
+    sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
+};
+use tokio::{runtime, task::AbortHandle};
+
+use super::{Address, Link, Namespace, NetError, Route};
+
+/// A `NETLINK_ROUTE` socket in one namespace. Clones share it.
+#[derive(Clone)]
+pub struct Netlink {
+    handle: Handle,
+    /// Ends the connection's task with the last clone.
+    _connection: Arc<Connection>,
+}
+
+struct Connection(AbortHandle);
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A veth pair to be made: the host end here, as a port of `master`, the peer in `peer_ns`.
+#[derive(Clone, Copy, Debug)]
+pub struct Veth<'a> {
+    pub host_name: &'a str,
+    pub host_mac: [u8; 6],
+    pub peer_name: &'a str,
+    pub peer_mac: [u8; 6],
+    pub peer_ns: BorrowedFd<'a>,
+    pub mtu: u32,
+    pub master: u32,
+    pub alias: &'a str,
+}
+
+impl Netlink {
+    /// In the calling thread's namespace. Needs a tokio runtime, on which the connection is served.
+    pub fn current() -> Result<Self, NetError> {
+        let asked = "open a netlink socket";
+        let runtime = runtime::Handle::try_current().map_err(|_| NetError::NoRuntime {
+            asked: asked.into(),
+        })?;
+        Self::open(&runtime).map_err(NetError::system(asked))
+    }
+
+    /// In `ns`.
+    pub fn within(ns: &Namespace) -> Result<Self, NetError> {
+        let asked = format!("open a netlink socket in network namespace {}", ns.label());
+        let Ok(runtime) = runtime::Handle::try_current() else {
+            return Err(NetError::NoRuntime { asked });
+        };
+        ns.run(move || Self::open(&runtime))?
+            .map_err(NetError::system(asked))
+    }
+
+    fn open(runtime: &runtime::Handle) -> io::Result<Self> {
+        let _entered = runtime.enter();
+        let (connection, handle, _messages) = rtnetlink::new_connection()?;
+        let task = runtime.spawn(connection);
+        Ok(Self {
+            handle,
+            _connection: Arc::new(Connection(task.abort_handle())),
+        })
+    }
+
+    pub async fn links(&self) -> Result<Vec<Link>, NetError> {
+        self.handle
+            .link()
+            .get()
+            .execute()
+            .map_ok(Link::from)
+            .try_collect()
+            .await
+            .map_err(|error| NetError::netlink("list the interfaces", error))
+    }
+
+    /// None where there is none of this name.
+    pub async fn link(&self, name: &str) -> Result<Option<Link>, NetError> {
+        // The kernel would refuse a longer one (IFNAMSIZ with its NUL); so none can have it.
+        if name.is_empty() || name.len() > 15 {
+            return Ok(None);
+        }
+        let mut found = self.handle.link().get().match_name(name).execute().boxed();
+        present(found.try_next().await, || {
+            format!("look up interface {name}")
+        })
+    }
+
+    /// None where there is none of this index.
+    pub async fn link_by_index(&self, index: u32) -> Result<Option<Link>, NetError> {
+        // Index 0 would list them all.
+        if index == 0 {
+            return Ok(None);
+        }
+        let mut found = self
+            .handle
+            .link()
+            .get()
+            .match_index(index)
+            .execute()
+            .boxed();
+        present(found.try_next().await, || {
+            format!("look up the interface of index {index}")
+        })
+    }
+
+    pub async fn addresses(&self) -> Result<Vec<Address>, NetError> {
+        self.handle
+            .address()
+            .get()
+            .execute()
+            .try_filter_map(async |message| Ok(Address::from_message(&message)))
+            .try_collect()
+            .await
+            .map_err(|error| NetError::netlink("list the addresses", error))
+    }
+
+    /// The unicast routes of all tables, IPv4 and IPv6.
+    pub async fn routes(&self) -> Result<Vec<Route>, NetError> {
+        let mut routes = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut message = RouteMessageBuilder::<IpAddr>::new().build();
+            message.header.address_family = family;
+            let found: Vec<_> = self
+                .handle
+                .route()
+                .get(message)
+                .execute()
+                .try_collect()
+                .await
+                .map_err(|error| NetError::netlink("list the routes", error))?;
+            routes.extend(found.iter().filter_map(Route::from_message));
+        }
+        Ok(routes)
+    }
+
+    /// A bridge without spanning tree, so that ports forward at once; still down. Returns its index.
+    pub async fn create_bridge(
+        &self,
+        name: &str,
+        mac: [u8; 6],
+        mtu: u32,
+        alias: &str,
+    ) -> Result<u32, NetError> {
+        let asked = || format!("create bridge {name}");
+        let message = LinkBridge::new(name)
+            .down()
+            .address(mac.to_vec())
+            .mtu(mtu)
+            .alias(alias)
+            .append_info_data(InfoBridge::ForwardDelay(0))
+            .append_info_data(InfoBridge::StpState(BridgeStpState::Disabled))
+            .build();
+        self.add_link(message, asked).await?;
+        self.index_of(name, asked).await
+    }
+
+    /// Makes both ends at once, the peer directly in its namespace, and sets the host end up.
+    /// Returns the indexes of host end and peer. If anything fails, neither end stays.
+    pub async fn create_veth(&self, veth: Veth<'_>) -> Result<(u32, u32), NetError> {
+        let asked = || format!("create veth pair {}, {}", veth.host_name, veth.peer_name);
+        let peer = LinkMessageBuilder::<LinkUnspec>::new()
+            .name(veth.peer_name)
+            .address(veth.peer_mac.to_vec())
+            .mtu(veth.mtu)
+            .setns_by_fd(veth.peer_ns.as_raw_fd())
+            .build();
+        let message = LinkVeth::new(veth.host_name, veth.peer_name)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+            .address(veth.host_mac.to_vec())
+            .mtu(veth.mtu)
+            .controller(veth.master)
+            .alias(veth.alias)
+            .build();
+        self.add_link(message, asked).await?;
+        let host = self.link(veth.host_name).await?;
+        let indexes = host.and_then(|link| Some((link.index, link.peer?)));
+        let Some((host, peer)) = indexes else {
+            return Err(NetError::Answer {
+                asked: asked(),
+                found: format!("{} is gone, or has no peer", veth.host_name),
+            });
+        };
+        // veth_newlink does not look at IFF_UP of the host end; a request of its own does it.
+        if let Err(error) = self.set_up(host).await {
+            let _ = self.delete_link(host).await;
+            return Err(error);
+        }
+        Ok((host, peer))
+    }
+
+    async fn add_link(
+        &self,
+        message: LinkMessage,
+        asked: impl Fn() -> String,
+    ) -> Result<(), NetError> {
+        self.handle
+            .link()
+            .add(message)
+            .execute()
+            .await
+            .map_err(|error| NetError::netlink(asked(), error))
+    }
+
+    async fn index_of(&self, name: &str, asked: impl Fn() -> String) -> Result<u32, NetError> {
+        match self.link(name).await? {
+            Some(link) => Ok(link.index),
+            None => Err(NetError::Answer {
+                asked: asked(),
+                found: format!("{name} was made, but is not there"),
+            }),
+        }
+    }
+
+    pub async fn set_up(&self, ifindex: u32) -> Result<(), NetError> {
+        self.set(LinkUnspec::new_with_index(ifindex).up(), || {
+            format!("set the interface of index {ifindex} up")
+        })
+        .await
+    }
+
+    pub async fn set_mtu(&self, ifindex: u32, mtu: u32) -> Result<(), NetError> {
+        self.set(LinkUnspec::new_with_index(ifindex).mtu(mtu), || {
+            format!("set the MTU of the interface of index {ifindex} to {mtu}")
+        })
+        .await
+    }
+
+    async fn set(
+        &self,
+        change: LinkMessageBuilder<LinkUnspec>,
+        asked: impl Fn() -> String,
+    ) -> Result<(), NetError> {
+        self.handle
+            .link()
+            .set(change.build())
+            .execute()
+            .await
+            .map_err(|error| NetError::netlink(asked(), error))
+    }
+
+    /// Gives the interface an address; the prefix's host bits are the address.
+    pub async fn add_address(&self, ifindex: u32, net: IpNet) -> Result<(), NetError> {
+        let done = self
+            .handle
+            .address()
+            .add(ifindex, net.addr(), net.prefix_len())
+            .execute()
+            .await;
+        unless(done, &[Errno::EEXIST], || {
+            format!("add address {net} to the interface of index {ifindex}")
+        })
+    }
+
+    pub async fn delete_address(&self, ifindex: u32, net: IpNet) -> Result<(), NetError> {
+        let mut message = AddressMessage::default();
+        message.header.family = match net {
+            IpNet::V4(_) => AddressFamily::Inet,
+            IpNet::V6(_) => AddressFamily::Inet6,
+        };
+        message.header.index = ifindex;
+        message.header.prefix_len = net.prefix_len();
+        message.attributes = vec![
+            AddressAttribute::Local(net.addr()),
+            AddressAttribute::Address(net.addr()),
+        ];
+        let done = self.handle.address().del(message).execute().await;
+        unless(done, &[Errno::EADDRNOTAVAIL, Errno::ENODEV], || {
+            format!("delete address {net} from the interface of index {ifindex}")
+        })
+    }
+
+    pub async fn add_default_route(&self, ifindex: u32, gateway: IpAddr) -> Result<(), NetError> {
+        let asked = || {
+            format!("add a default route via {gateway} through the interface of index {ifindex}")
+        };
+        let message = match gateway {
+            IpAddr::V4(gateway) => RouteMessageBuilder::<std::net::Ipv4Addr>::new()
+                .gateway(gateway)
+                .output_interface(ifindex)
+                .build(),
+            IpAddr::V6(gateway) => RouteMessageBuilder::<std::net::Ipv6Addr>::new()
+                .gateway(gateway)
+                .output_interface(ifindex)
+                .build(),
+        };
+        // EEXIST is an error here: the default route that is there may lead elsewhere.
+        unless(self.handle.route().add(message).execute().await, &[], asked)
+    }
+
+    pub async fn delete_link(&self, ifindex: u32) -> Result<(), NetError> {
+        let done = self.handle.link().del(ifindex).execute().await;
+        unless(done, &[Errno::ENODEV], || {
+            format!("delete the interface of index {ifindex}")
+        })
+    }
+}
+
+/// `Ok` where the kernel's answer is one of `fine`.
+fn unless(
+    done: Result<(), rtnetlink::Error>,
+    fine: &[Errno],
+    asked: impl Fn() -> String,
+) -> Result<(), NetError> {
+    match done.map_err(|error| NetError::netlink(asked(), error)) {
+        Err(error) if error.errno().is_some_and(|errno| fine.contains(&errno)) => Ok(()),
+        other => other,
+    }
+}
+
+fn present(
+    found: Result<Option<LinkMessage>, rtnetlink::Error>,
+    asked: impl Fn() -> String,
+) -> Result<Option<Link>, NetError> {
+    match found.map_err(|error| NetError::netlink(asked(), error)) {
+        Ok(message) => Ok(message.map(Link::from)),
+        Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Sets the loopback interface of the calling thread's namespace up, without a runtime: a thread
+/// that has just made its namespace has none.
+pub(super) fn raise_loopback() -> io::Result<()> {
+    let mut link = LinkMessage::default();
+    // The first device of every namespace, by LOOPBACK_IFINDEX.
+    link.header.index = 1;
+    link.header.flags = LinkFlags::Up;
+    link.header.change_mask = LinkFlags::Up;
+    link.attributes = Vec::<LinkAttribute>::new();
+    let mut request = NetlinkMessage::from(RouteNetlinkMessage::SetLink(link));
+    request.header.flags = NLM_F_REQUEST | NLM_F_ACK;
+    request.finalize();
+    let mut bytes = vec![0; request.buffer_len()];
+    request.serialize(&mut bytes);
+
+    let socket = Socket::new(NETLINK_ROUTE)?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    socket.send(&bytes, 0)?;
+    let (answer, _) = socket.recv_from_full()?;
+    match NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer) {
+        Ok(message) => match message.payload {
+            NetlinkPayload::Error(error) if error.code.is_some() => Err(error.to_io()),
+            _ => Ok(()),
+        },
+        Err(error) => Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+    }
+}

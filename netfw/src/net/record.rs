@@ -1,0 +1,153 @@
+//! Links, addresses and routes as netfw looks at them, out of rtnetlink's messages.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use rtnetlink::packet_route::{
+    AddressFamily,
+    address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
+    link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
+};
+
+/// An interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    pub index: u32,
+    pub name: String,
+    /// None on interfaces without a link layer of Ethernet's kind.
+    pub mac: Option<[u8; 6]>,
+    /// Bytes, without link-layer header.
+    pub mtu: u32,
+    /// Administratively up (`IFF_UP`).
+    pub up: bool,
+    /// `veth`, `bridge`, …; None for a device that no rtnetlink request made.
+    pub kind: Option<String>,
+    pub alias: Option<String>,
+    /// The bridge (or bond, …) that it is a port of.
+    pub master: Option<u32>,
+    pub loopback: bool,
+    pub point_to_point: bool,
+    /// `IFF_NOARP`: no neighbour resolution.
+    pub no_arp: bool,
+    /// `IFLA_LINK`: a veth's other end (an index of *its* namespace), a VLAN's base.
+    pub peer: Option<u32>,
+}
+
+impl From<LinkMessage> for Link {
+    fn from(message: LinkMessage) -> Self {
+        let flags = message.header.flags;
+        let mut link = Self {
+            index: message.header.index,
+            name: String::new(),
+            mac: None,
+            mtu: 0,
+            up: flags.contains(LinkFlags::Up),
+            kind: None,
+            alias: None,
+            master: None,
+            loopback: flags.contains(LinkFlags::Loopback),
+            point_to_point: flags.contains(LinkFlags::Pointopoint),
+            no_arp: flags.contains(LinkFlags::Noarp),
+            peer: None,
+        };
+        for attribute in message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name = name,
+                LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok(),
+                LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
+                LinkAttribute::Controller(index) => link.master = Some(index),
+                LinkAttribute::Link(index) => link.peer = Some(index).filter(|&i| i != 0),
+                LinkAttribute::LinkInfo(infos) => {
+                    for info in infos {
+                        if let LinkInfo::Kind(kind) = info {
+                            link.kind = Some(kind.to_string());
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        link
+    }
+}
+
+/// An address of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address {
+    pub ifindex: u32,
+    pub addr: IpAddr,
+    pub prefix_len: u8,
+    pub scope_global: bool,
+    /// Another address of the same subnet was there first.
+    pub secondary: bool,
+}
+
+impl Address {
+    /// None where the message holds no address.
+    pub(super) fn from_message(message: &AddressMessage) -> Option<Self> {
+        let mut local = None;
+        let mut address = None;
+        let mut secondary = message.header.flags.contains(AddressHeaderFlags::Secondary);
+        for attribute in &message.attributes {
+            match attribute {
+                // On point-to-point interfaces IFA_ADDRESS is the other side's.
+                AddressAttribute::Local(addr) => local = Some(*addr),
+                AddressAttribute::Address(addr) => address = Some(*addr),
+                AddressAttribute::Flags(flags) => {
+                    secondary |= flags.contains(AddressFlags::Secondary);
+                }
+                _ => {}
+            }
+        }
+        Some(Self {
+            ifindex: message.header.index,
+            addr: local.or(address)?,
+            prefix_len: message.header.prefix_len,
+            scope_global: message.header.scope == AddressScope::Universe,
+            secondary,
+        })
+    }
+}
+
+/// A unicast route of any table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// `0.0.0.0/0` or `::/0` for a default route.
+    pub dst: IpNet,
+    pub table: u32,
+    /// None for routes with several next hops.
+    pub oif: Option<u32>,
+}
+
+impl Route {
+    /// None for what is not a unicast route of IP.
+    pub(super) fn from_message(message: &RouteMessage) -> Option<Self> {
+        if message.header.kind != RouteType::Unicast {
+            return None;
+        }
+        let mut dst = match message.header.address_family {
+            AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            _ => return None,
+        };
+        let mut table = u32::from(message.header.table);
+        let mut oif = None;
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Destination(RouteAddress::Inet(addr)) => dst = (*addr).into(),
+                RouteAttribute::Destination(RouteAddress::Inet6(addr)) => dst = (*addr).into(),
+                // The header's field has 8 bits only.
+                RouteAttribute::Table(number) => table = *number,
+                RouteAttribute::Oif(index) => oif = Some(*index),
+                _ => {}
+            }
+        }
+        Some(Self {
+            dst: IpNet::new(dst, message.header.destination_prefix_length).ok()?,
+            table,
+            oif,
+        })
+    }
+}

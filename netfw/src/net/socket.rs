@@ -1,0 +1,364 @@
+//! Who holds a port in the node's network namespace.
+//!
+//! A publish takes packets away from the node's stack before any socket sees them; so a port that
+//! a process of the node serves must not be published, and the error should name the process.
+//!
+//! The kernel's tables under `/proc/thread-self/net` list the sockets of the calling thread's
+//! namespace with their inodes; `/proc/PID/fd` leads from an inode to a process. A process that
+//! cannot be read (another user's, without root) or that holds the socket from another PID
+//! namespace stays unnamed.
+
+use std::{
+    collections::HashMap,
+    fmt, fs, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::RangeInclusive,
+    str::FromStr,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::NetError;
+
+/// A protocol with ports.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    #[default]
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+impl Protocol {
+    /// The number in IP headers.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        }
+    }
+
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            6 => Some(Self::Tcp),
+            17 => Some(Self::Udp),
+            132 => Some(Self::Sctp),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// A word that names no protocol.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no protocol with ports: tcp, udp or sctp")]
+pub struct UnknownProtocol(pub String);
+
+impl FromStr for Protocol {
+    type Err = UnknownProtocol;
+
+    fn from_str(word: &str) -> Result<Self, Self::Err> {
+        [Self::Tcp, Self::Udp, Self::Sctp]
+            .into_iter()
+            .find(|protocol| word.eq_ignore_ascii_case(protocol.name()))
+            .ok_or_else(|| UnknownProtocol(word.into()))
+    }
+}
+
+/// A socket that holds a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    pub proto: Protocol,
+    pub addr: IpAddr,
+    pub port: u16,
+    /// None where the process cannot be found.
+    pub pid: Option<u32>,
+    /// Its name, at most 15 bytes (`/proc/PID/comm`).
+    pub command: Option<String>,
+}
+
+impl fmt::Display for Holder {
+    /// `tcp 0.0.0.0:8080 is held by nginx (pid 4711)`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let addr = std::net::SocketAddr::new(self.addr, self.port);
+        write!(f, "{} {addr} is held by ", self.proto)?;
+        match (&self.command, self.pid) {
+            (Some(command), Some(pid)) => write!(f, "{command} (pid {pid})"),
+            (None, Some(pid)) => write!(f, "pid {pid}"),
+            _ => f.write_str("a process that cannot be seen from here"),
+        }
+    }
+}
+
+/// A line of a socket table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Entry {
+    addr: IpAddr,
+    port: u16,
+    state: u8,
+    inode: u64,
+}
+
+/// `TCP_LISTEN` (net/tcp_states.h).
+const LISTEN: u8 = 10;
+
+/// The sockets that a publish of `ports` on `host_ip` (None: any local address) would take packets
+/// from: TCP sockets that listen, UDP sockets that are bound.
+///
+/// A socket on another specific address is no conflict. One on `[::]` is one for IPv4 as well: the
+/// table does not say whether it is `IPV6_V6ONLY`.
+pub fn holders(
+    proto: Protocol,
+    ports: RangeInclusive<u16>,
+    host_ip: Option<IpAddr>,
+) -> Result<Vec<Holder>, NetError> {
+    let tables: &[&str] = match proto {
+        Protocol::Tcp => &["tcp", "tcp6"],
+        Protocol::Udp => &["udp", "udp6"],
+        // The data plane does not serve it yet, and the kernel's table has another shape.
+        Protocol::Sctp => &[],
+    };
+    let mut found = Vec::new();
+    for table in tables {
+        let path = format!("/proc/thread-self/net/{table}");
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            // No IPv6 in this kernel.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(NetError::system(format!("read {path}"))(error)),
+        };
+        found.extend(text.lines().skip(1).filter_map(parse).filter(|entry| {
+            ports.contains(&entry.port)
+                && (proto != Protocol::Tcp || entry.state == LISTEN)
+                && overlaps(entry.addr, host_ip)
+        }));
+    }
+    // Reading every process's files takes long; nobody pays for it while all is well.
+    let owners = if found.is_empty() {
+        HashMap::new()
+    } else {
+        owners()
+    };
+    Ok(found
+        .into_iter()
+        .map(|entry| {
+            let pid = owners.get(&entry.inode).copied();
+            Holder {
+                proto,
+                addr: entry.addr,
+                port: entry.port,
+                pid,
+                command: pid.and_then(command),
+            }
+        })
+        .collect())
+}
+
+/// Does a socket bound to `held` receive what is sent to `wanted`?
+fn overlaps(held: IpAddr, wanted: Option<IpAddr>) -> bool {
+    let Some(wanted) = wanted.filter(|addr| !addr.is_unspecified()) else {
+        return true;
+    };
+    match held.to_canonical() {
+        IpAddr::V4(addr) if addr.is_unspecified() => wanted.is_ipv4(),
+        IpAddr::V6(addr) if addr.is_unspecified() => true,
+        addr => addr == wanted.to_canonical(),
+    }
+}
+
+/// `sl local_address rem_address st tx:rx tr:tm retrnsmt uid timeout inode …`, with addresses as
+/// 32-bit words of host order in hexadecimal.
+fn parse(line: &str) -> Option<Entry> {
+    let mut fields = line.split_ascii_whitespace();
+    let (addr, port) = fields.nth(1)?.split_once(':')?;
+    let state = u8::from_str_radix(fields.nth(1)?, 16).ok()?;
+    let inode = fields.nth(5)?.parse().ok()?;
+    Some(Entry {
+        addr: parse_address(addr)?,
+        port: u16::from_str_radix(port, 16).ok()?,
+        state,
+        inode,
+    })
+}
+
+fn parse_address(hex: &str) -> Option<IpAddr> {
+    let mut octets = [0; 16];
+    let length = hex.len() / 2;
+    if !hex.is_ascii() || !matches!(hex.len(), 8 | 32) {
+        return None;
+    }
+    for (word, at) in octets.chunks_exact_mut(4).zip((0..hex.len()).step_by(8)) {
+        let value = u32::from_str_radix(hex.get(at..at + 8)?, 16).ok()?;
+        word.copy_from_slice(&value.to_ne_bytes());
+    }
+    if length == 16 {
+        return Some(Ipv6Addr::from(octets).into());
+    }
+    let [a, b, c, d, ..] = octets;
+    Some(Ipv4Addr::new(a, b, c, d).into())
+}
+
+/// Which process has the socket of an inode open; the lowest process id where several do.
+fn owners() -> HashMap<u64, u32> {
+    let mut owners = HashMap::new();
+    let Ok(processes) = fs::read_dir("/proc") else {
+        return owners;
+    };
+    let mut pids: Vec<u32> = processes
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
+    pids.sort_unstable();
+    for pid in pids {
+        // It may have ended by now, or be another user's.
+        let Ok(files) = fs::read_dir(format!("/proc/{pid}/fd")) else {
+            continue;
+        };
+        for file in files.flatten() {
+            let Ok(target) = fs::read_link(file.path()) else {
+                continue;
+            };
+            if let Some(inode) = target.to_str().and_then(socket_inode) {
+                owners.entry(inode).or_insert(pid);
+            }
+        }
+    }
+    owners
+}
+
+/// The inode in `socket:[12345]`.
+fn socket_inode(target: &str) -> Option<u64> {
+    target
+        .strip_prefix("socket:[")?
+        .strip_suffix(']')?
+        .parse()
+        .ok()
+}
+
+fn command(pid: u32) -> Option<String> {
+    let mut name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    name.truncate(name.trim_end().len());
+    Some(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, UdpSocket};
+
+    use super::*;
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn lines_of_the_kernel() {
+        let line = "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     \
+                    0        0 12345 1 0000000000000000 100 0 0 10 0";
+        assert_eq!(
+            parse(line),
+            Some(Entry {
+                addr: Ipv4Addr::LOCALHOST.into(),
+                port: 8080,
+                state: LISTEN,
+                inode: 12345
+            })
+        );
+        let line = "  12: 00000000000000000000000001000000:0035 \
+                    00000000000000000000000000000000:0000 07 00000000:00000000 00:00000000 00000000 \
+                    101        0 999 2 0000000000000000 0";
+        assert_eq!(
+            parse(line),
+            Some(Entry {
+                addr: Ipv6Addr::LOCALHOST.into(),
+                port: 53,
+                state: 7,
+                inode: 999
+            })
+        );
+    }
+
+    #[test]
+    fn who_conflicts() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        for (held, wanted, conflict) in [
+            ("0.0.0.0", None, true),
+            ("127.0.0.1", None, true),
+            ("0.0.0.0", Some("192.0.2.1"), true),
+            ("192.0.2.1", Some("192.0.2.1"), true),
+            ("192.0.2.2", Some("192.0.2.1"), false),
+            ("::", Some("192.0.2.1"), true),
+            ("::ffff:192.0.2.1", Some("192.0.2.1"), true),
+            ("::1", Some("192.0.2.1"), false),
+            ("0.0.0.0", Some("::1"), false),
+            ("192.0.2.2", Some("0.0.0.0"), true),
+        ] {
+            assert_eq!(
+                overlaps(ip(held), wanted.map(ip)),
+                conflict,
+                "{held} {wanted:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn this_process_is_found() {
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        for (proto, port) in [
+            (Protocol::Tcp, tcp.local_addr().unwrap().port()),
+            (Protocol::Udp, udp.local_addr().unwrap().port()),
+        ] {
+            let held = holders(proto, port..=port, None).unwrap();
+            assert!(
+                held.iter()
+                    .any(|holder| holder.pid == Some(std::process::id())
+                        && holder.addr == Ipv4Addr::LOCALHOST
+                        && holder.port == port
+                        && holder.command.is_some()),
+                "{held:?}"
+            );
+            let elsewhere =
+                holders(proto, port..=port, Some("192.0.2.1".parse().unwrap())).unwrap();
+            assert!(
+                elsewhere
+                    .iter()
+                    .all(|holder| holder.pid != Some(std::process::id()))
+            );
+        }
+    }
+
+    #[test]
+    fn protocols_have_words() {
+        for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
+            assert_eq!(protocol.to_string().parse(), Ok(protocol));
+            assert_eq!(Protocol::from_number(protocol.number()), Some(protocol));
+            assert_eq!(
+                serde_json::to_string(&protocol).unwrap(),
+                format!("\"{protocol}\"")
+            );
+        }
+        assert!("icmp".parse::<Protocol>().is_err());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_line_is_parsed_or_not(line in ".*") {
+            let _ = parse(&line);
+        }
+    }
+}
