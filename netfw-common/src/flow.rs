@@ -48,7 +48,8 @@ pub mod flag {
     /// Leaves through the veth pair `ifindex` (its host side) into a container; otherwise it is
     /// routed, and leaves through an uplink.
     pub const TO_CONTAINER: u8 = 1 << 1;
-    /// `ifindex`, `dmac` and `smac` hold a route that was looked up in the tick `seen`.
+    /// `ifindex`, `dmac` and `smac` are known: always for a container, and for the world in the
+    /// tick in which the route was looked up ([`Flow::routed`]).
     pub const L2_CACHED: u8 = 1 << 2;
     /// The flow was made by a publish; otherwise by masquerade.
     pub const PUBLISHED: u8 = 1 << 3;
@@ -81,7 +82,9 @@ pub struct Flow<A> {
     pub state: u8,
     /// Of [`flag`].
     pub flags: u8,
-    pub reserved: u16,
+    /// Low bits of the tick in which the way to the world was looked up, see
+    /// [`flag::L2_CACHED`].
+    pub routed: u16,
 }
 
 pub type Flow4 = Flow<Ip4>;

@@ -4,8 +4,17 @@
 #![no_std]
 #![no_main]
 
+mod event;
+mod family;
+mod flow;
 mod hook;
 mod maps;
+mod nat;
+mod packet;
+mod parse;
+mod redirect;
+mod verdict;
+mod work;
 
 #[cfg(not(test))]
 #[panic_handler]

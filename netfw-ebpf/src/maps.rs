@@ -18,6 +18,8 @@ use netfw_common::{
     tuple::Tuple4,
 };
 
+use crate::work::Work;
+
 /// Default sizes; the agent overrides those of the flow tables (two entries a flow).
 const FLOW_ENTRIES: u32 = 1 << 19;
 const EMBRYO_ENTRIES: u32 = 1 << 17;
@@ -47,6 +49,9 @@ pub static ENDPOINTS: HashMap<u32, Endpoint> =
     HashMap::with_max_entries(ENDPOINT_ENTRIES, ON_DEMAND);
 #[map]
 pub static UPLINKS: HashMap<u32, Uplink> = HashMap::with_max_entries(1024, ON_DEMAND);
+/// Not pinned and never shared: see [`Work`].
+#[map]
+pub static WORK4: PerCpuArray<Work<Ip4>> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(COUNTER_ENTRIES, 0);
 #[map]

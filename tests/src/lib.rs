@@ -1,1 +1,43 @@
+//! Fixtures for netfw's packet and end-to-end tests. Everything here needs root.
+//!
+//! * [`wait`]: wait for a condition, with a deadline
+//! * [`netns`]: network namespaces and processes in them, gone when their value is dropped
+//! * [`reaper`]: undoes what is left even when the test process is killed
+//! * [`topology`]: [`Lab`], a client, a node and the outside world in one line
+//! * [`agent`]: a `netfw agent` that serves a lab's node, and the command line towards it
+//! * [`packet`]: builds packets, good and damaged ones, and checks those that come back
+//! * [`testrun`]: runs TC and XDP programs on a packet, without a wire
+//!
+//! Tests run side by side in one process and several processes side by side on one machine:
+//! every name that is global (namespaces, instances) carries the process id and a number.
+//!
+//! A fixture that cannot be set up panics with the facts; a test has nothing better to do.
 
+pub mod agent;
+pub mod netns;
+pub mod packet;
+pub mod reaper;
+pub mod testrun;
+pub mod topology;
+pub mod wait;
+
+pub use agent::Agent;
+pub use netns::{Namespace, Running};
+pub use topology::Lab;
+pub use wait::wait_until;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// A number that this process has not used yet.
+fn serial() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// Panics where the tests cannot work, with the reason instead of a dozen puzzling errors.
+pub fn require_root() {
+    assert!(
+        nix::unistd::geteuid().is_root(),
+        "these tests make network namespaces and load BPF programs: run them as root (`cargo xtask test` does)"
+    );
+}

@@ -1,0 +1,361 @@
+//! Flows: finding them, following their state, making them.
+//!
+//! # Concurrency
+//!
+//! Any CPU may read and write an entry at any time; every field is a plain integer of its own, and
+//! each write leaves an entry that makes sense. What must happen once is done by insertions with
+//! `BPF_NOEXIST`:
+//!
+//! - the reply half is inserted first: that claims the reply tuple, and with it the port;
+//! - the original half second: of two CPUs that see a flow's first packets, one wins, and the
+//!   other takes back its claim and uses the winner's;
+//! - a flow that becomes assured is inserted into the assured table before it leaves the embryos,
+//!   and a claim among the embryos looks into the assured table again after it was made, so that
+//!   no tuple can be claimed twice on the way between the tables.
+
+use core::ptr::addr_of_mut;
+
+use netfw_common::{
+    addr::{Address, Mac},
+    drop::Drop,
+    flow::{Flow, TICK_SHIFT, Timeouts, flag, next_tcp_state, state, tcp},
+    record::Config,
+    tuple::{Tuple, proto},
+};
+
+use crate::{family::Family, maps::CONFIG, work::Work};
+
+const BPF_NOEXIST: u64 = 1;
+const EEXIST: i32 = -17;
+
+/// The tick of now.
+#[inline(always)]
+pub fn now() -> u32 {
+    // The coarse clock (5.11) costs no more than a load, and is exact to a few ms.
+    // SAFETY: a helper call.
+    let ns = unsafe { aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns() };
+    (ns >> TICK_SHIFT) as u32
+}
+
+/// The settings.
+#[inline(always)]
+pub fn config() -> Config {
+    match CONFIG.get(0) {
+        Some(config) => *config,
+        // Unreachable: an array of one has an element 0. The verifier wants to hear it.
+        None => Config {
+            port_min: 0,
+            port_max: 0,
+            timeouts: Timeouts {
+                tcp_embryonic: 0,
+                tcp_established: 0,
+                tcp_closing: 0,
+                udp_unreplied: 0,
+                udp_replied: 0,
+                icmp: 0,
+            },
+        },
+    }
+}
+
+/// A flow entry in its map, shared with every CPU.
+#[derive(Clone, Copy)]
+pub struct Entry<A>(*mut Flow<A>);
+
+impl<A: Address> Entry<A> {
+    /// A copy of the whole.
+    #[inline(always)]
+    pub fn copy(self) -> Flow<A> {
+        // SAFETY: an element of a map, which lives as long as the program; integers only.
+        unsafe { *self.0 }
+    }
+
+    /// Notes a packet.
+    #[inline(always)]
+    fn set_seen(self, now: u32) {
+        // SAFETY (here and below): an element of a map, which lives as long as the program. Field
+        // by field: no reference to the whole may exist while other CPUs write.
+        unsafe { addr_of_mut!((*self.0).seen).write_volatile(now) };
+    }
+
+    #[inline(always)]
+    fn set_state(self, state: u8, timeout: u32) {
+        // SAFETY: see `set_seen`.
+        unsafe {
+            addr_of_mut!((*self.0).timeout).write_volatile(timeout);
+            addr_of_mut!((*self.0).state).write_volatile(state);
+        }
+    }
+
+    #[inline(always)]
+    fn set_flags(self, flags: u8) {
+        // SAFETY: see `set_seen`.
+        unsafe { addr_of_mut!((*self.0).flags).write_volatile(flags) };
+    }
+
+    /// Keeps a way to the world for the rest of the tick.
+    #[inline(always)]
+    fn set_route(self, ifindex: u32, ethernet: Option<(Mac, Mac)>, now: u32) {
+        let old = self.copy();
+        let without = old.flags & !flag::L2_CACHED;
+        let Some((dmac, smac)) = ethernet else {
+            self.set_flags(without);
+            return;
+        };
+        let same = old.has(flag::L2_CACHED)
+            && old.ifindex == ifindex
+            && old.dmac == dmac
+            && old.smac == smac;
+        if !same {
+            // Another CPU may be sending by this entry: while the fields change, none is cached.
+            self.set_flags(without);
+            // SAFETY: see `set_seen`.
+            unsafe {
+                addr_of_mut!((*self.0).ifindex).write_volatile(ifindex);
+                addr_of_mut!((*self.0).dmac).write_volatile(dmac);
+                addr_of_mut!((*self.0).smac).write_volatile(smac);
+            }
+            self.set_flags(without | flag::L2_CACHED);
+        }
+        // SAFETY: see `set_seen`.
+        unsafe { addr_of_mut!((*self.0).routed).write_volatile(now as u16) };
+    }
+}
+
+/// Why there is no flow to send by.
+pub enum Miss {
+    Absent,
+    /// There is one, and it cannot become assured.
+    TableFull,
+}
+
+/// Both tables, one entry; and whether it is assured.
+#[inline(always)]
+fn find<F: Family>(key: &Tuple<F::Addr>) -> Option<(Entry<F::Addr>, bool)> {
+    if let Some(entry) = F::flows().get_ptr_mut(key) {
+        return Some((Entry(entry), true));
+    }
+    let entry = F::embryos().get_ptr_mut(key)?;
+    Some((Entry(entry), false))
+}
+
+/// Finds the flow of `work.key`, copies its entry into `work.flow`, and takes note of the packet.
+///
+/// For an assured flow in its steady state this is one map lookup; once a tick it is two.
+#[inline(always)]
+pub fn lookup<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
+    let assured = match F::flows().get_ptr_mut(work.key) {
+        Some(entry) => {
+            work.flow = Entry(entry).copy();
+            true
+        }
+        None => {
+            let entry = F::embryos().get_ptr_mut(work.key).ok_or(Miss::Absent)?;
+            work.flow = Entry(entry).copy();
+            false
+        }
+    };
+    let settled = assured
+        && (work.key.proto != proto::TCP
+            || (work.flow.state == state::ESTABLISHED
+                && work.flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0));
+    if work.flow.seen == work.now && settled {
+        return Ok(());
+    }
+    advance::<F>(work)
+}
+
+/// What a packet changes in its flow.
+///
+/// Out of line, as all that is not on every packet's way: a call whose result is a small number
+/// is where the verifier's paths come together again.
+#[inline(never)]
+fn advance<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
+    let Some((entry, assured)) = find::<F>(&work.key) else {
+        return Err(Miss::Absent);
+    };
+    work.reply_key = work.flow.reverse_key(work.key.proto);
+    let Some(other) = other_half::<F>(work) else {
+        // An orphan: the embryo table pushed its other half out.
+        remove::<F>(work, assured);
+        return Err(Miss::Absent);
+    };
+    if work.flow.is_expired(work.now) {
+        remove::<F>(work, assured);
+        return Err(Miss::Absent);
+    }
+
+    let reply = work.flow.has(flag::REPLY);
+    let old = work.flow.state;
+    let new = if work.key.proto == proto::TCP {
+        // A client opens a new connection from the port of the one it has just closed.
+        let over = old == state::TIME_WAIT || old == state::CLOSE;
+        if over && !reply && work.opens {
+            remove::<F>(work, assured);
+            return Err(Miss::Absent);
+        }
+        next_tcp_state(old, work.flags, reply)
+    } else if reply {
+        state::ESTABLISHED
+    } else {
+        old
+    };
+
+    entry.set_seen(work.now);
+    other.set_seen(work.now);
+    if new != old {
+        let timeout = config().timeouts.of(work.key.proto, new);
+        for half in [entry, other] {
+            half.set_state(new, timeout);
+        }
+    }
+    if new >= state::ESTABLISHED && !assured {
+        return assure::<F>(work, entry, other);
+    }
+    Ok(())
+}
+
+/// The other half of `work.flow`, under `work.reply_key`. A flow on its way between the tables has
+/// a half in each.
+#[inline(always)]
+fn other_half<F: Family>(work: &Work<F::Addr>) -> Option<Entry<F::Addr>> {
+    let (other, _) = find::<F>(&work.reply_key)?;
+    work.flow
+        .is_half_of(&work.key, &other.copy())
+        .then_some(other)
+}
+
+/// Removes the flow of `work.key` and `work.reply_key`. Someone else may be faster: gone is gone.
+#[inline(always)]
+fn remove<F: Family>(work: &Work<F::Addr>, assured: bool) {
+    for key in [&work.key, &work.reply_key] {
+        let _ = if assured {
+            F::flows().remove(key)
+        } else {
+            F::embryos().remove(key)
+        };
+    }
+}
+
+/// Moves a flow from the embryos to the assured.
+#[inline(always)]
+fn assure<F: Family>(
+    work: &Work<F::Addr>,
+    entry: Entry<F::Addr>,
+    other: Entry<F::Addr>,
+) -> Result<(), Miss> {
+    for (key, half) in [(&work.key, entry), (&work.reply_key, other)] {
+        // SAFETY: an element of a map; the kernel copies it.
+        match F::flows().insert(key, unsafe { &*half.0 }, BPF_NOEXIST) {
+            // Another CPU is doing the same.
+            Ok(()) | Err(EEXIST) => {}
+            Err(_) => {
+                // The table is full. Neither half may stay alone.
+                remove::<F>(work, true);
+                return Err(Miss::TableFull);
+            }
+        }
+    }
+    remove::<F>(work, false);
+    Ok(())
+}
+
+/// Keeps the way to the world that was found for the flow of `work.key`, for the rest of the tick.
+#[inline(always)]
+pub fn keep_route<F: Family>(work: &Work<F::Addr>, ifindex: u32, ethernet: Option<(Mac, Mac)>) {
+    if let Some((entry, _)) = find::<F>(&work.key) {
+        entry.set_route(ifindex, ethernet, work.now);
+    }
+}
+
+/// A claim on a reply tuple, and what came of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    /// Claimed; ours.
+    Ours,
+    /// Held by the same flow, which another CPU is making.
+    Shared,
+    /// Somebody else's.
+    Taken,
+    /// No memory.
+    Full,
+}
+
+/// Is a reply tuple free: no flow has it, or one that expired?
+///
+/// A cheap look before [`claim`]: an insertion into the embryos may push another one out, even
+/// where it fails.
+#[inline(always)]
+pub fn is_free<F: Family>(work: &Work<F::Addr>) -> bool {
+    match find::<F>(&work.reply_key) {
+        Some((holder, _)) => {
+            let holder = holder.copy();
+            holder.is_expired(work.now) || is_ours(work, &holder)
+        }
+        None => true,
+    }
+}
+
+/// Is `holder` the reply half of the flow that is being made, by another CPU?
+#[inline(always)]
+fn is_ours<A: Address>(work: &Work<A>, holder: &Flow<A>) -> bool {
+    holder.src == work.reply.src
+        && holder.dst == work.reply.dst
+        && holder.sport == work.reply.sport
+        && holder.dport == work.reply.dport
+        && holder.has(flag::REPLY)
+}
+
+/// Claims `work.reply_key`, the tuple that answers will have, for `work.reply`.
+#[inline(never)]
+pub fn claim<F: Family>(work: &Work<F::Addr>) -> Claim {
+    match F::embryos().insert(work.reply_key, work.reply, BPF_NOEXIST) {
+        Ok(()) => {}
+        Err(EEXIST) => {
+            let Some(holder) = F::embryos().get_ptr_mut(work.reply_key) else {
+                return Claim::Taken;
+            };
+            let holder = Entry(holder).copy();
+            if !holder.is_expired(work.now) {
+                return if is_ours(work, &holder) {
+                    Claim::Shared
+                } else {
+                    Claim::Taken
+                };
+            }
+            let _ = F::embryos().remove(work.reply_key);
+            if F::embryos()
+                .insert(work.reply_key, work.reply, BPF_NOEXIST)
+                .is_err()
+            {
+                return Claim::Taken;
+            }
+        }
+        Err(_) => return Claim::Full,
+    }
+    // An assured flow that expired makes room; one that was on its way from the embryos does not.
+    let Some(holder) = F::flows().get_ptr_mut(work.reply_key) else {
+        return Claim::Ours;
+    };
+    let holder = Entry(holder).copy();
+    if holder.is_expired(work.now) {
+        let _ = F::flows().remove(work.reply_key);
+        let _ = F::flows().remove(holder.reverse_key(work.key.proto));
+        return Claim::Ours;
+    }
+    let _ = F::embryos().remove(work.reply_key);
+    Claim::Taken
+}
+
+/// Inserts the original half, `work.flow` under `work.key`, once the reply half is claimed. Where
+/// another CPU was faster, takes back the claim and copies the winner's entry into `work.flow`.
+#[inline(always)]
+pub fn open<F: Family>(work: &mut Work<F::Addr>, claim: Claim) -> Result<(), Drop> {
+    let _ = F::embryos().insert(work.key, work.flow, BPF_NOEXIST);
+    let (winner, _) = find::<F>(&work.key).ok_or(Drop::TableFull)?;
+    work.flow = winner.copy();
+    if claim == Claim::Ours && work.flow.reverse_key(work.key.proto) != work.reply_key {
+        let _ = F::embryos().remove(work.reply_key);
+    }
+    Ok(())
+}

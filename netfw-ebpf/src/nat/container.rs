@@ -1,0 +1,233 @@
+//! What a container sends, on the host side of its veth pair.
+
+use netfw_common::{
+    addr::{Address, Mac},
+    drop::Drop,
+    flow::flag,
+    record::{Endpoint, Publish, network_flag},
+    tuple::zone,
+};
+
+use super::{
+    mapping::{self, Mapping},
+    translate,
+    world::{endpoint_at, published},
+};
+use crate::{
+    event::{self, Direction},
+    family::Family,
+    flow::{self, Miss},
+    packet::Packet,
+    parse::{self, Ethernet},
+    redirect::{Query, Route, way_out},
+    verdict::Verdict,
+    work::Work,
+};
+
+/// Decides about an IP packet from `sender`, whose source MAC has been checked.
+///
+/// Nothing that the engine does not understand goes to the world: it is dropped and counted, and
+/// what is handed on to the stack cannot leave an uplink ([`super::guard`]).
+#[inline(always)]
+pub fn receive<P: Packet, F: Family>(
+    packet: &mut P,
+    ethernet: &Ethernet,
+    sender: &Endpoint,
+) -> Verdict {
+    let Some(work) = F::work() else {
+        return Verdict::Drop(Drop::Malformed);
+    };
+    if F::parse(packet, work).is_err() {
+        return Verdict::Drop(Drop::Malformed);
+    }
+    if work.key.src != F::endpoint_address(sender) {
+        return Verdict::Drop(Drop::SpoofedAddress);
+    }
+    if is_group(&ethernet.dst) || work.key.dst.is_link_scope() {
+        return Verdict::Pass;
+    }
+
+    let translatable = parse::transport(packet, work);
+    if translatable {
+        work.key.zone = zone::CONTAINER;
+        work.now = flow::now();
+        match flow::lookup::<F>(work) {
+            Ok(()) => return send::<P, F>(packet, work, sender),
+            Err(Miss::TableFull) => return Verdict::Drop(Drop::TableFull),
+            Err(Miss::Absent) => {}
+        }
+    }
+
+    if let Some(receiver) = endpoint_at::<F>(&work.key.dst) {
+        return neighbour::<P, F>(packet, ethernet, work, sender, receiver);
+    }
+    let subnet = F::subnet(work.key.dst);
+    if F::is_local(&work.key.dst) {
+        if work.opens
+            && let Some(publish) = published::<F>(work)
+        {
+            return match hairpin::<P, F>(packet, work, sender, publish) {
+                Ok(()) => send::<P, F>(packet, work, sender),
+                Err(reason) => Verdict::Drop(reason),
+            };
+        }
+        // Another network's gateway is part of that network.
+        return match subnet {
+            Some(subnet) if subnet.network != sender.network => Verdict::Drop(Drop::Isolated),
+            _ => Verdict::Pass,
+        };
+    }
+    match subnet {
+        // Somebody on the bridge whom netfw does not know.
+        Some(subnet) if subnet.network == sender.network => return Verdict::Pass,
+        Some(_) => return Verdict::Drop(Drop::Isolated),
+        None => {}
+    }
+    if sender.flags & network_flag::INTERNAL != 0 {
+        return Verdict::Drop(Drop::Internal);
+    }
+    if !work.key.dst.is_unicast() {
+        return Verdict::Drop(Drop::Martian);
+    }
+    // Untranslated networks are the stack's to route, and so is the answer "time exceeded".
+    if sender.flags & network_flag::MASQUERADE == 0 || work.ttl <= 1 {
+        return Verdict::Pass;
+    }
+    if !translatable {
+        return Verdict::Drop(Drop::Untranslatable);
+    }
+    if !work.opens {
+        return Verdict::Drop(Drop::NoFlow);
+    }
+    masquerade::<P, F>(packet, work, sender)
+}
+
+/// Broadcast or multicast, by the Ethernet header.
+#[inline(always)]
+fn is_group(mac: &Mac) -> bool {
+    mac[0] & 1 != 0
+}
+
+/// A packet of the flow in `work`.
+#[inline(always)]
+fn send<P: Packet, F: Family>(
+    packet: &mut P,
+    work: &mut Work<F::Addr>,
+    sender: &Endpoint,
+) -> Verdict {
+    let to_container = work.flow.has(flag::TO_CONTAINER);
+    if work.ttl <= 1 {
+        // Towards the world the stack answers; of the way to a publish it knows nothing.
+        return if to_container {
+            Verdict::Drop(Drop::TtlExceeded)
+        } else {
+            Verdict::Pass
+        };
+    }
+    let verdict = if to_container {
+        Verdict::Peer {
+            ifindex: work.flow.ifindex,
+        }
+    } else {
+        match way_out::<P, F>(packet, work, sender.bridge) {
+            Some(verdict) => verdict,
+            None => return Verdict::Drop(Drop::NoRoute),
+        }
+    };
+    match translate::apply::<P, F>(packet, work) {
+        Ok(()) => verdict,
+        Err(reason) => Verdict::Drop(reason),
+    }
+}
+
+/// To a container of the same network, past the bridge, untranslated.
+#[inline(always)]
+fn neighbour<P: Packet, F: Family>(
+    packet: &mut P,
+    ethernet: &Ethernet,
+    work: &Work<F::Addr>,
+    sender: &Endpoint,
+    receiver: &Endpoint,
+) -> Verdict {
+    if sender.network != receiver.network {
+        return Verdict::Drop(Drop::Isolated);
+    }
+    // Sent to itself by way of the node: no bridge would give it back.
+    if sender.ifindex == receiver.ifindex {
+        return Verdict::Drop(Drop::Martian);
+    }
+    if ethernet.dst != receiver.mac
+        && !translate::write_ethernet(packet, &receiver.mac, &sender.gateway_mac)
+    {
+        return Verdict::Drop(Drop::Malformed);
+    }
+    event::count(sender.counter, Direction::Tx, work.len.into());
+    event::count(receiver.counter, Direction::Rx, work.len.into());
+    Verdict::Peer {
+        ifindex: receiver.ifindex,
+    }
+}
+
+/// A new flow to a publish of the node, which leads back into a container.
+#[inline(always)]
+fn hairpin<P: Packet, F: Family>(
+    packet: &P,
+    work: &mut Work<F::Addr>,
+    sender: &Endpoint,
+    publish: &Publish<F::Addr>,
+) -> Result<(), Drop> {
+    let server = endpoint_at::<F>(&publish.addr).ok_or(Drop::NoEndpoint)?;
+    // A container that saw its own address as source would answer itself.
+    let own = server.ifindex == sender.ifindex;
+    let mapping = Mapping {
+        src: if own {
+            F::endpoint_gateway(sender)
+        } else {
+            work.key.src
+        },
+        dst: publish.addr,
+        dport: publish.port,
+        counter: publish.counter,
+        published: flag::PUBLISHED,
+        to: Some(server),
+        back: Some(sender),
+        source_is_node: own,
+    };
+    mapping::create::<P, F>(packet, work, &mapping)
+}
+
+/// A new flow to the world, from the node's address.
+#[inline(always)]
+fn masquerade<P: Packet, F: Family>(
+    packet: &mut P,
+    work: &mut Work<F::Addr>,
+    sender: &Endpoint,
+) -> Verdict {
+    let query = Query {
+        bridge: sender.bridge,
+        src: work.key.src,
+        dst: work.key.dst,
+        source: true,
+    };
+    // Without a route the stack answers for a router: "unreachable".
+    let Route::Via(via) = F::route(packet, &query) else {
+        return Verdict::Pass;
+    };
+    let Some(source) = via.source else {
+        return Verdict::Drop(Drop::NoRoute);
+    };
+    let mapping = Mapping {
+        src: source,
+        dst: work.key.dst,
+        dport: work.key.dport,
+        counter: sender.counter,
+        published: 0,
+        to: None,
+        back: Some(sender),
+        source_is_node: true,
+    };
+    match mapping::create::<P, F>(packet, work, &mapping) {
+        Ok(()) => send::<P, F>(packet, work, sender),
+        Err(reason) => Verdict::Drop(reason),
+    }
+}

@@ -1,0 +1,84 @@
+//! Carries out what a flow says: rewrites a packet and counts it.
+
+use netfw_common::{
+    addr::{Address, Mac},
+    csum::difference,
+    drop::Drop,
+    flow::flag,
+    tuple::proto,
+};
+
+use crate::{
+    event::{self, Direction},
+    family::Family,
+    packet::Packet,
+    parse::{Icmp, Tcp, Udp},
+    work::Work,
+};
+
+/// Rewrites the packet's addresses, ports (or ICMP identifier), TTL, checksums and, where the flow
+/// knows it, the Ethernet header; then counts it.
+#[inline(always)]
+pub fn apply<P: Packet, F: Family>(packet: &mut P, work: &Work<F::Addr>) -> Result<(), Drop> {
+    let (from, to) = (&work.key, &work.flow);
+    let addresses = difference(from.src.sum() + from.dst.sum(), to.src.sum() + to.dst.sum());
+    // Equal sums that are differently spelled have a difference of 0xffff, which changes nothing.
+    let ports = difference(
+        u64::from(from.sport.wire()) + u64::from(from.dport.wire()),
+        u64::from(to.sport.wire()) + u64::from(to.dport.wire()),
+    );
+
+    let short = Err(Drop::Malformed);
+    if to.flags & flag::L2_CACHED != 0 && !write_ethernet(packet, &to.dmac, &to.smac) {
+        return short;
+    }
+    if !F::rewrite(packet, to, addresses) {
+        return short;
+    }
+    let l4 = work.transport();
+    match from.proto {
+        proto::TCP => {
+            if !packet.write(l4, [to.sport, to.dport]) {
+                return short;
+            }
+            packet.update_l4_checksum(l4 + Tcp::CHECKSUM, addresses, ports, false);
+        }
+        proto::UDP => {
+            if !packet.write(l4, [to.sport, to.dport]) {
+                return short;
+            }
+            packet.update_l4_checksum(l4 + Udp::CHECKSUM, addresses, ports, true);
+        }
+        // An identifier stands where requests have a source "port" and replies a destination's;
+        // the other is 0. ICMP has no pseudo-header (RFC 792).
+        proto::ICMP => {
+            let id = if from.sport.wire() != 0 {
+                to.sport
+            } else {
+                to.dport
+            };
+            if !packet.write(l4 + Icmp::ID, id) {
+                return short;
+            }
+            packet.update_l4_checksum(l4 + Icmp::CHECKSUM, 0, ports, false);
+        }
+        // `parse::transport` lets nothing else through.
+        _ => return Err(Drop::Untranslatable),
+    }
+
+    let published = to.flags & flag::PUBLISHED != 0;
+    let reply = to.flags & flag::REPLY != 0;
+    let direction = if published == reply {
+        Direction::Tx
+    } else {
+        Direction::Rx
+    };
+    event::count(to.counter, direction, work.len.into());
+    Ok(())
+}
+
+/// Writes both Ethernet addresses; the EtherType stays.
+#[inline(always)]
+pub fn write_ethernet<P: Packet>(packet: &mut P, dst: &Mac, src: &Mac) -> bool {
+    packet.write(0, [*dst, *src])
+}

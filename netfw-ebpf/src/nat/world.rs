@@ -1,0 +1,130 @@
+//! What comes from the world, on an uplink.
+
+use netfw_common::{
+    addr::Address,
+    drop::Drop,
+    flow::flag,
+    record::{Endpoint, Publish, PublishKey, network_flag},
+    tuple::zone,
+};
+
+use super::{
+    mapping::{self, Mapping},
+    translate,
+};
+use crate::{
+    family::Family,
+    flow::{self, Miss},
+    maps::ENDPOINTS,
+    packet::Packet,
+    parse,
+    verdict::Verdict,
+    work::Work,
+};
+
+/// Decides about an IP packet. What is not netfw's goes on untouched: broken packets to the stack,
+/// which counts them as everybody expects, and everything of the node's own.
+#[inline(always)]
+pub fn receive<P: Packet, F: Family>(packet: &mut P) -> Verdict {
+    if !packet.is_for_us() {
+        return Verdict::Pass;
+    }
+    let Some(work) = F::work() else {
+        return Verdict::Pass;
+    };
+    if F::parse(packet, work).is_err() {
+        return Verdict::Pass;
+    }
+    if parse::transport(packet, work) {
+        work.key.zone = zone::WORLD;
+        work.now = flow::now();
+        match flow::lookup::<F>(work) {
+            Ok(()) => return deliver::<P, F>(packet, work),
+            Err(Miss::TableFull) => return Verdict::Drop(Drop::TableFull),
+            Err(Miss::Absent) => {}
+        }
+        if work.opens
+            && let Some(publish) = published::<F>(work)
+        {
+            return match dnat::<P, F>(packet, work, publish) {
+                Ok(()) => deliver::<P, F>(packet, work),
+                Err(reason) => Verdict::Drop(reason),
+            };
+        }
+    }
+    match F::subnet(work.key.dst) {
+        Some(subnet) if subnet.flags & network_flag::ROUTED == 0 && !F::is_local(&work.key.dst) => {
+            Verdict::Drop(Drop::DirectAccess)
+        }
+        _ => Verdict::Pass,
+    }
+}
+
+/// Into the container.
+#[inline(always)]
+fn deliver<P: Packet, F: Family>(packet: &mut P, work: &Work<F::Addr>) -> Verdict {
+    if work.ttl <= 1 {
+        return Verdict::Drop(Drop::TtlExceeded);
+    }
+    if !work.flow.has(flag::TO_CONTAINER) {
+        // Nothing makes such a flow: what comes from the world leads into a container.
+        return Verdict::Pass;
+    }
+    match translate::apply::<P, F>(packet, work) {
+        Ok(()) => Verdict::Peer {
+            ifindex: work.flow.ifindex,
+        },
+        Err(reason) => Verdict::Drop(reason),
+    }
+}
+
+/// A new flow to a publish.
+#[inline(always)]
+fn dnat<P: Packet, F: Family>(
+    packet: &P,
+    work: &mut Work<F::Addr>,
+    publish: &Publish<F::Addr>,
+) -> Result<(), Drop> {
+    let src = work.key.src;
+    if !src.is_unicast() || F::is_local(&src) || F::subnet(src).is_some() {
+        return Err(Drop::Martian);
+    }
+    let endpoint = endpoint_at::<F>(&publish.addr).ok_or(Drop::NoEndpoint)?;
+    let mapping = Mapping {
+        src,
+        dst: publish.addr,
+        dport: publish.port,
+        counter: publish.counter,
+        published: flag::PUBLISHED,
+        to: Some(endpoint),
+        back: None,
+        source_is_node: false,
+    };
+    mapping::create::<P, F>(packet, work, &mapping)
+}
+
+/// The publish for a packet's destination, which is an address of the node.
+#[inline(always)]
+pub fn published<F: Family>(work: &Work<F::Addr>) -> Option<&'static Publish<F::Addr>> {
+    let mut wanted = PublishKey {
+        addr: work.key.dst,
+        port: work.key.dport,
+        proto: work.key.proto,
+        reserved: 0,
+    };
+    // SAFETY: integers; a publish is replaced whole, and removed before its endpoint is.
+    if let Some(publish) = unsafe { F::publishes().get(wanted) } {
+        return Some(publish);
+    }
+    wanted.addr = F::Addr::ANY;
+    // SAFETY: as above.
+    let publish = unsafe { F::publishes().get(wanted) }?;
+    F::is_local(&work.key.dst).then_some(publish)
+}
+
+/// The endpoint that has this address.
+#[inline(always)]
+pub fn endpoint_at<F: Family>(addr: &F::Addr) -> Option<&'static Endpoint> {
+    // SAFETY: integers, written by the agent alone.
+    unsafe { ENDPOINTS.get(F::addresses().get(addr)?) }
+}

@@ -1,0 +1,78 @@
+//! The only packet access.
+//!
+//! [`Packet`] is the seam between the hooks: the engine is written on it once. Offsets count from
+//! the start of the frame. A read returns a copy; no reference into the packet lives on, because
+//! helpers that change the packet make the verifier forget every pointer into it.
+
+mod skb;
+
+pub use skb::Skb;
+
+use netfw_common::{addr::Ip4, tuple::Tuple};
+
+/// A frame at a hook.
+pub trait Packet {
+    /// Bytes in the frame, those outside the linear part included.
+    fn len(&self) -> usize;
+
+    /// Start and end of the bytes that may be read and written directly.
+    fn bounds(&self) -> (usize, usize);
+
+    /// Makes the first `len` bytes of the frame directly accessible, where they exist.
+    fn make_linear(&mut self, len: usize);
+
+    /// Copies `len` bytes from `offset` to the start of `to`, where the frame has them.
+    ///
+    /// For lengths that vary; [`Packet::read`] is quicker for those that do not.
+    fn copy(&self, offset: usize, to: &mut [u32; 10], len: usize) -> Option<()>;
+
+    /// Interface on which it was received.
+    fn ifindex(&self) -> u32;
+
+    /// Would the node's own stack take it: addressed to this interface's MAC, and without a VLAN tag
+    /// outside the frame?
+    fn is_for_us(&self) -> bool;
+
+    /// Carries a VLAN tag outside the frame's bytes?
+    fn has_vlan_tag(&self) -> bool;
+
+    /// Updates the L4 checksum at `offset` for a change of addresses (where the protocol has a
+    /// pseudo-header, else 0) and of bytes of the L4 header, both as
+    /// [`netfw_common::csum::difference`]. `udp`: a checksum of 0 means "none" and stays, one that
+    /// comes out as 0 is written as 0xffff (RFC 768). All direct access ends here.
+    fn update_l4_checksum(&mut self, offset: usize, pseudo: u32, header: u32, udp: bool);
+
+    /// Does the node hold a socket that would take this TCP or UDP packet?
+    fn has_socket4(&self, tuple: &Tuple<Ip4>) -> bool;
+
+    /// What helpers call the context.
+    fn context(&self) -> *mut core::ffi::c_void;
+
+    /// Copies a `T` from `offset`.
+    ///
+    /// `T` must be plain bytes or integers in network order. Loads need no alignment on the
+    /// architectures that eBPF programs run on as netfw builds them.
+    #[inline(always)]
+    fn read<T: Copy>(&self, offset: usize) -> Option<T> {
+        let (start, end) = self.bounds();
+        let at = start + offset;
+        if at + size_of::<T>() > end {
+            return None;
+        }
+        // SAFETY: the bounds were checked just now; the verifier checks that they were.
+        Some(unsafe { *(at as *const T) })
+    }
+
+    /// Writes a `T` at `offset`; false where the frame does not reach that far.
+    #[inline(always)]
+    fn write<T: Copy>(&mut self, offset: usize, value: T) -> bool {
+        let (start, end) = self.bounds();
+        let at = start + offset;
+        if at + size_of::<T>() > end {
+            return false;
+        }
+        // SAFETY: as in `read`.
+        unsafe { *(at as *mut T) = value };
+        true
+    }
+}

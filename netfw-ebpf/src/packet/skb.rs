@@ -1,0 +1,151 @@
+//! [`Packet`] for TC: an skb, perhaps non-linear, perhaps a GSO super-packet with its checksum
+//! still to be filled in by hardware.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{
+        __sk_buff, BPF_F_CURRENT_NETNS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_sock_tuple,
+        bpf_sock_tuple__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
+    },
+    helpers::generated::{
+        bpf_l4_csum_replace, bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_load_bytes,
+        bpf_skb_pull_data, bpf_skc_lookup_tcp,
+    },
+    programs::TcContext,
+};
+use netfw_common::{
+    addr::{Be16, Ip4},
+    tuple::{Tuple, proto},
+};
+
+use super::Packet;
+
+/// `skb->pkt_type` of a frame addressed to the interface that received it.
+const PACKET_HOST: u32 = 0;
+
+pub struct Skb(TcContext);
+
+impl Skb {
+    pub fn new(ctx: TcContext) -> Self {
+        Self(ctx)
+    }
+
+    /// EtherType of the packet, as the kernel sees it behind tags.
+    #[inline(always)]
+    pub fn protocol(&self) -> Be16 {
+        // SAFETY: the kernel's context, valid for the program's run.
+        Be16::from_wire(unsafe { (*self.raw()).protocol } as u16)
+    }
+
+    #[inline(always)]
+    fn raw(&self) -> *mut __sk_buff {
+        self.0.skb.skb
+    }
+}
+
+impl Packet for Skb {
+    #[inline(always)]
+    fn len(&self) -> usize {
+        self.0.len() as usize
+    }
+
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        (self.0.data(), self.0.data_end())
+    }
+
+    #[inline(always)]
+    fn make_linear(&mut self, len: usize) {
+        let (start, end) = self.bounds();
+        if start + len > end {
+            let len = len.min(self.len()) as u32;
+            // SAFETY: a helper call. A failure shows as reads that find nothing.
+            unsafe { bpf_skb_pull_data(self.raw(), len) };
+        }
+    }
+
+    #[inline(always)]
+    fn copy(&self, offset: usize, to: &mut [u32; 10], len: usize) -> Option<()> {
+        let len = len.clamp(1, size_of_val(to)) as u32;
+        let to = to.as_mut_ptr().cast();
+        // SAFETY: a helper call that writes `len` bytes, which `to` has.
+        let read = unsafe { bpf_skb_load_bytes(self.raw().cast(), offset as u32, to, len) };
+        (read == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: the kernel's context, valid for the program's run.
+        unsafe { (*self.raw()).ifindex }
+    }
+
+    #[inline(always)]
+    fn is_for_us(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.raw()).pkt_type == PACKET_HOST && (*self.raw()).vlan_present == 0 }
+    }
+
+    #[inline(always)]
+    fn has_vlan_tag(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.raw()).vlan_present != 0 }
+    }
+
+    /// The kernel knows whether the checksum is complete, partial (GSO, offload) or to be verified
+    /// by hardware, and does what each takes: address changes count for a partial checksum, port
+    /// changes do not.
+    #[inline(always)]
+    fn update_l4_checksum(&mut self, offset: usize, pseudo: u32, header: u32, udp: bool) {
+        let mangled = if udp {
+            u64::from(BPF_F_MARK_MANGLED_0)
+        } else {
+            0
+        };
+        if pseudo != 0 {
+            let flags = u64::from(BPF_F_PSEUDO_HDR) | mangled;
+            // SAFETY: a helper call; the offset was read from before, so it cannot fail.
+            unsafe { bpf_l4_csum_replace(self.raw(), offset as u32, 0, pseudo.into(), flags) };
+        }
+        if header != 0 {
+            // SAFETY: as above.
+            unsafe { bpf_l4_csum_replace(self.raw(), offset as u32, 0, header.into(), mangled) };
+        }
+    }
+
+    #[inline(always)]
+    fn has_socket4(&self, tuple: &Tuple<Ip4>) -> bool {
+        let mut sock = bpf_sock_tuple {
+            __bindgen_anon_1: bpf_sock_tuple__bindgen_ty_1 {
+                ipv4: bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
+                    saddr: tuple.src.0.wire(),
+                    daddr: tuple.dst.0.wire(),
+                    sport: tuple.sport.wire(),
+                    dport: tuple.dport.wire(),
+                },
+            },
+        };
+        let size = size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1>() as u32;
+        let netns = BPF_F_CURRENT_NETNS as i64 as u64;
+        let ctx = self.context();
+        // SAFETY: helper calls; a socket that was found is released at once.
+        unsafe {
+            let found = match tuple.proto {
+                proto::TCP => bpf_skc_lookup_tcp(ctx, &mut sock, size, netns, 0),
+                proto::UDP => bpf_sk_lookup_udp(ctx, &mut sock, size, netns, 0),
+                _ => return false,
+            };
+            if found.is_null() {
+                return false;
+            }
+            bpf_sk_release(found.cast::<c_void>());
+        }
+        true
+    }
+
+    #[inline(always)]
+    fn context(&self) -> *mut c_void {
+        self.0.as_ptr()
+    }
+}

@@ -1,0 +1,139 @@
+//! From a frame to its headers: what every decision reads.
+//!
+//! A redirect skips what the stack checks on receipt, so the checks of `ip_rcv` are made here:
+//! version, header and total length, header checksum (RFC 1122 3.2.1). What fails them is
+//! [`Malformed`], and never translated.
+
+use netfw_common::{
+    addr::{Address, Be16, Mac},
+    tuple::proto,
+};
+
+use crate::{packet::Packet, work::Work};
+
+pub const ETH_LEN: usize = 14;
+
+pub mod ethertype {
+    use netfw_common::addr::Be16;
+
+    pub const IPV4: Be16 = Be16::new(0x0800);
+    pub const ARP: Be16 = Be16::new(0x0806);
+}
+
+/// The Ethernet header.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Ethernet {
+    pub dst: Mac,
+    pub src: Mac,
+    pub ethertype: Be16,
+}
+
+/// The packet fails the checks that the stack makes on receipt.
+pub struct Malformed;
+
+/// Reads the transport header into `work`; false where netfw does not translate it (yet): other
+/// protocols, fragments, ICMP but echo, headers cut short.
+///
+/// The network header has been read.
+#[inline(always)]
+pub fn transport<P: Packet, A: Address>(packet: &P, work: &mut Work<A>) -> bool {
+    const NONE: Be16 = Be16::new(0);
+    (work.key.sport, work.key.dport) = (NONE, NONE);
+    (work.flags, work.opens) = (0, false);
+    if work.fragment {
+        return false;
+    }
+    match work.key.proto {
+        proto::TCP => {
+            use netfw_common::flow::tcp::{ACK, FIN, RST, SYN};
+            let Some(header) = packet.read::<Tcp>(work.transport()) else {
+                return false;
+            };
+            (work.key.sport, work.key.dport) = (header.sport, header.dport);
+            work.flags = header.flags;
+            work.opens = header.flags & (SYN | ACK | FIN | RST) == SYN;
+        }
+        proto::UDP => {
+            let Some(header) = packet.read::<Udp>(work.transport()) else {
+                return false;
+            };
+            (work.key.sport, work.key.dport) = (header.sport, header.dport);
+            work.opens = true;
+        }
+        proto::ICMP => {
+            let Some(header) = packet.read::<Icmp>(work.transport()) else {
+                return false;
+            };
+            match (header.kind, header.code) {
+                (Icmp::ECHO_REQUEST, 0) => {
+                    work.key.sport = header.id;
+                    work.opens = true;
+                }
+                (Icmp::ECHO_REPLY, 0) => work.key.dport = header.id,
+                _ => return false,
+            }
+        }
+        _ => return false,
+    }
+    true
+}
+
+/// The first 20 bytes of a TCP header (RFC 9293 3.1).
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Tcp {
+    pub sport: Be16,
+    pub dport: Be16,
+    pub sequence: [u8; 8],
+    pub offset: u8,
+    pub flags: u8,
+    pub window: u16,
+    pub checksum: u16,
+    pub urgent: u16,
+}
+
+impl Tcp {
+    pub const CHECKSUM: usize = 16;
+}
+
+/// A UDP header (RFC 768).
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Udp {
+    pub sport: Be16,
+    pub dport: Be16,
+    pub len: Be16,
+    pub checksum: u16,
+}
+
+impl Udp {
+    pub const CHECKSUM: usize = 6;
+}
+
+/// An ICMP header of a query (RFC 792).
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Icmp {
+    pub kind: u8,
+    pub code: u8,
+    pub checksum: u16,
+    pub id: Be16,
+    pub sequence: u16,
+}
+
+impl Icmp {
+    pub const ECHO_REPLY: u8 = 0;
+    pub const ECHO_REQUEST: u8 = 8;
+    pub const CHECKSUM: usize = 2;
+    pub const ID: usize = 4;
+}
+
+/// An ARP packet for IPv4 over Ethernet (RFC 826), up to the sender's address.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Arp {
+    pub hardware: [u8; 8],
+    pub sender_mac: Mac,
+    pub sender_ip: [u8; 4],
+}

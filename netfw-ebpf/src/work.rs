@@ -1,0 +1,55 @@
+//! What is known of the packet at hand.
+//!
+//! It lies in a per-CPU map, not on the stack, for two reasons: the stack of a program and all it
+//! calls is 512 bytes; and the verifier follows the values on the stack but not those in a map, so
+//! that paths which differ in nothing but what they found (TCP or UDP, which header length, which
+//! table) are one path to it from there on. Without this the programs exceed a million verified
+//! instructions; with it they are about ten thousand.
+//!
+//! A program's run owns its CPU's record: programs of this kind do not nest, and nothing in it is
+//! read before it was written in the same run.
+
+use netfw_common::{flow::Flow, tuple::Tuple};
+
+/// The packet, what its flow does to it, and the flow while it is being made.
+#[repr(C)]
+pub struct Work<A> {
+    /// The packet's tuple; without a transport header that netfw translates, ports are 0.
+    pub key: Tuple<A>,
+    /// Copy of the flow entry by which the packet goes.
+    pub flow: Flow<A>,
+    /// The reply half of a flow that is being made, and its key.
+    pub reply: Flow<A>,
+    pub reply_key: Tuple<A>,
+    /// The tick of now.
+    pub now: u32,
+    /// Bytes of the packet, network header included.
+    pub len: u32,
+    /// Offset of the transport header from the start of the frame; see [`Work::transport`].
+    pub l4: u32,
+    /// Hash of the internal endpoint, see [`netfw_common::port`].
+    pub hash: u32,
+    /// TTL or hop limit.
+    pub ttl: u8,
+    /// A fragment, first ones included.
+    pub fragment: bool,
+    /// TCP's flags, else 0.
+    pub flags: u8,
+    /// May it open a flow: a TCP SYN, any UDP packet, an ICMP echo request?
+    pub opens: bool,
+    /// The flow that is being made sends from an address of the node, which sockets and publishes
+    /// use as well.
+    pub from_node: bool,
+    pub reserved: [u8; 3],
+}
+
+impl<A> Work<A> {
+    /// Largest offset of a transport header, for the verifier: it cannot know what was stored.
+    const MAX_L4: usize = 0x7f;
+
+    /// Offset of the transport header from the start of the frame.
+    #[inline(always)]
+    pub fn transport(&self) -> usize {
+        self.l4 as usize & Self::MAX_L4
+    }
+}

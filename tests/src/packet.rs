@@ -1,0 +1,500 @@
+//! Builds the packets that the tests send through the programs, and looks at those that come out.
+//!
+//! Headers, lengths and checksums are etherparse's: an independent implementation, so that an
+//! error in netfw's own arithmetic cannot hide behind itself. One builder serves IPv4 and IPv6;
+//! which one it is, the addresses say. Damage is asked for by name.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    ops::Range,
+};
+
+use etherparse::{
+    EtherType, Ethernet2Header, IcmpEchoHeader, Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type,
+    IpFragOffset, IpNumber, Ipv4Header, Ipv4Options, Ipv6FragmentHeader, Ipv6Header,
+    SingleVlanHeader, TcpHeader, UdpHeader, VlanId,
+};
+
+pub use crate::packet::seen::{Seen, assert_checksums};
+
+mod seen;
+
+pub const TTL: u8 = 64;
+
+#[derive(Clone, Debug)]
+enum Transport {
+    Udp,
+    Tcp { flags: String, seq: u32, ack: u32 },
+    EchoRequest { id: u16, seq: u16 },
+    EchoReply { id: u16, seq: u16 },
+    Raw(IpNumber),
+}
+
+/// A packet to be; [`build`](Packet::build) gives its bytes, from the Ethernet header on.
+#[derive(Clone, Debug)]
+pub struct Packet {
+    source: SocketAddr,
+    destination: SocketAddr,
+    transport: Transport,
+    payload: Vec<u8>,
+    macs: ([u8; 6], [u8; 6]),
+    ttl: u8,
+    tos: u8,
+    vlan: Option<u16>,
+    options: Vec<u8>,
+    fragment: Option<Range<usize>>,
+    dont_fragment: bool,
+    udp_without_checksum: bool,
+    bad_ip_checksum: bool,
+    bad_transport_checksum: bool,
+    trailer: usize,
+}
+
+impl Packet {
+    fn new(source: SocketAddr, destination: SocketAddr, transport: Transport) -> Self {
+        assert_eq!(
+            source.is_ipv4(),
+            destination.is_ipv4(),
+            "{source} and {destination} are of one family"
+        );
+        Self {
+            source,
+            destination,
+            transport,
+            payload: b"netfw".to_vec(),
+            macs: ([2, 0, 0, 0, 0, 0xa], [2, 0, 0, 0, 0, 0xb]),
+            ttl: TTL,
+            tos: 0,
+            vlan: None,
+            options: Vec::new(),
+            fragment: None,
+            dont_fragment: true,
+            udp_without_checksum: false,
+            bad_ip_checksum: false,
+            bad_transport_checksum: false,
+            trailer: 0,
+        }
+    }
+
+    /// `Packet::udp("10.1.0.2:4000", "10.1.0.1:8080")`, `"[fd00:1::2]:4000"` for IPv6.
+    #[track_caller]
+    pub fn udp(source: &str, destination: &str) -> Self {
+        Self::new(socket(source), socket(destination), Transport::Udp)
+    }
+
+    /// `flags` as tcpdump writes them: `S` SYN, `.` ACK, `F` FIN, `R` RST, `P` PSH, `U` URG.
+    #[track_caller]
+    pub fn tcp(source: &str, destination: &str, flags: &str) -> Self {
+        let transport = Transport::Tcp {
+            flags: flags.to_owned(),
+            seq: 1000,
+            ack: if flags.contains('.') { 2000 } else { 0 },
+        };
+        let packet = Self::new(socket(source), socket(destination), transport);
+        // Segments that open or end a connection carry no data.
+        packet.payload(if flags.contains(['S', 'R']) {
+            b""
+        } else {
+            b"netfw"
+        })
+    }
+
+    /// An ICMP or ICMPv6 echo request.
+    #[track_caller]
+    pub fn ping(source: &str, destination: &str, id: u16) -> Self {
+        let transport = Transport::EchoRequest { id, seq: 1 };
+        Self::new(host(source), host(destination), transport)
+    }
+
+    /// The answer to one.
+    #[track_caller]
+    pub fn pong(source: &str, destination: &str, id: u16) -> Self {
+        let transport = Transport::EchoReply { id, seq: 1 };
+        Self::new(host(source), host(destination), transport)
+    }
+
+    /// Any protocol; the payload is all that follows the IP header, checksum and all.
+    #[track_caller]
+    pub fn raw(source: &str, destination: &str, protocol: u8, payload: &[u8]) -> Self {
+        let transport = Transport::Raw(IpNumber(protocol));
+        Self::new(host(source), host(destination), transport).payload(payload)
+    }
+
+    pub fn payload(mut self, payload: &[u8]) -> Self {
+        self.payload = payload.to_vec();
+        self
+    }
+
+    /// Source and destination MAC address.
+    pub fn macs(mut self, source: [u8; 6], destination: [u8; 6]) -> Self {
+        self.macs = (source, destination);
+        self
+    }
+
+    /// TTL, or hop limit.
+    pub fn ttl(mut self, ttl: u8) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
+    /// The whole TOS byte (traffic class): DSCP and ECN.
+    pub fn tos(mut self, tos: u8) -> Self {
+        self.tos = tos;
+        self
+    }
+
+    /// Sequence and acknowledgement number of a TCP segment.
+    pub fn numbers(mut self, new_seq: u32, new_ack: u32) -> Self {
+        match &mut self.transport {
+            Transport::Tcp { seq, ack, .. } => (*seq, *ack) = (new_seq, new_ack),
+            other => panic!("{other:?} has no sequence numbers"),
+        }
+        self
+    }
+
+    /// An 802.1Q tag in the frame.
+    pub fn vlan(mut self, id: u16) -> Self {
+        self.vlan = Some(id);
+        self
+    }
+
+    /// IPv4 options; a multiple of four bytes.
+    pub fn ip_options(mut self, options: &[u8]) -> Self {
+        self.options = options.to_vec();
+        self
+    }
+
+    /// Only this part of the IP payload, as a fragment of the whole; more follow unless it
+    /// reaches to the end. It starts at a multiple of eight bytes. The transport checksum is
+    /// that of the whole.
+    pub fn fragment(mut self, part: Range<usize>) -> Self {
+        self.fragment = Some(part);
+        self.dont_fragment = false;
+        self
+    }
+
+    /// UDP over IPv4 with checksum 0: none.
+    pub fn udp_without_checksum(mut self) -> Self {
+        self.udp_without_checksum = true;
+        self
+    }
+
+    pub fn bad_ip_checksum(mut self) -> Self {
+        self.bad_ip_checksum = true;
+        self
+    }
+
+    pub fn bad_transport_checksum(mut self) -> Self {
+        self.bad_transport_checksum = true;
+        self
+    }
+
+    /// Bytes behind the IP packet, as Ethernet pads short frames.
+    pub fn trailer(mut self, bytes: usize) -> Self {
+        self.trailer = bytes;
+        self
+    }
+
+    /// The frame.
+    pub fn build(&self) -> Vec<u8> {
+        let ether_type = if self.source.is_ipv4() {
+            EtherType::IPV4
+        } else {
+            EtherType::IPV6
+        };
+        let ethernet = Ethernet2Header {
+            source: self.macs.0,
+            destination: self.macs.1,
+            ether_type: match self.vlan {
+                Some(_) => EtherType::VLAN_TAGGED_FRAME,
+                None => ether_type,
+            },
+        };
+        let mut frame = ethernet.to_bytes().to_vec();
+        if let Some(id) = self.vlan {
+            let tag = SingleVlanHeader {
+                vlan_id: VlanId::try_new(id).expect("a VLAN id has 12 bits"),
+                ether_type,
+                ..SingleVlanHeader::default()
+            };
+            frame.extend(tag.to_bytes());
+        }
+        frame.extend(self.ip());
+        frame.resize(frame.len() + self.trailer, 0);
+        frame
+    }
+
+    /// The IP packet alone, as ICMP errors quote it.
+    pub fn ip(&self) -> Vec<u8> {
+        let whole = self.transport();
+        let part = self.fragment.clone().unwrap_or(0..whole.len());
+        let more = part.end < whole.len();
+        assert!(
+            part.start.is_multiple_of(8) && part.end <= whole.len(),
+            "{part:?} is no fragment of {} bytes",
+            whole.len()
+        );
+        let offset = u16::try_from(part.start / 8)
+            .ok()
+            .and_then(|units| IpFragOffset::try_new(units).ok())
+            .expect("a fragment offset has 13 bits");
+        let payload = &whole[part];
+        let mut bytes = match (self.source.ip(), self.destination.ip()) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                let mut header = Ipv4Header::new(
+                    u16::try_from(payload.len()).expect("a packet fits in 64 KiB"),
+                    self.ttl,
+                    self.protocol(),
+                    source.octets(),
+                    destination.octets(),
+                )
+                .expect("a packet fits in 64 KiB");
+                header.identification = 0x4e46;
+                header.dont_fragment = self.dont_fragment;
+                header.more_fragments = more;
+                header.fragment_offset = offset;
+                header.options = Ipv4Options::try_from(&self.options[..])
+                    .expect("IPv4 options are at most 40 bytes, a multiple of 4");
+                header
+                    .set_payload_len(payload.len())
+                    .expect("a packet fits in 64 KiB");
+                let mut bytes = header.to_bytes().to_vec();
+                bytes[1] = self.tos;
+                header = Ipv4Header::from_slice(&bytes).expect("a header of ours").0;
+                let mut sum = header.calc_header_checksum();
+                if self.bad_ip_checksum {
+                    sum ^= 0x0100;
+                }
+                bytes[10..12].copy_from_slice(&sum.to_be_bytes());
+                bytes
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                let extension = self.fragment.as_ref().map(|_| Ipv6FragmentHeader {
+                    next_header: self.protocol(),
+                    fragment_offset: offset,
+                    more_fragments: more,
+                    identification: 0x4e46,
+                });
+                let extension = extension.map_or(Vec::new(), |header| header.to_bytes().to_vec());
+                let header = Ipv6Header {
+                    payload_length: u16::try_from(extension.len() + payload.len())
+                        .expect("a packet fits in 64 KiB"),
+                    next_header: if extension.is_empty() {
+                        self.protocol()
+                    } else {
+                        IpNumber::IPV6_FRAGMENTATION_HEADER
+                    },
+                    hop_limit: self.ttl,
+                    source: source.octets(),
+                    destination: destination.octets(),
+                    ..Ipv6Header::default()
+                };
+                let mut bytes = header.to_bytes().to_vec();
+                // The traffic class lies across the first two bytes.
+                bytes[0] |= self.tos >> 4;
+                bytes[1] |= self.tos << 4;
+                bytes.extend(extension);
+                bytes
+            }
+            _ => unreachable!("checked by `new`"),
+        };
+        bytes.extend(payload);
+        bytes
+    }
+
+    fn protocol(&self) -> IpNumber {
+        match (&self.transport, self.source.is_ipv4()) {
+            (Transport::Udp, _) => IpNumber::UDP,
+            (Transport::Tcp { .. }, _) => IpNumber::TCP,
+            (Transport::EchoRequest { .. } | Transport::EchoReply { .. }, true) => IpNumber::ICMP,
+            (Transport::EchoRequest { .. } | Transport::EchoReply { .. }, false) => {
+                IpNumber::IPV6_ICMP
+            }
+            (Transport::Raw(protocol), _) => *protocol,
+        }
+    }
+
+    /// Transport header and payload.
+    fn transport(&self) -> Vec<u8> {
+        const FITS: &str = "a payload fits in 64 KiB";
+        let addresses = (self.source.ip(), self.destination.ip());
+        let (mut bytes, checksum_at) = match &self.transport {
+            Transport::Udp => {
+                let mut header = UdpHeader {
+                    source_port: self.source.port(),
+                    destination_port: self.destination.port(),
+                    length: u16::try_from(8 + self.payload.len()).expect(FITS),
+                    checksum: 0,
+                };
+                if !self.udp_without_checksum {
+                    header.checksum = match addresses {
+                        (IpAddr::V4(source), IpAddr::V4(destination)) => header
+                            .calc_checksum_ipv4_raw(
+                                source.octets(),
+                                destination.octets(),
+                                &self.payload,
+                            ),
+                        (IpAddr::V6(source), IpAddr::V6(destination)) => header
+                            .calc_checksum_ipv6_raw(
+                                source.octets(),
+                                destination.octets(),
+                                &self.payload,
+                            ),
+                        _ => unreachable!("checked by `new`"),
+                    }
+                    .expect(FITS);
+                }
+                (header.to_bytes().to_vec(), 6)
+            }
+            Transport::Tcp { flags, seq, ack } => {
+                let mut header =
+                    TcpHeader::new(self.source.port(), self.destination.port(), *seq, 64240);
+                header.acknowledgment_number = *ack;
+                for flag in flags.chars() {
+                    match flag {
+                        'S' => header.syn = true,
+                        '.' => header.ack = true,
+                        'F' => header.fin = true,
+                        'R' => header.rst = true,
+                        'P' => header.psh = true,
+                        'U' => header.urg = true,
+                        other => panic!("{other:?} is no TCP flag"),
+                    }
+                }
+                header.checksum = match addresses {
+                    (IpAddr::V4(source), IpAddr::V4(destination)) => header.calc_checksum_ipv4_raw(
+                        source.octets(),
+                        destination.octets(),
+                        &self.payload,
+                    ),
+                    (IpAddr::V6(source), IpAddr::V6(destination)) => header.calc_checksum_ipv6_raw(
+                        source.octets(),
+                        destination.octets(),
+                        &self.payload,
+                    ),
+                    _ => unreachable!("checked by `new`"),
+                }
+                .expect(FITS);
+                (header.to_bytes().to_vec(), 16)
+            }
+            Transport::EchoRequest { id, seq } | Transport::EchoReply { id, seq } => {
+                let echo = IcmpEchoHeader { id: *id, seq: *seq };
+                let request = matches!(self.transport, Transport::EchoRequest { .. });
+                (echo_header(addresses, echo, request, &self.payload), 2)
+            }
+            Transport::Raw(_) => (Vec::new(), usize::MAX),
+        };
+        if self.bad_transport_checksum {
+            assert!(
+                checksum_at != usize::MAX,
+                "a raw packet has no known checksum"
+            );
+            bytes[checksum_at] ^= 0x01;
+        }
+        bytes.extend(&self.payload);
+        bytes
+    }
+}
+
+fn echo_header(
+    addresses: (IpAddr, IpAddr),
+    echo: IcmpEchoHeader,
+    request: bool,
+    payload: &[u8],
+) -> Vec<u8> {
+    if let (IpAddr::V6(source), IpAddr::V6(destination)) = addresses {
+        let kind = if request {
+            Icmpv6Type::EchoRequest(echo)
+        } else {
+            Icmpv6Type::EchoReply(echo)
+        };
+        Icmpv6Header::with_checksum(kind, source.octets(), destination.octets(), payload)
+            .expect("a payload fits in 64 KiB")
+            .to_bytes()
+            .to_vec()
+    } else {
+        let kind = if request {
+            Icmpv4Type::EchoRequest(echo)
+        } else {
+            Icmpv4Type::EchoReply(echo)
+        };
+        Icmpv4Header::with_checksum(kind, payload)
+            .to_bytes()
+            .to_vec()
+    }
+}
+
+#[track_caller]
+fn socket(text: &str) -> SocketAddr {
+    text.parse()
+        .unwrap_or_else(|_| panic!("{text:?} is no ADDRESS:PORT"))
+}
+
+#[track_caller]
+fn host(text: &str) -> SocketAddr {
+    let address: IpAddr = text
+        .parse()
+        .unwrap_or_else(|_| panic!("{text:?} is no address"));
+    SocketAddr::new(address, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn samples() -> Vec<Packet> {
+        let pairs = [
+            ("10.1.0.2", "10.1.0.1", "10.1.0.2:4000", "10.1.0.1:8080"),
+            ("fd00::2", "fd00::1", "[fd00::2]:4000", "[fd00::1]:8080"),
+        ];
+        pairs
+            .into_iter()
+            .flat_map(|(from, to, source, destination)| {
+                [
+                    Packet::udp(source, destination),
+                    Packet::tcp(source, destination, "S"),
+                    Packet::tcp(source, destination, "P.").payload(b"odd"),
+                    Packet::ping(from, to, 7),
+                    Packet::pong(from, to, 7),
+                ]
+            })
+            .collect()
+    }
+
+    #[test]
+    fn what_is_built_is_whole() {
+        for packet in samples() {
+            assert_checksums(&packet.build());
+            assert_checksums(&packet.clone().vlan(5).build());
+            assert_checksums(&packet.clone().tos(0xff).ttl(1).trailer(12).build());
+            if packet.source.is_ipv4() {
+                assert_checksums(&packet.clone().ip_options(&[1, 1, 1, 0]).build());
+            }
+        }
+    }
+
+    #[test]
+    fn damage_is_seen() {
+        for packet in samples() {
+            let broken = packet.clone().bad_transport_checksum().build();
+            assert!(Seen::parse(&broken).damage().is_some(), "{packet:?}");
+            if packet.source.is_ipv4() {
+                let broken = packet.clone().bad_ip_checksum().build();
+                assert!(Seen::parse(&broken).damage().is_some(), "{packet:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn fragments_make_up_the_whole() {
+        for packet in samples() {
+            let packet = packet.payload(&[7; 40]);
+            let whole = packet.transport();
+            let [first, second] =
+                [0..24, 24..whole.len()].map(|part| packet.clone().fragment(part).build());
+            let (first, second) = (Seen::parse(&first), Seen::parse(&second));
+            assert!(first.is_fragment && second.is_fragment);
+            assert_eq!([first.ip_payload, second.ip_payload].concat(), whole);
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! [`Lab`]: what every end-to-end test stands on.
+//!
+//! ```text
+//!   client                      node                          world
+//!   eth0 10.1.0.2/24 ────── up0 10.1.0.1/24
+//!        fd00:1::2/64           fd00:1::1/64
+//!                           up1 10.2.0.1/24 ────────── eth0 10.2.0.2/24
+//!                               fd00:2::1/64                fd00:2::2/64
+//!                               default via world        lo 203.0.113.10/32, 2001:db8::10/128
+//! ```
+//!
+//! Client and world know their own link and nothing else: a container's address that reaches them
+//! untranslated finds no way back, and a test that must not see it fails. The addresses are the
+//! same in every lab; only the namespaces' names differ.
+//!
+//! Container namespaces are empty but for `lo`; netfw attaches them.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::netns::Namespace;
+
+pub const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 1, 0, 2));
+/// The node as the client knows it: where published ports are.
+pub const NODE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 1, 0, 1));
+/// The node as the world knows it: what masqueraded packets come from.
+pub const NODE_OUTSIDE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 2, 0, 1));
+pub const WORLD: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 2, 0, 2));
+/// An address of the world's that is reached through a gateway.
+pub const FAR: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 10));
+
+pub const CLIENT6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, 2));
+pub const NODE6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, 1));
+pub const NODE6_OUTSIDE: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 1));
+pub const WORLD6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 2));
+pub const FAR6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10));
+
+/// Dropped in this order, the node first: its agent's links go with it.
+pub struct Lab {
+    pub node: Namespace,
+    pub client: Namespace,
+    pub world: Namespace,
+}
+
+impl Lab {
+    pub fn new() -> Self {
+        let lab = Self {
+            node: Namespace::new("node"),
+            client: Namespace::new("client"),
+            world: Namespace::new("world"),
+        };
+        // A new namespace copies the machine's settings; the lab must not depend on those.
+        lab.node.sysctl("ipv4/ip_forward", "0");
+        lab.node.sysctl("ipv6/conf/all/forwarding", "0");
+        for end in [&lab.client, &lab.node, &lab.world] {
+            for which in ["all", "default"] {
+                end.sysctl(&format!("ipv4/conf/{which}/rp_filter"), "0");
+                // No duplicate detection: an address is usable as soon as it is there.
+                end.sysctl(&format!("ipv6/conf/{which}/accept_dad"), "0");
+            }
+        }
+        wire(
+            (&lab.node, "up0", [NODE, NODE6]),
+            (&lab.client, "eth0", [CLIENT, CLIENT6]),
+        );
+        wire(
+            (&lab.node, "up1", [NODE_OUTSIDE, NODE6_OUTSIDE]),
+            (&lab.world, "eth0", [WORLD, WORLD6]),
+        );
+        default_route(&lab.node, [WORLD, WORLD6]);
+        for far in [FAR, FAR6] {
+            lab.world
+                .ip(&["addr", "add", &far.to_string(), "dev", "lo"]);
+        }
+        lab
+    }
+
+    /// An empty namespace for netfw to attach.
+    pub fn container(&self, name: &str) -> Namespace {
+        Namespace::new(name)
+    }
+
+    /// Default routes by way of the node for the client and the world.
+    pub fn route_through_node(&self) {
+        default_route(&self.client, [NODE, NODE6]);
+        default_route(&self.world, [NODE_OUTSIDE, NODE6_OUTSIDE]);
+    }
+}
+
+impl Default for Lab {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A veth pair between two namespaces, both ends up and with their addresses.
+pub fn wire(
+    (left, left_name, left_addresses): (&Namespace, &str, [IpAddr; 2]),
+    (right, right_name, right_addresses): (&Namespace, &str, [IpAddr; 2]),
+) {
+    left.ip(&[
+        "link",
+        "add",
+        left_name,
+        "type",
+        "veth",
+        "peer",
+        "name",
+        right_name,
+        "netns",
+        right.name(),
+    ]);
+    for (end, name, addresses) in [
+        (left, left_name, left_addresses),
+        (right, right_name, right_addresses),
+    ] {
+        for address in addresses {
+            let prefix = if address.is_ipv4() { 24 } else { 64 };
+            let mut words = vec!["addr".to_owned(), "add".to_owned()];
+            words.extend([format!("{address}/{prefix}"), "dev".into(), name.into()]);
+            if address.is_ipv6() {
+                words.push("nodad".into());
+            }
+            end.ip(&words.iter().map(String::as_str).collect::<Vec<_>>());
+        }
+        end.ip(&["link", "set", name, "up"]);
+    }
+}
+
+fn default_route(namespace: &Namespace, gateways: [IpAddr; 2]) {
+    for gateway in gateways {
+        let family = if gateway.is_ipv4() { "-4" } else { "-6" };
+        let gateway = gateway.to_string();
+        namespace.ip(&[family, "route", "add", "default", "via", &gateway]);
+    }
+}
+
+/// The MAC address of a link.
+#[track_caller]
+pub fn mac(namespace: &Namespace, link: &str) -> [u8; 6] {
+    let shown = namespace.ip(&["-o", "link", "show", link]);
+    let text = shown
+        .split_once("link/ether ")
+        .and_then(|(_, rest)| rest.split(' ').next())
+        .unwrap_or_else(|| panic!("{link} has no MAC address: {shown}"));
+    let mut mac = [0; 6];
+    for (byte, digits) in mac.iter_mut().zip(text.split(':')) {
+        *byte = u8::from_str_radix(digits, 16).unwrap_or_else(|_| panic!("{text} is no MAC"));
+    }
+    mac
+}

@@ -1,0 +1,3 @@
+//! End-to-end tests: real packets between namespaces, through a real agent.
+
+mod fixtures;

@@ -1,0 +1,113 @@
+//! The verifier's work per program, held to the budget in verifier-budget.toml.
+//!
+//! The kernel gives up at a million instructions walked through, and takes seconds on the way
+//! there; a program that grows by itself is noticed here, not on somebody's older kernel.
+
+use std::{collections::BTreeMap, fmt::Write as _, fs, path::PathBuf};
+
+use aya::{
+    Btf, EbpfLoader,
+    programs::{Program, ProgramError},
+};
+
+/// With this set, the counts seen become the budget, a tenth on top (`cargo xtask verify --update`).
+const UPDATE: &str = "NETFW_UPDATE_BUDGET";
+
+type Budget = BTreeMap<String, u32>;
+
+#[test]
+fn every_program_is_within_its_budget() {
+    netfw_tests::require_root();
+    let counts = verified();
+    assert!(!counts.is_empty(), "the object holds no program");
+    if std::env::var_os(UPDATE).is_some_and(|value| !value.is_empty()) {
+        write(&counts);
+    }
+    let budget = read();
+
+    println!("verified instructions    budget    program");
+    for (name, count) in &counts {
+        let limit = budget.get(name).map_or("none".to_owned(), u32::to_string);
+        println!("{count:>21} {limit:>9}    {name}");
+    }
+    let mut wrong: Vec<String> = counts
+        .iter()
+        .filter_map(|(name, count)| match budget.get(name) {
+            None => Some(format!("{name}: {count} instructions, and no budget")),
+            Some(limit) if count > limit => {
+                Some(format!("{name}: {count} instructions, budget {limit}"))
+            }
+            Some(_) => None,
+        })
+        .collect();
+    wrong.extend(
+        budget
+            .keys()
+            .filter(|name| !counts.contains_key(*name))
+            .map(|name| format!("{name}: in the budget, but there is no such program")),
+    );
+    assert!(
+        wrong.is_empty(),
+        "{}\nIf the growth is worth it: `cargo xtask verify --update`, and commit {}",
+        wrong.join("\n"),
+        path().display()
+    );
+}
+
+/// Loads every program of the object; instructions walked through, per program.
+fn verified() -> Budget {
+    let mut ebpf = EbpfLoader::new()
+        .btf(Btf::from_sys_fs().ok().as_ref())
+        .load(netfw::bpf::PROGRAMS_OBJECT)
+        .expect("the object that netfw carries can be loaded");
+    ebpf.programs_mut()
+        .map(|(name, program)| {
+            load(program).unwrap_or_else(|error| panic!("the kernel refuses {name}: {error:#}"));
+            let count = program
+                .info()
+                .unwrap_or_else(|error| panic!("{name} has no info: {error}"))
+                .verified_instruction_count()
+                .unwrap_or_else(|| panic!("the kernel does not count {name} (it can since 5.16)"));
+            (name.to_owned(), count)
+        })
+        .collect()
+}
+
+fn load(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::Xdp(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        other => panic!(
+            "a program of type {:?}: say here how to load it",
+            other.prog_type()
+        ),
+    }
+}
+
+fn path() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("verifier-budget.toml")
+}
+
+fn read() -> Budget {
+    let text = fs::read_to_string(path())
+        .unwrap_or_else(|error| panic!("cannot read {}: {error}", path().display()));
+    toml::from_str(&text)
+        .unwrap_or_else(|error| panic!("{} is no budget: {error}", path().display()))
+}
+
+fn write(counts: &Budget) {
+    let mut text = fs::read_to_string(path()).unwrap_or_default();
+    let head: String = text
+        .lines()
+        .take_while(|line| line.starts_with('#'))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    text = head;
+    text.push('\n');
+    for (name, count) in counts {
+        let _ = writeln!(text, "{name} = {}", count + count / 10);
+    }
+    fs::write(path(), text)
+        .unwrap_or_else(|error| panic!("cannot write {}: {error}", path().display()));
+}

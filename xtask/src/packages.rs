@@ -1,0 +1,125 @@
+//! Debian packages: which are missing, and installing those.
+//!
+//! Installing one must not start a service: a package's scripts start what they bring, and an
+//! nginx on the machine's port 80 is not what somebody who runs tests asked for. Nothing on the
+//! machine may stay changed for it either, so there is no policy-rc.d: apt-get runs in a mount
+//! namespace of its own where no systemd is to be seen, and says that it is in runlevel 1, where
+//! `invoke-rc.d` starts nothing.
+
+use std::{
+    process::{Command, Stdio},
+    sync::Once,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::command::{find, is_root, line, prefixed, root_prefix, run};
+
+/// A program that tests or the bench start, and the Debian package it is in.
+pub type Program = (&'static str, &'static str);
+
+pub const FOR_TESTS: &[Program] = &[
+    ("ip", "iproute2"),
+    ("tc", "iproute2"),
+    ("nsenter", "util-linux"),
+    ("nginx", "nginx-light"),
+    ("curl", "curl"),
+    ("iperf3", "iperf3"),
+    ("ping", "iputils-ping"),
+    ("tcpdump", "tcpdump"),
+    ("iptables", "iptables"),
+    ("nft", "nftables"),
+    ("conntrack", "conntrack"),
+    ("ethtool", "ethtool"),
+];
+
+pub const FOR_BENCH: &[Program] = &[
+    ("ip", "iproute2"),
+    ("nsenter", "util-linux"),
+    ("taskset", "util-linux"),
+    ("iptables-restore", "iptables"),
+    ("conntrack", "conntrack"),
+    ("ethtool", "ethtool"),
+    ("nginx", "nginx-light"),
+];
+
+/// Installs the packages of those programs that are not there.
+pub fn ensure_programs(programs: &[Program]) -> Result<()> {
+    let mut missing: Vec<String> = programs
+        .iter()
+        .filter(|(program, _)| find(program).is_none())
+        .map(|(_, package)| (*package).to_owned())
+        .collect();
+    missing.dedup();
+    if missing.is_empty() {
+        let names: Vec<&str> = programs.iter().map(|(program, _)| *program).collect();
+        println!("programs: all there ({})", names.join(", "));
+        return Ok(());
+    }
+    println!("programs: missing {}", missing.join(", "));
+    install(&missing)
+}
+
+/// Installs those packages that dpkg does not have.
+pub fn ensure(packages: &[String]) -> Result<()> {
+    let missing: Vec<String> = packages
+        .iter()
+        .filter(|package| !is_installed(package))
+        .cloned()
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    println!("packages: missing {}", missing.join(", "));
+    install(&missing)
+}
+
+fn is_installed(package: &str) -> bool {
+    Command::new("dpkg-query")
+        .args(["-W", "-f", "${Status}", package])
+        .stderr(Stdio::null())
+        .output()
+        .is_ok_and(|output| output.stdout == b"install ok installed")
+}
+
+fn install(packages: &[String]) -> Result<()> {
+    let by_hand = format!(
+        "to install by hand:\n    {}apt-get update && {0}apt-get install {}",
+        if is_root() { "" } else { "sudo " },
+        packages.join(" ")
+    );
+    if find("apt-get").is_none() {
+        bail!(
+            "there is no apt-get here; install what these Debian packages hold: {}",
+            packages.join(" ")
+        );
+    }
+    let prefix = root_prefix("apt-get", &[]).with_context(|| by_hand.clone())?;
+    update(&prefix).with_context(|| by_hand.clone())?;
+
+    const QUIET: &str = "if [ -d /run/systemd ]; then mount -t tmpfs tmpfs /run/systemd; fi; \
+         RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive exec \"$@\"";
+    let mut install = prefixed(&prefix, "unshare");
+    install
+        .args(["--mount", "sh", "-c", QUIET, "sh"])
+        .args(["apt-get", "install", "-y", "--no-install-recommends"])
+        .args(packages)
+        .stdin(Stdio::null());
+    println!(
+        "packages: installing, without starting any service: {}",
+        packages.join(" ")
+    );
+    run(&mut install).context(by_hand)
+}
+
+/// Once in a run: a fresh machine has no package lists, an old one stale ones.
+fn update(prefix: &[std::ffi::OsString]) -> Result<()> {
+    static UPDATED: Once = Once::new();
+    let mut result = Ok(());
+    UPDATED.call_once(|| {
+        let mut update = prefixed(prefix, "apt-get");
+        update.args(["update", "-q"]).stdin(Stdio::null());
+        result = run(&mut update).with_context(|| format!("`{}` failed", line(&update)));
+    });
+    result
+}
