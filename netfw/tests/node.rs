@@ -298,8 +298,10 @@ fn the_data_plane_outlives_its_agent_and_goes_without_a_trace() {
             plane.attach_only(way);
             let started = Instant::now();
             assert_eq!(plane.attach_container(host, "nf-web").unwrap(), way);
+            eprintln!("{way}: attach one: {:?}", started.elapsed());
+            let started = Instant::now();
             assert_eq!(plane.attach_uplink(uplink.index, "br0").unwrap(), way);
-            eprintln!("{way}: attach three: {:?}", started.elapsed());
+            eprintln!("{way}: attach two more: {:?}", started.elapsed());
             let mut want = vec![host, uplink.index];
             want.sort_unstable();
             assert_eq!(plane.attached(), want);
@@ -480,8 +482,8 @@ fn a_range_is_published_at_once_or_not_at_all() {
     });
     assert!(matches!(plane.publish(more), Err(BpfError::Full { .. })));
     let mut left = plane.publishes();
-    left.sort_unstable_by_key(|(key, _)| key.port);
-    assert_eq!(left, range);
+    left.sort_unstable_by_key(|(key, _)| key.port.get());
+    assert!(left == range, "the map is not what it was");
     let started = Instant::now();
     // The first two are not there: a batch deletion ends at each of them.
     plane.unpublish((9_998..20_000).map(publish_key)).unwrap();
@@ -597,10 +599,11 @@ fn a_million_flows_do_not_stall() {
     let started = Instant::now();
     let used = plane.flow_usage();
     eprintln!("usage {used:?}: {:?}", started.elapsed());
+    assert!(used.0.abs_diff(900_000) < 9_000, "{used:?}");
     let started = Instant::now();
     let mut longest = Duration::ZERO;
     let mut removed = 0;
-    for _ in 0..40 {
+    for _ in 0..70 {
         let one = Instant::now();
         removed += plane.sweep().unwrap();
         longest = longest.max(one.elapsed());

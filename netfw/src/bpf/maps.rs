@@ -228,6 +228,16 @@ impl<K, V> Default for Walk<K, V> {
 }
 
 impl<K: Pod, V: Pod> Walk<K, V> {
+    /// The part of the map that has been walked, in (0, 1]. A hash map has as many buckets as
+    /// entries, rounded up to a power of two (htab_map_alloc).
+    pub fn progress(&self, max_entries: u32) -> f64 {
+        let buckets = f64::from(max_entries.max(1)).log2().ceil().exp2();
+        match self.cursor {
+            Some(next) if next > 0 => (f64::from(next) / buckets).min(1.0),
+            _ => 1.0,
+        }
+    }
+
     fn room(&mut self, entries: usize) {
         if self.keys.len() < entries {
             // Any value will do: it is overwritten before it is read.
