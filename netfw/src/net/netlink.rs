@@ -175,12 +175,17 @@ impl Netlink {
             .down()
             .address(mac.to_vec())
             .mtu(mtu)
-            .alias(alias)
             .append_info_data(InfoBridge::ForwardDelay(0))
             .append_info_data(InfoBridge::StpState(BridgeStpState::Disabled))
             .build();
         self.add_link(message, asked).await?;
-        self.index_of(name, asked).await
+        let index = self.index_of(name, asked).await?;
+        // The kernel takes an alias only for a device that exists (do_setlink, not rtnl_newlink).
+        let change = LinkUnspec::new_with_index(index).alias(alias);
+        match self.set(change, asked).await {
+            Ok(()) => Ok(index),
+            Err(error) => self.undo(index, error).await,
+        }
     }
 
     /// Makes both ends at once, the peer directly in its namespace, and sets the host end up.
@@ -198,7 +203,6 @@ impl Netlink {
             .address(veth.host_mac.to_vec())
             .mtu(veth.mtu)
             .controller(veth.master)
-            .alias(veth.alias)
             .build();
         self.add_link(message, asked).await?;
         let host = self.link(veth.host_name).await?;
@@ -209,12 +213,20 @@ impl Netlink {
                 found: format!("{} is gone, or has no peer", veth.host_name),
             });
         };
-        // veth_newlink does not look at IFF_UP of the host end; a request of its own does it.
-        if let Err(error) = self.set_up(host).await {
-            let _ = self.delete_link(host).await;
-            return Err(error);
+        // Neither the alias nor IFF_UP counts for the host end when it is made.
+        let change = LinkUnspec::new_with_index(host).alias(veth.alias).up();
+        match self.set(change, asked).await {
+            Ok(()) => Ok((host, peer)),
+            Err(error) => self.undo(host, error).await,
         }
-        Ok((host, peer))
+    }
+
+    /// Takes a half-made interface away again.
+    async fn undo<T>(&self, ifindex: u32, error: NetError) -> Result<T, NetError> {
+        if let Err(error) = self.delete_link(ifindex).await {
+            tracing::error!(%error, "undoing");
+        }
+        Err(error)
     }
 
     async fn add_link(
