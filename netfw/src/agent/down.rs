@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     paths::{Lock, LockError, Paths},
-    record::{Node, Wanted, object_of},
+    record::{Node, Wanted},
     store::Store,
 };
 use crate::{
@@ -62,7 +62,7 @@ pub fn down(instance: &Name) -> Report {
         Some(node) => {
             // Filters without TCX are found on interfaces, so this must run in there too.
             match node.enter() {
-                Ok(()) => remove_links(instance, &mut report),
+                Ok(()) => remove_links(instance, &wanted, &mut report),
                 Err(error) => report.errors.push(crate::chain(&error)),
             }
         }
@@ -147,7 +147,7 @@ fn read_store(paths: &Paths, report: &mut Report) -> Wanted {
     }
 }
 
-fn remove_links(instance: &Name, report: &mut Report) {
+fn remove_links(instance: &Name, wanted: &Wanted, report: &mut Report) {
     crate::block_on(async {
         let links = async {
             let netlink = Netlink::current()?;
@@ -159,7 +159,7 @@ fn remove_links(instance: &Name, report: &mut Report) {
             Err(error) => return report.errors.push(crate::chain(&error)),
         };
         for link in links {
-            if object_of(instance, link.alias.as_deref()).is_some() {
+            if wanted.owns(instance, &link) {
                 report.note(
                     format!("interface {}", link.name),
                     netlink.delete_link(link.index).await,

@@ -5,7 +5,6 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr},
-    os::fd::AsFd,
     path::PathBuf,
 };
 
@@ -14,8 +13,8 @@ use netfw_common::record::{self as map, network_flag};
 
 use super::{
     Agent, AgentError, ipam,
-    record::{Endpoint, Network, Published, Target, alias},
-    start::{DEFAULT_NETWORK, host_mac},
+    record::{Endpoint, Network, Published, Target, alias, host_mac},
+    start::DEFAULT_NETWORK,
     store::Change,
 };
 use crate::{

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     name::{Mac, Name},
+    net::Link,
     publish::Publish,
 };
 
@@ -114,6 +115,45 @@ pub fn object_of<'a>(instance: &Name, alias: Option<&'a str>) -> Option<&'a str>
         .strip_prefix("netfw:")?
         .strip_prefix(instance.as_str())?
         .strip_prefix(':')
+}
+
+/// Is `link`, which has the right name, the interface that we made for `object`? The kernel takes
+/// an alias only once the interface exists; whoever is killed between leaves one without, which is
+/// known by its MAC address.
+pub fn is_object(instance: &Name, link: &Link, object: &Name, mac: Mac) -> bool {
+    match link.alias.as_deref() {
+        None | Some("") => link.mac == Some(mac.0),
+        alias => object_of(instance, alias) == Some(object.as_str()),
+    }
+}
+
+/// The MAC address of the host side of a veth pair: high, so that a bridge without one of its own
+/// would not choose it.
+pub fn host_mac(host_interface: &str) -> Mac {
+    // FNV-1a: the value is compared with what another run of netfw, perhaps built by another
+    // compiler, made of the name.
+    let hash = host_interface
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+    let [_, _, _, a, b, c, d, e] = hash.to_be_bytes();
+    Mac([0xfe, a, b, c, d, e])
+}
+
+impl Wanted {
+    /// Is this interface one of the instance's, whether or not it is still wanted?
+    pub fn owns(&self, instance: &Name, link: &Link) -> bool {
+        object_of(instance, link.alias.as_deref()).is_some()
+            || self
+                .networks
+                .values()
+                .any(|n| n.bridge == link.name && is_object(instance, link, &n.name, n.mac))
+            || self.endpoints.values().any(|e| {
+                e.host_interface == link.name
+                    && is_object(instance, link, &e.name, host_mac(&e.host_interface))
+            })
+    }
 }
 
 #[cfg(test)]

@@ -18,12 +18,12 @@ use super::{
     config::Config,
     counter::{self, Indexes},
     ipam, node,
-    record::{self, Network, Node, alias, object_of},
+    record::{self, Network, Node, alias, host_mac, is_object, object_of},
     store::{Change, Store},
 };
 use crate::{
     bpf::{DataPlane, Options},
-    name::{Mac, Name},
+    name::Name,
     net::{self, Link, Namespace, Netlink, sysctl},
 };
 
@@ -109,6 +109,7 @@ impl Agent {
     async fn remove_strangers(&self, links: &[Link]) {
         for link in links {
             let Some(object) = object_of(&self.config.instance, link.alias.as_deref()) else {
+                // Half made, if at all; a name alone is no proof that it is ours.
                 continue;
             };
             let wanted = match link.kind.as_deref() {
@@ -183,9 +184,7 @@ impl Agent {
         let instance = &self.config.instance;
         let found = self.netlink.link(&network.bridge).await?;
         let ifindex = match found {
-            Some(link) if object_of(instance, link.alias.as_deref()) == Some(name.as_str()) => {
-                link.index
-            }
+            Some(link) if is_object(instance, &link, name, network.mac) => link.index,
             found => {
                 if found.is_some() {
                     // Somebody took the name since.
@@ -226,7 +225,12 @@ impl Agent {
             let endpoint = self.wanted.endpoints[&name].clone();
             let kept = links.iter().find(|l| {
                 l.name == endpoint.host_interface
-                    && object_of(&self.config.instance, l.alias.as_deref()) == Some(name.as_str())
+                    && is_object(
+                        &self.config.instance,
+                        l,
+                        &name,
+                        host_mac(&endpoint.host_interface),
+                    )
             });
             let result = match kept {
                 Some(link) => self.resume(&endpoint, link).await,
@@ -284,7 +288,7 @@ impl Agent {
     /// Entries of the maps that nothing wanted accounts for, and flows that they made.
     fn forget_strangers(&mut self) -> Result<(), AgentError> {
         let up: HashSet<u32> = self.up.values().copied().collect();
-        for endpoint in self.dataplane.endpoints()? {
+        for endpoint in self.dataplane.endpoints() {
             if !up.contains(&endpoint.ifindex) {
                 self.dataplane.remove_endpoint(endpoint.ifindex)?;
             }
@@ -297,14 +301,14 @@ impl Agent {
             .collect();
         let strangers: Vec<_> = self
             .dataplane
-            .publishes()?
+            .publishes()
             .into_iter()
             .map(|(key, _)| key)
             .filter(|key| !wanted.contains(key))
             .collect();
         self.dataplane.unpublish(strangers)?;
         let subnets: HashSet<Ipv4Net> = self.wanted.networks.values().map(|n| n.subnet).collect();
-        for (subnet, _) in self.dataplane.subnets()? {
+        for (subnet, _) in self.dataplane.subnets() {
             if !subnets.contains(&subnet) {
                 self.dataplane.remove_subnet(subnet)?;
             }
@@ -371,15 +375,6 @@ fn free_bridge_name<'a>(taken: impl Iterator<Item = &'a str>) -> Result<String, 
 
 fn first_address(subnet: Ipv4Net) -> Ipv4Addr {
     subnet.hosts().next().unwrap_or(subnet.network())
-}
-
-pub(super) fn host_mac(host_interface: &str) -> Mac {
-    use std::hash::{DefaultHasher, Hash, Hasher};
-    let mut hasher = DefaultHasher::new();
-    host_interface.hash(&mut hasher);
-    let [a, b, c, d, e, ..] = hasher.finish().to_be_bytes();
-    // High, so that a bridge without a MAC of its own would not choose it.
-    Mac([0xfe, a, b, c, d, e])
 }
 
 #[cfg(test)]

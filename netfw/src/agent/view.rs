@@ -17,7 +17,7 @@ impl Agent {
     pub fn status(&self) -> Status {
         let endpoints = self.wanted.endpoints.len();
         let publishes = || self.wanted.endpoints.values().flat_map(|e| &e.publishes);
-        let (used, max) = self.dataplane.flow_usage().unwrap_or_default();
+        let (used, max) = self.dataplane.flow_usage();
         let served = self.uplinks.iter().map(|(ifindex, state)| Uplink {
             name: state.uplink.name.clone(),
             ifindex: Some(*ifindex),
