@@ -7,8 +7,8 @@ use netfw_common::record;
 use super::{Agent, AgentError, record as wanted};
 use crate::{
     api::types::{
-        Counter, DropStats, Endpoint, EndpointState, EndpointStats, Network, PublishStats, Stats,
-        Status, Uplink,
+        Counter, DropStats, Endpoint, EndpointState, EndpointStats, Network, Program, PublishStats,
+        Stats, Status, Uplink,
     },
     name::Name,
 };
@@ -51,6 +51,17 @@ impl Agent {
                 .drops()
                 .map(|drops| drops.iter().map(|(_, packets)| packets).sum())
                 .unwrap_or_default(),
+            programs: self
+                .dataplane
+                .program_stats()
+                .into_iter()
+                .map(|p| Program {
+                    name: p.name.into(),
+                    runs: p.run_count,
+                    run_time_ns: p.run_time.as_nanos().try_into().unwrap_or(u64::MAX),
+                    verified_instructions: p.verified_instructions,
+                })
+                .collect(),
         }
     }
 

@@ -200,6 +200,19 @@ pub struct Status {
     pub flows_max: u64,
     /// Packets dropped, for whatever reason (`stats --drops` tells which).
     pub dropped: u64,
+    pub programs: Vec<Program>,
+}
+
+/// An eBPF program. Runs are counted only while somebody has the kernel do so
+/// (`sysctl kernel.bpf_stats_enabled=1`, or `netfw demo`).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Program {
+    pub name: String,
+    pub runs: u64,
+    /// Of all runs together.
+    pub run_time_ns: u64,
+    /// Null before kernel 5.16.
+    pub verified_instructions: Option<u32>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

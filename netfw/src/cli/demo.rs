@@ -1,6 +1,6 @@
 //! `netfw demo`.
 
-use super::need_root;
+use super::{Global, need_root};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -9,7 +9,7 @@ pub struct Args {
     keep: bool,
 }
 
-pub fn run(args: Args) -> anyhow::Result<()> {
+pub fn run(global: &Global, args: Args) -> anyhow::Result<()> {
     need_root("the demo")?;
-    crate::demo::run(args.keep)
+    crate::demo::run(args.keep, global.output)
 }

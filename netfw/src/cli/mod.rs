@@ -112,7 +112,7 @@ pub fn main() -> ExitCode {
         Command::Flow(command) => flow::run(&global, command),
         Command::Status => status::run(&global),
         Command::Stats(args) => stats::run(&global, args),
-        Command::Demo(args) => demo::run(args),
+        Command::Demo(args) => demo::run(&global, args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
