@@ -134,9 +134,9 @@ impl FromStr for Spec {
                 Some((ip, host)) => (Some(ip), Some(host)),
             },
         };
-        let host_ip = ip.map(|ip| parse_ip(s, ip)).transpose()?;
         let container_ports = parse_ports(s, container)?;
         let host_ports = host.map(|ports| parse_ports(s, ports)).transpose()?;
+        let host_ip = ip.map(|ip| parse_ip(s, ip)).transpose()?;
         if let Some(host) = host_ports
             && host.count() != container_ports.count()
         {
