@@ -16,6 +16,7 @@
 //! | [`subnet`] | the choice of a subnet that is in nobody's way |
 
 pub mod clsact;
+mod diag;
 pub mod error;
 mod exchange;
 pub mod monitor;
