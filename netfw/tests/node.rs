@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use aya::programs::links::{FdLink, PinnedLink};
 use netfw::{
     bpf::{Attachment, BPFFS, BpfError, DataPlane, Options, now},
     net::{Change, Monitor, Namespace, NetError, Netlink, Veth, sysctl},
@@ -311,7 +312,7 @@ fn the_data_plane_outlives_its_agent_and_goes_without_a_trace() {
             ));
             let key = publish_key(8080);
             plane.publish([(key, publish(80))]).unwrap();
-            let before = identities(&options.instance);
+            let before = links(&options.instance);
             drop(plane);
 
             // The next agent: same links, other programs, maps as they were.
@@ -321,7 +322,17 @@ fn the_data_plane_outlives_its_agent_and_goes_without_a_trace() {
             plane.attach_container(host, "nf-web").unwrap();
             plane.attach_uplink(uplink.index, "br0").unwrap();
             assert_eq!(plane.attached(), want);
-            assert_eq!(identities(&options.instance), before);
+            let after = links(&options.instance);
+            assert_eq!(after.len(), before.len());
+            for (name, before) in before {
+                match (before, after[&name]) {
+                    (Some((link, program)), Some(after)) => {
+                        assert_eq!(after.0, link, "the link was swapped in place");
+                        assert_ne!(after.1, program, "the program is another");
+                    }
+                    (before, after) => assert_eq!(before, after),
+                }
+            }
 
             // Another size is refused, and the way out is named.
             let other = Options {
@@ -345,6 +356,8 @@ fn the_data_plane_outlives_its_agent_and_goes_without_a_trace() {
             DataPlane::remove(&options.instance).unwrap();
             assert!(!DataPlane::exists(&options.instance));
             assert!(!Path::new(BPFFS).join(&options.instance).exists());
+            let added_again = aya::programs::tc::qdisc_add_clsact("br0");
+            assert!(added_again.is_ok(), "{way}: a queueing discipline was left");
             for direction in [
                 aya::programs::TcAttachType::Ingress,
                 aya::programs::TcAttachType::Egress,
@@ -367,14 +380,24 @@ fn the_data_plane_outlives_its_agent_and_goes_without_a_trace() {
     }
 }
 
-/// Names and inodes of what is pinned as links: a link that was swapped in place keeps its inode.
-fn identities(instance: &str) -> HashMap<String, usize> {
+/// The links that are pinned, by name: the number that the kernel gave each, and its program's. None
+/// for what stands for a filter under clsact.
+fn links(instance: &str) -> HashMap<String, Option<(u32, u32)>> {
     let links = Path::new(BPFFS)
         .join(instance)
         .join(format!("v{}/links", netfw_common::ABI));
     std::fs::read_dir(links)
         .unwrap()
-        .map(|entry| (entry.unwrap().file_name().into_string().unwrap(), 0))
+        .map(|entry| {
+            let entry = entry.unwrap();
+            let name = entry.file_name().into_string().unwrap();
+            let info = (!name.ends_with("-clsact")).then(|| {
+                let link = FdLink::from(PinnedLink::from_pin(entry.path()).unwrap());
+                let info = link.info().unwrap();
+                (info.id(), info.program_id())
+            });
+            (name, info)
+        })
         .collect()
 }
 

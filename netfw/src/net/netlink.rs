@@ -18,19 +18,16 @@ use ipnet::IpNet;
 use nix::errno::Errno;
 use rtnetlink::{
     Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
-    packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
+    packet_core::NLM_F_ACK,
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
         address::{AddressAttribute, AddressMessage},
-        link::{
-            BridgeStpState, InfoBridge, InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage,
-        },
+        link::{BridgeStpState, InfoBridge, InfoData, InfoVeth, LinkFlags, LinkMessage},
     },
-    sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
 use tokio::{runtime, task::AbortHandle};
 
-use super::{Address, Link, Namespace, NetError, Route};
+use super::{Address, Link, Namespace, NetError, Route, exchange::exchange};
 
 /// A `NETLINK_ROUTE` socket in one namespace. Clones share it.
 #[derive(Clone)]
@@ -367,22 +364,5 @@ pub(super) fn raise_loopback() -> io::Result<()> {
     link.header.index = 1;
     link.header.flags = LinkFlags::Up;
     link.header.change_mask = LinkFlags::Up;
-    link.attributes = Vec::<LinkAttribute>::new();
-    let mut request = NetlinkMessage::from(RouteNetlinkMessage::SetLink(link));
-    request.header.flags = NLM_F_REQUEST | NLM_F_ACK;
-    request.finalize();
-    let mut bytes = vec![0; request.buffer_len()];
-    request.serialize(&mut bytes);
-
-    let socket = Socket::new(NETLINK_ROUTE)?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    socket.send(&bytes, 0)?;
-    let (answer, _) = socket.recv_from_full()?;
-    match NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer) {
-        Ok(message) => match message.payload {
-            NetlinkPayload::Error(error) if error.code.is_some() => Err(error.to_io()),
-            _ => Ok(()),
-        },
-        Err(error) => Err(io::Error::new(io::ErrorKind::InvalidData, error)),
-    }
+    exchange(RouteNetlinkMessage::SetLink(link), NLM_F_ACK).map(drop)
 }
