@@ -27,6 +27,7 @@ use aya::{
 use nix::{libc, net::if_::if_nametoindex};
 
 use super::{BpfError, error::root_errno, load, pin, sys};
+use crate::net::clsact;
 
 /// Of our filters under clsact: "nf".
 const PRIORITY: u16 = 0x6e66;
@@ -91,6 +92,11 @@ fn tcx_pin(links: &Path, ifindex: u32, hook: Hook) -> PathBuf {
     links.join(format!("{ifindex}-{}", hook.word()))
 }
 
+/// Is there where we added the clsact queueing discipline ourselves.
+fn qdisc_pin(links: &Path, ifindex: u32) -> PathBuf {
+    links.join(format!("{ifindex}-qdisc-clsact"))
+}
+
 fn clsact_pin(links: &Path, ifindex: u32, hook: Hook) -> PathBuf {
     links.join(format!("{ifindex}-{}-clsact", hook.word()))
 }
@@ -132,13 +138,20 @@ pub fn attach(
             Err(TcxError::Attach(error)) => return Err(failed(error)),
         }
     }
-    attach_clsact(program, hook, name)?;
-    let pin = clsact_pin(links, ifindex, hook);
+    let added = attach_clsact(program, hook, name)?;
+    remember(program, clsact_pin(links, ifindex, hook))?;
+    if added {
+        remember(program, qdisc_pin(links, ifindex))?;
+    }
+    Ok(Attachment::Clsact)
+}
+
+/// Pins the program, only for the name: bpffs holds no plain files.
+fn remember(program: &mut SchedClassifier, pin: PathBuf) -> Result<(), BpfError> {
     remove_file(&pin)?;
     program
         .pin(&pin)
-        .map_err(|source| BpfError::Pin { path: pin, source })?;
-    Ok(Attachment::Clsact)
+        .map_err(|source| BpfError::Pin { path: pin, source })
 }
 
 /// Puts the program into the link pinned at `pin`, if there is one and it is on this interface.
@@ -205,13 +218,15 @@ fn attach_tcx(
     })
 }
 
-fn attach_clsact(program: &mut SchedClassifier, hook: Hook, name: &str) -> Result<(), BpfError> {
+/// Returns whether the queueing discipline was not there before.
+fn attach_clsact(program: &mut SchedClassifier, hook: Hook, name: &str) -> Result<bool, BpfError> {
     let failed = |source| BpfError::Attach {
         program: hook.program(),
         interface: name.into(),
         source: Box::new(source),
     };
-    match qdisc_add_clsact(name) {
+    let added = match qdisc_add_clsact(name) {
+        Ok(()) => true,
         Err(source) if tc_errno(&source) != Some(libc::EEXIST) => {
             return Err(BpfError::Clsact {
                 program: hook.program(),
@@ -219,8 +234,8 @@ fn attach_clsact(program: &mut SchedClassifier, hook: Hook, name: &str) -> Resul
                 source,
             });
         }
-        _ => {}
-    }
+        Err(_) => false,
+    };
     let options = TcAttachOptions::Netlink(NlOptions {
         priority: PRIORITY,
         handle: HANDLE,
@@ -240,7 +255,7 @@ fn attach_clsact(program: &mut SchedClassifier, hook: Hook, name: &str) -> Resul
         .map_err(failed)?;
     // aya would take the filter away with the value; it must outlive the agent.
     std::mem::forget(link);
-    Ok(())
+    Ok(added)
 }
 
 /// Takes our programs off an interface, which may be gone, and removes their pins. Goes on past
@@ -261,6 +276,13 @@ pub fn detach(links: &Path, ifindex: u32) -> Vec<BpfError> {
             errors.extend(detach_clsact(hook, ifindex).err());
             errors.extend(remove_file(&pin).err());
         }
+    }
+    let pin = qdisc_pin(links, ifindex);
+    if pin.exists() {
+        if let Err(source) = clsact::remove_unused(ifindex) {
+            errors.push(BpfError::RemoveClsact { source });
+        }
+        errors.extend(remove_file(&pin).err());
     }
     errors
 }
@@ -339,10 +361,8 @@ fn parse_pin(path: &Path) -> Option<(u32, bool)> {
         Some(hook) => (hook, true),
         None => (hook, false),
     };
-    Hook::ALL
-        .iter()
-        .any(|known| known.word() == hook)
-        .then_some((ifindex, clsact))
+    let known = Hook::ALL.iter().any(|known| known.word() == hook);
+    (known || clsact && hook == "qdisc").then_some((ifindex, clsact))
 }
 
 /// The link pinned at `path`; None where nothing is.

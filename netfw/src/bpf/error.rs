@@ -90,6 +90,9 @@ pub enum BpfError {
         source: io::Error,
     },
 
+    #[error(transparent)]
+    RemoveClsact { source: crate::net::NetError },
+
     #[error("map {map} is full: {asked} more do not fit, it holds {max} entries")]
     Full {
         map: &'static str,

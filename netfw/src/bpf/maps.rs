@@ -158,6 +158,23 @@ impl<K: Pod + Eq + Hash, V: Pod> Table<K, V> {
         Ok(found)
     }
 
+    /// All entries that can be read: reading a map that is open fails only for want of memory, and
+    /// what was read until then serves better than nothing.
+    pub fn readable(&self) -> Vec<(K, V)> {
+        let mut found = Vec::new();
+        let mut walk = Walk::default();
+        loop {
+            match self.step(&mut walk, |key, value| found.push((*key, *value))) {
+                Ok(false) => {}
+                Ok(true) => return found,
+                Err(error) => {
+                    tracing::error!(%error, "reading a map");
+                    return found;
+                }
+            }
+        }
+    }
+
     /// Reads on where `walk` stands, some thousand entries. True at the end; the walk then begins
     /// anew.
     pub fn step(
@@ -211,6 +228,16 @@ impl<K, V> Default for Walk<K, V> {
 }
 
 impl<K: Pod, V: Pod> Walk<K, V> {
+    /// The part of the map that has been walked, in (0, 1]. A hash map has as many buckets as
+    /// entries, rounded up to a power of two (htab_map_alloc).
+    pub fn progress(&self, max_entries: u32) -> f64 {
+        let buckets = f64::from(max_entries.max(1)).log2().ceil().exp2();
+        match self.cursor {
+            Some(next) if next > 0 => (f64::from(next) / buckets).min(1.0),
+            _ => 1.0,
+        }
+    }
+
     fn room(&mut self, entries: usize) {
         if self.keys.len() < entries {
             // Any value will do: it is overwritten before it is read.
@@ -289,9 +316,9 @@ impl DataPlane {
         Ok(())
     }
 
-    pub fn endpoints(&self) -> Result<Vec<Endpoint>, BpfError> {
-        let entries = self.maps.endpoints.entries()?;
-        Ok(entries.into_iter().map(|(_, endpoint)| endpoint).collect())
+    pub fn endpoints(&self) -> Vec<Endpoint> {
+        let entries = self.maps.endpoints.readable();
+        entries.into_iter().map(|(_, endpoint)| endpoint).collect()
     }
 
     /// All of them, or none: where one does not fit, the map is as it was before.
@@ -312,8 +339,8 @@ impl DataPlane {
         self.maps.publishes.remove_all(&keys)
     }
 
-    pub fn publishes(&self) -> Result<Vec<(PublishKey4, Publish4)>, BpfError> {
-        self.maps.publishes.entries()
+    pub fn publishes(&self) -> Vec<(PublishKey4, Publish4)> {
+        self.maps.publishes.readable()
     }
 
     pub fn set_subnet(&mut self, net: Ipv4Net, subnet: Subnet) -> Result<(), BpfError> {
@@ -332,16 +359,17 @@ impl DataPlane {
         }
     }
 
-    pub fn subnets(&self) -> Result<Vec<(Ipv4Net, Subnet)>, BpfError> {
+    pub fn subnets(&self) -> Vec<(Ipv4Net, Subnet)> {
         self.maps
             .subnets
             .iter()
-            .map(|entry| {
-                let (key, subnet) = entry.map_err(BpfError::map("SUBNETS4", "read"))?;
-                let addr = Ipv4Addr::from(key.data());
+            .filter_map(|entry| {
+                let (key, subnet) = entry
+                    .inspect_err(|error| tracing::error!(%error, map = "SUBNETS4", "reading"))
+                    .ok()?;
                 // The kernel refuses longer prefixes than the key has bits.
                 let length = key.prefix_len().min(32) as u8;
-                Ok((Ipv4Net::new_assert(addr, length), subnet))
+                Some((Ipv4Net::new_assert(key.data().into(), length), subnet))
             })
             .collect()
     }
@@ -366,12 +394,12 @@ impl DataPlane {
         Ok(())
     }
 
-    pub fn locals(&self) -> Result<Vec<(Ipv4Addr, u32)>, BpfError> {
-        let entries = self.maps.locals.entries()?;
-        Ok(entries
+    pub fn locals(&self) -> Vec<(Ipv4Addr, u32)> {
+        let entries = self.maps.locals.readable();
+        entries
             .into_iter()
             .map(|(addr, local)| (addr.into(), local.ifindex))
-            .collect())
+            .collect()
     }
 
     pub fn set_uplink(&mut self, ifindex: u32, uplink: &Uplink) -> Result<(), BpfError> {
@@ -382,8 +410,8 @@ impl DataPlane {
         self.maps.uplinks.remove(&ifindex).map(drop)
     }
 
-    pub fn uplinks(&self) -> Result<Vec<(u32, Uplink)>, BpfError> {
-        self.maps.uplinks.entries()
+    pub fn uplinks(&self) -> Vec<(u32, Uplink)> {
+        self.maps.uplinks.readable()
     }
 
     pub fn set_config(&mut self, config: &Config) -> Result<(), BpfError> {

@@ -26,8 +26,6 @@ mod pin;
 mod stats;
 mod sys;
 
-use std::path::Path;
-
 use aya::Ebpf;
 use netfw_common::record::Config;
 
@@ -155,10 +153,5 @@ impl DataPlane {
     /// on the way.
     pub fn attached(&self) -> Vec<u32> {
         attach::attached(&self.pins.links())
-    }
-
-    /// Where the pins lie.
-    pub fn links_directory(&self) -> impl AsRef<Path> {
-        self.pins.links()
     }
 }

@@ -9,12 +9,16 @@
 //! |---|---|
 //! | [`namespace`] | network namespaces by name, path or process |
 //! | [`netlink`] | links, addresses and routes: reading and changing |
+//! | [`clsact`] | the queueing discipline for filters, removed |
 //! | [`monitor`] | being told of changes |
 //! | [`sysctl`] | `/proc/sys` |
 //! | [`socket`] | who holds a port |
 //! | [`subnet`] | the choice of a subnet that is in nobody's way |
 
+pub mod clsact;
+mod diag;
 pub mod error;
+mod exchange;
 pub mod monitor;
 pub mod namespace;
 pub mod netlink;

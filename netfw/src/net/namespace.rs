@@ -202,6 +202,10 @@ impl Namespace {
         )))?
     }
 
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
     pub fn try_clone(&self) -> Result<Self, NetError> {
         Ok(Self {
             fd: self.fd.try_clone().map_err(NetError::system(format!(

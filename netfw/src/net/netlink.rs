@@ -18,19 +18,16 @@ use ipnet::IpNet;
 use nix::errno::Errno;
 use rtnetlink::{
     Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
-    packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
+    packet_core::NLM_F_ACK,
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
         address::{AddressAttribute, AddressMessage},
-        link::{
-            BridgeStpState, InfoBridge, InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage,
-        },
+        link::{BridgeStpState, InfoBridge, InfoData, InfoVeth, LinkFlags, LinkMessage},
     },
-    sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
 use tokio::{runtime, task::AbortHandle};
 
-use super::{Address, Link, Namespace, NetError, Route};
+use super::{Address, Link, Namespace, NetError, Route, exchange::exchange};
 
 /// A `NETLINK_ROUTE` socket in one namespace. Clones share it.
 #[derive(Clone)]
@@ -175,12 +172,17 @@ impl Netlink {
             .down()
             .address(mac.to_vec())
             .mtu(mtu)
-            .alias(alias)
             .append_info_data(InfoBridge::ForwardDelay(0))
             .append_info_data(InfoBridge::StpState(BridgeStpState::Disabled))
             .build();
         self.add_link(message, asked).await?;
-        self.index_of(name, asked).await
+        let index = self.index_of(name, asked).await?;
+        // The kernel takes an alias only for a device that exists (do_setlink, not rtnl_newlink).
+        let change = LinkUnspec::new_with_index(index).alias(alias);
+        match self.set(change, asked).await {
+            Ok(()) => Ok(index),
+            Err(error) => self.undo(index, error).await,
+        }
     }
 
     /// Makes both ends at once, the peer directly in its namespace, and sets the host end up.
@@ -198,7 +200,6 @@ impl Netlink {
             .address(veth.host_mac.to_vec())
             .mtu(veth.mtu)
             .controller(veth.master)
-            .alias(veth.alias)
             .build();
         self.add_link(message, asked).await?;
         let host = self.link(veth.host_name).await?;
@@ -209,12 +210,20 @@ impl Netlink {
                 found: format!("{} is gone, or has no peer", veth.host_name),
             });
         };
-        // veth_newlink does not look at IFF_UP of the host end; a request of its own does it.
-        if let Err(error) = self.set_up(host).await {
-            let _ = self.delete_link(host).await;
-            return Err(error);
+        // Neither the alias nor IFF_UP counts for the host end when it is made.
+        let change = LinkUnspec::new_with_index(host).alias(veth.alias).up();
+        match self.set(change, asked).await {
+            Ok(()) => Ok((host, peer)),
+            Err(error) => self.undo(host, error).await,
         }
-        Ok((host, peer))
+    }
+
+    /// Takes a half-made interface away again.
+    async fn undo<T>(&self, ifindex: u32, error: NetError) -> Result<T, NetError> {
+        if let Err(error) = self.delete_link(ifindex).await {
+            tracing::error!(%error, "undoing");
+        }
+        Err(error)
     }
 
     async fn add_link(
@@ -355,22 +364,5 @@ pub(super) fn raise_loopback() -> io::Result<()> {
     link.header.index = 1;
     link.header.flags = LinkFlags::Up;
     link.header.change_mask = LinkFlags::Up;
-    link.attributes = Vec::<LinkAttribute>::new();
-    let mut request = NetlinkMessage::from(RouteNetlinkMessage::SetLink(link));
-    request.header.flags = NLM_F_REQUEST | NLM_F_ACK;
-    request.finalize();
-    let mut bytes = vec![0; request.buffer_len()];
-    request.serialize(&mut bytes);
-
-    let socket = Socket::new(NETLINK_ROUTE)?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    socket.send(&bytes, 0)?;
-    let (answer, _) = socket.recv_from_full()?;
-    match NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer) {
-        Ok(message) => match message.payload {
-            NetlinkPayload::Error(error) if error.code.is_some() => Err(error.to_io()),
-            _ => Ok(()),
-        },
-        Err(error) => Err(io::Error::new(io::ErrorKind::InvalidData, error)),
-    }
+    exchange(RouteNetlinkMessage::SetLink(link), NLM_F_ACK).map(drop)
 }

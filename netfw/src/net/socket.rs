@@ -3,10 +3,10 @@
 //! A publish takes packets away from the node's stack before any socket sees them; so a port that
 //! a process of the node serves must not be published, and the error should name the process.
 //!
-//! The kernel's tables under `/proc/thread-self/net` list the sockets of the calling thread's
-//! namespace with their inodes; `/proc/PID/fd` leads from an inode to a process. A process that
-//! cannot be read (another user's, without root) or that holds the socket from another PID
-//! namespace stays unnamed.
+//! The kernel tells the sockets of the calling thread's namespace with their inodes (`diag`, or the
+//! tables under `/proc/thread-self/net` where it lacks that); `/proc/PID/fd` leads from an inode to a
+//! process. A process that cannot be read (another user's, without root) or that holds the socket
+//! from another PID namespace stays unnamed.
 
 use std::{
     collections::HashMap,
@@ -16,9 +16,10 @@ use std::{
     str::FromStr,
 };
 
+use nix::libc;
 use serde::{Deserialize, Serialize};
 
-use super::NetError;
+use super::{NetError, diag};
 
 /// A protocol with ports.
 #[derive(
@@ -107,13 +108,14 @@ impl fmt::Display for Holder {
     }
 }
 
-/// A line of a socket table.
+/// A socket that has a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Entry {
-    addr: IpAddr,
-    port: u16,
-    state: u8,
-    inode: u64,
+pub(super) struct Entry {
+    pub addr: IpAddr,
+    pub port: u16,
+    pub inode: u64,
+    /// On `[::]`, but not for IPv4. Not known from `/proc`.
+    pub v6only: bool,
 }
 
 /// `TCP_LISTEN` (net/tcp_states.h).
@@ -122,34 +124,24 @@ const LISTEN: u8 = 10;
 /// The sockets that a publish of `ports` on `host_ip` (None: any local address) would take packets
 /// from: TCP sockets that listen, UDP sockets that are bound.
 ///
-/// A socket on another specific address is no conflict. One on `[::]` is one for IPv4 as well: the
-/// table does not say whether it is `IPV6_V6ONLY`.
+/// A socket on another specific address is no conflict; one on `[::]` is one for IPv4 as well, unless
+/// it is `IPV6_V6ONLY`.
 pub fn holders(
     proto: Protocol,
     ports: RangeInclusive<u16>,
     host_ip: Option<IpAddr>,
 ) -> Result<Vec<Holder>, NetError> {
-    let tables: &[&str] = match proto {
-        Protocol::Tcp => &["tcp", "tcp6"],
-        Protocol::Udp => &["udp", "udp6"],
-        // The data plane does not serve it yet, and the kernel's table has another shape.
-        Protocol::Sctp => &[],
-    };
     let mut found = Vec::new();
-    for table in tables {
-        let path = format!("/proc/thread-self/net/{table}");
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            // No IPv6 in this kernel.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(NetError::system(format!("read {path}"))(error)),
-        };
-        found.extend(text.lines().skip(1).filter_map(parse).filter(|entry| {
-            ports.contains(&entry.port)
-                && (proto != Protocol::Tcp || entry.state == LISTEN)
-                && overlaps(entry.addr, host_ip)
-        }));
+    // The data plane does not serve SCTP yet.
+    if proto != Protocol::Sctp {
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            found.extend(match diag::sockets(proto, family) {
+                Ok(sockets) => sockets,
+                Err(_) => table(proto, family)?,
+            });
+        }
     }
+    found.retain(|entry| ports.contains(&entry.port) && overlaps(entry, host_ip));
     // Reading every process's files takes long; nobody pays for it while all is well.
     let owners = if found.is_empty() {
         HashMap::new()
@@ -171,31 +163,50 @@ pub fn holders(
         .collect())
 }
 
-/// Does a socket bound to `held` receive what is sent to `wanted`?
-fn overlaps(held: IpAddr, wanted: Option<IpAddr>) -> bool {
+/// The same from `/proc`.
+fn table(proto: Protocol, family: libc::c_int) -> Result<Vec<Entry>, NetError> {
+    let six = if family == libc::AF_INET6 { "6" } else { "" };
+    let path = format!("/proc/thread-self/net/{proto}{six}");
+    match fs::read_to_string(&path) {
+        Ok(text) => Ok(text
+            .lines()
+            .skip(1)
+            .filter_map(parse)
+            .filter(|(state, _)| proto != Protocol::Tcp || *state == LISTEN)
+            .map(|(_, entry)| entry)
+            .collect()),
+        // No IPv6 in this kernel.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(NetError::system(format!("read {path}"))(error)),
+    }
+}
+
+/// Does the socket receive what is sent to `wanted`?
+fn overlaps(held: &Entry, wanted: Option<IpAddr>) -> bool {
     let Some(wanted) = wanted.filter(|addr| !addr.is_unspecified()) else {
         return true;
     };
-    match held.to_canonical() {
+    match held.addr.to_canonical() {
         IpAddr::V4(addr) if addr.is_unspecified() => wanted.is_ipv4(),
-        IpAddr::V6(addr) if addr.is_unspecified() => true,
+        IpAddr::V6(addr) if addr.is_unspecified() => wanted.is_ipv6() || !held.v6only,
         addr => addr == wanted.to_canonical(),
     }
 }
 
 /// `sl local_address rem_address st tx:rx tr:tm retrnsmt uid timeout inode …`, with addresses as
-/// 32-bit words of host order in hexadecimal.
-fn parse(line: &str) -> Option<Entry> {
+/// 32-bit words of host order in hexadecimal. State and entry.
+fn parse(line: &str) -> Option<(u8, Entry)> {
     let mut fields = line.split_ascii_whitespace();
     let (addr, port) = fields.nth(1)?.split_once(':')?;
     let state = u8::from_str_radix(fields.nth(1)?, 16).ok()?;
     let inode = fields.nth(5)?.parse().ok()?;
-    Some(Entry {
+    let entry = Entry {
         addr: parse_address(addr)?,
         port: u16::from_str_radix(port, 16).ok()?,
-        state,
         inode,
-    })
+        v6only: false,
+    };
+    Some((state, entry))
 }
 
 fn parse_address(hex: &str) -> Option<IpAddr> {
@@ -271,47 +282,74 @@ mod tests {
                     0        0 12345 1 0000000000000000 100 0 0 10 0";
         assert_eq!(
             parse(line),
-            Some(Entry {
-                addr: Ipv4Addr::LOCALHOST.into(),
-                port: 8080,
-                state: LISTEN,
-                inode: 12345
-            })
+            Some((
+                LISTEN,
+                Entry {
+                    addr: Ipv4Addr::LOCALHOST.into(),
+                    port: 8080,
+                    inode: 12345,
+                    v6only: false,
+                }
+            ))
         );
         let line = "  12: 00000000000000000000000001000000:0035 \
                     00000000000000000000000000000000:0000 07 00000000:00000000 00:00000000 00000000 \
                     101        0 999 2 0000000000000000 0";
         assert_eq!(
             parse(line),
-            Some(Entry {
-                addr: Ipv6Addr::LOCALHOST.into(),
-                port: 53,
-                state: 7,
-                inode: 999
-            })
+            Some((
+                7,
+                Entry {
+                    addr: Ipv6Addr::LOCALHOST.into(),
+                    port: 53,
+                    inode: 999,
+                    v6only: false,
+                }
+            ))
         );
     }
 
     #[test]
     fn who_conflicts() {
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        for (held, wanted, conflict) in [
-            ("0.0.0.0", None, true),
-            ("127.0.0.1", None, true),
-            ("0.0.0.0", Some("192.0.2.1"), true),
-            ("192.0.2.1", Some("192.0.2.1"), true),
-            ("192.0.2.2", Some("192.0.2.1"), false),
-            ("::", Some("192.0.2.1"), true),
-            ("::ffff:192.0.2.1", Some("192.0.2.1"), true),
-            ("::1", Some("192.0.2.1"), false),
-            ("0.0.0.0", Some("::1"), false),
-            ("192.0.2.2", Some("0.0.0.0"), true),
+        for (held, v6only, wanted, conflict) in [
+            ("0.0.0.0", false, None, true),
+            ("127.0.0.1", false, None, true),
+            ("0.0.0.0", false, Some("192.0.2.1"), true),
+            ("192.0.2.1", false, Some("192.0.2.1"), true),
+            ("192.0.2.2", false, Some("192.0.2.1"), false),
+            ("::", false, Some("192.0.2.1"), true),
+            ("::", true, Some("192.0.2.1"), false),
+            ("::", true, Some("2001:db8::1"), true),
+            ("::ffff:192.0.2.1", false, Some("192.0.2.1"), true),
+            ("::1", false, Some("192.0.2.1"), false),
+            ("0.0.0.0", false, Some("::1"), false),
+            ("192.0.2.2", false, Some("0.0.0.0"), true),
         ] {
+            let entry = Entry {
+                addr: ip(held),
+                port: 1,
+                inode: 1,
+                v6only,
+            };
             assert_eq!(
-                overlaps(ip(held), wanted.map(ip)),
+                overlaps(&entry, wanted.map(ip)),
                 conflict,
                 "{held} {wanted:?}"
             );
+        }
+    }
+
+    #[test]
+    fn both_sources_agree() {
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = tcp.local_addr().unwrap().port();
+        let find = |entries: Vec<Entry>| entries.into_iter().find(|e| e.port == port);
+        let from_proc = find(table(Protocol::Tcp, libc::AF_INET).unwrap());
+        assert!(from_proc.is_some());
+        // A kernel without sock_diag has one source only.
+        if let Ok(entries) = diag::sockets(Protocol::Tcp, libc::AF_INET) {
+            assert_eq!(find(entries), from_proc);
         }
     }
 
