@@ -1,0 +1,246 @@
+//! The agent's configuration: what the command line and the file say, checked and resolved.
+//!
+//! The command line wins over the file. Times in the file are seconds.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use netfw_common::{
+    flow::{Timeouts, ticks},
+    record,
+};
+use serde::Deserialize;
+
+use crate::name::Name;
+
+pub const DEFAULT_INSTANCE: &str = "netfw";
+
+/// Flows that the table holds by default: 2^18 pairs, 2^19 entries.
+const DEFAULT_MAX_FLOWS: u32 = 1 << 18;
+const DEFAULT_MAX_EMBRYOS: u32 = 1 << 16;
+/// 2^24 pairs take 3 GiB: whoever wants more mistyped.
+const MOST_FLOWS: u32 = 1 << 24;
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub instance: Name,
+    /// The namespace to serve; none: the one that the agent is started in.
+    pub netns: Option<PathBuf>,
+    /// Empty: every interface that is not netfw's own.
+    pub uplinks: Vec<String>,
+    pub max_flows: u32,
+    pub max_embryos: u32,
+    pub dataplane: record::Config,
+    /// Group that may open the socket beside root.
+    pub socket_group: Option<String>,
+    /// Whether the programs log every decision (slow).
+    pub program_log: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("the configuration {path} cannot be read: {source}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("the configuration {path} is wrong: {source}")]
+    Syntax {
+        path: PathBuf,
+        source: Box<toml::de::Error>,
+    },
+    #[error("{key} = {value}: {why}")]
+    Value {
+        key: &'static str,
+        value: String,
+        why: &'static str,
+    },
+}
+
+/// The file, as written.
+#[derive(Clone, Default, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct File {
+    pub max_flows: Option<u32>,
+    pub max_embryos: Option<u32>,
+    /// Ports for masquerade, `"1024-32767"`.
+    pub ports: Option<String>,
+    pub socket_group: Option<String>,
+    pub uplinks: Vec<String>,
+    pub timeouts: FileTimeouts,
+}
+
+/// Seconds; see [`Timeouts`].
+#[derive(Clone, Default, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FileTimeouts {
+    pub tcp_embryonic: Option<u32>,
+    pub tcp_established: Option<u32>,
+    pub tcp_closing: Option<u32>,
+    pub udp_unreplied: Option<u32>,
+    pub udp_replied: Option<u32>,
+    pub icmp: Option<u32>,
+}
+
+impl File {
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        toml::from_str(&text).map_err(|source| ConfigError::Syntax {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })
+    }
+
+    /// The configuration of `instance`; `netns` and `uplinks` are the command line's.
+    pub fn resolve(
+        self,
+        instance: Name,
+        netns: Option<PathBuf>,
+        uplinks: Vec<String>,
+        program_log: bool,
+    ) -> Result<Config, ConfigError> {
+        let (port_min, port_max) = match self.ports.as_deref() {
+            Some(text) => parse_ports(text)?,
+            None => {
+                let default = record::Config::default();
+                (default.port_min, default.port_max)
+            }
+        };
+        Ok(Config {
+            instance,
+            netns,
+            uplinks: if uplinks.is_empty() {
+                self.uplinks
+            } else {
+                uplinks
+            },
+            max_flows: size("max_flows", self.max_flows, DEFAULT_MAX_FLOWS)?,
+            max_embryos: size("max_embryos", self.max_embryos, DEFAULT_MAX_EMBRYOS)?,
+            dataplane: record::Config {
+                port_min,
+                port_max,
+                timeouts: self.timeouts.resolve()?,
+            },
+            socket_group: self.socket_group,
+            program_log,
+        })
+    }
+}
+
+impl FileTimeouts {
+    fn resolve(&self) -> Result<Timeouts, ConfigError> {
+        let default = Timeouts::default();
+        let pick = |key, given: Option<u32>, default: u32| match given {
+            None => Ok(default),
+            Some(0) => Err(ConfigError::Value {
+                key,
+                value: "0".into(),
+                why: "a timeout is at least 1 second",
+            }),
+            // Half of the tick counter: beyond it "expired" could not be told from "new".
+            Some(seconds) if seconds > u32::MAX / 2 => Err(ConfigError::Value {
+                key,
+                value: seconds.to_string(),
+                why: "a timeout is at most 2147483647 seconds",
+            }),
+            Some(seconds) => Ok(ticks(seconds)),
+        };
+        Ok(Timeouts {
+            tcp_embryonic: pick(
+                "timeouts.tcp_embryonic",
+                self.tcp_embryonic,
+                default.tcp_embryonic,
+            )?,
+            tcp_established: pick(
+                "timeouts.tcp_established",
+                self.tcp_established,
+                default.tcp_established,
+            )?,
+            tcp_closing: pick(
+                "timeouts.tcp_closing",
+                self.tcp_closing,
+                default.tcp_closing,
+            )?,
+            udp_unreplied: pick(
+                "timeouts.udp_unreplied",
+                self.udp_unreplied,
+                default.udp_unreplied,
+            )?,
+            udp_replied: pick(
+                "timeouts.udp_replied",
+                self.udp_replied,
+                default.udp_replied,
+            )?,
+            icmp: pick("timeouts.icmp", self.icmp, default.icmp)?,
+        })
+    }
+}
+
+fn size(key: &'static str, given: Option<u32>, default: u32) -> Result<u32, ConfigError> {
+    match given {
+        None => Ok(default),
+        Some(n) if (1..=MOST_FLOWS).contains(&n) => Ok(n),
+        Some(n) => Err(ConfigError::Value {
+            key,
+            value: n.to_string(),
+            why: "from 1 to 16777216 flows are possible",
+        }),
+    }
+}
+
+fn parse_ports(text: &str) -> Result<(u16, u16), ConfigError> {
+    let wrong = |why| ConfigError::Value {
+        key: "ports",
+        value: format!("{text:?}"),
+        why,
+    };
+    let (min, max) = text
+        .split_once('-')
+        .ok_or_else(|| wrong("write it as \"1024-32767\""))?;
+    let parse = |s: &str| s.trim().parse::<u16>().ok().filter(|p| *p != 0);
+    match (parse(min), parse(max)) {
+        (Some(min), Some(max)) if min <= max => Ok((min, max)),
+        (Some(_), Some(_)) => Err(wrong("the range runs backwards")),
+        _ => Err(wrong("ports are 1 to 65535")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(text: &str) -> Result<Config, String> {
+        let file: File = toml::from_str(text).map_err(|e| e.to_string())?;
+        file.resolve("netfw".parse().unwrap(), None, vec![], false)
+            .map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_file_is_checked() {
+        let config = resolve(
+            "max_flows = 1000\nports = \"2000-3000\"\nsocket_group = \"wheel\"\n[timeouts]\nicmp = 5\n",
+        )
+        .unwrap();
+        assert_eq!(config.max_flows, 1000);
+        assert_eq!(config.dataplane.port_max, 3000);
+        assert_eq!(config.dataplane.timeouts.icmp, ticks(5));
+        assert_eq!(
+            config.dataplane.timeouts.tcp_established,
+            Timeouts::default().tcp_established
+        );
+        for bad in [
+            "max_flow = 1",
+            "max_flows = 0",
+            "max_flows = -1",
+            "ports = \"5\"",
+            "ports = \"9-8\"",
+            "ports = \"0-8\"",
+            "[timeouts]\nicmp = 0",
+            "[timeouts]\nicmp = 4294967295",
+        ] {
+            assert!(resolve(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! `netfw down`: everything of an instance away, whatever state it is in.
+//!
+//! It takes no agent and no intact store. Each thing is looked for where it may be; what cannot be
+//! removed is reported, and the rest goes on. Run again, it finds less, in the end nothing.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use super::{
+    paths::{Lock, LockError, Paths},
+    record::{Node, Wanted},
+    store::Store,
+};
+use crate::{
+    api::client::{Client, ClientError},
+    bpf::DataPlane,
+    name::Name,
+    net::{Namespace, Netlink, namespace},
+};
+
+/// How long a running agent gets to end.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// What was removed, and what could not be.
+#[derive(Debug, Default)]
+pub struct Report {
+    pub removed: Vec<String>,
+    pub errors: Vec<String>,
+}
+
+impl Report {
+    fn note<E: std::error::Error>(&mut self, what: impl Into<String>, result: Result<(), E>) {
+        let what = what.into();
+        match result {
+            Ok(()) => self.removed.push(what),
+            Err(error) => self
+                .errors
+                .push(format!("{what}: {}", crate::chain(&error))),
+        }
+    }
+}
+
+/// Removes the instance. The calling thread must be the process's only one: it enters the
+/// instance's namespace.
+pub fn down(instance: &Name) -> Report {
+    let mut report = Report::default();
+    let paths = Paths::of(instance);
+    let anything = paths.run.exists() || paths.state.exists() || DataPlane::exists(instance);
+    let _lock = match stop_agent(instance, &paths, &mut report) {
+        Some(lock) => lock,
+        None => return report,
+    };
+    let wanted = read_store(&paths, &mut report);
+    let node = match &wanted.node {
+        Some(node) => locate(node),
+        None => Namespace::current().ok(),
+    };
+    match node {
+        Some(node) => {
+            // Filters without TCX are found on interfaces, so this must run in there too.
+            match node.enter() {
+                Ok(()) => remove_links(instance, &wanted, &mut report),
+                Err(error) => report.errors.push(crate::chain(&error)),
+            }
+        }
+        None => report
+            .removed
+            .push("(the node's namespace is gone, and its interfaces with it)".into()),
+    }
+    let pins = DataPlane::exists(instance);
+    match DataPlane::remove(instance) {
+        Ok(()) if pins => report.removed.push("programs and maps".into()),
+        Ok(()) => {}
+        Err(errors) => report.errors.extend(
+            errors
+                .iter()
+                .map(|e| format!("data plane: {}", crate::chain(e))),
+        ),
+    }
+    for endpoint in wanted.endpoints.values().filter(|e| e.namespace.made) {
+        let path = PathBuf::from(namespace::DIRECTORY).join(endpoint.name.as_str());
+        if path.symlink_metadata().is_ok() {
+            report.note(
+                format!("namespace {}", endpoint.name),
+                Namespace::delete(&endpoint.name),
+            );
+        }
+    }
+    // Last: while anything is left, the store says what.
+    if report.errors.is_empty() {
+        remove_directory(&paths.state, &mut report);
+    }
+    remove_directory(&paths.run, &mut report);
+    if !anything {
+        report.removed.clear();
+    }
+    report
+}
+
+/// The lock, once no agent has it. None: it would not end.
+fn stop_agent(instance: &Name, paths: &Paths, report: &mut Report) -> Option<Lock> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut asked = false;
+    loop {
+        match paths.lock() {
+            Ok(lock) => return Some(lock),
+            Err(LockError::Held { pid, .. }) if Instant::now() < deadline => {
+                if !asked {
+                    // It may be starting, and not listen yet: asked again until it answers.
+                    asked = ask(instance).is_ok();
+                    if asked {
+                        report.removed.push(match pid {
+                            Some(pid) => format!("agent (process {pid})"),
+                            None => "agent".into(),
+                        });
+                    }
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(error) => {
+                report.errors.push(crate::chain(&error));
+                return None;
+            }
+        }
+    }
+}
+
+fn ask(instance: &Name) -> Result<(), ClientError> {
+    crate::block_on(Client::new(instance).shutdown())
+}
+
+fn read_store(paths: &Paths, report: &mut Report) -> Wanted {
+    if !paths.store().exists() {
+        return Wanted::default();
+    }
+    match Store::open(&paths.store()).and_then(|store| store.load()) {
+        Ok(wanted) => wanted,
+        Err(error) => {
+            // Interfaces are known by their alias and pins by their path all the same; only
+            // namespaces that netfw made are known from nowhere else.
+            report.errors.push(crate::chain(&error));
+            Wanted::default()
+        }
+    }
+}
+
+fn remove_links(instance: &Name, wanted: &Wanted, report: &mut Report) {
+    crate::block_on(async {
+        let links = async {
+            let netlink = Netlink::current()?;
+            let links = netlink.links().await?;
+            Ok::<_, crate::net::NetError>((netlink, links))
+        };
+        let (netlink, links) = match links.await {
+            Ok(both) => both,
+            Err(error) => return report.errors.push(crate::chain(&error)),
+        };
+        for link in links {
+            if wanted.owns(instance, &link) {
+                report.note(
+                    format!("interface {}", link.name),
+                    netlink.delete_link(link.index).await,
+                );
+            }
+        }
+    });
+}
+
+fn remove_directory(path: &Path, report: &mut Report) {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        result => report.note(path.display().to_string(), result),
+    }
+}
+
+/// The namespace of that record, if it lives: this one, the one of that path, the machine's own,
+/// or one of those with a name.
+pub fn locate(node: &Node) -> Option<Namespace> {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    if boot.trim() != node.boot {
+        // A reboot: identities mean nothing. A path does, if it is there again.
+        return match &node.netns {
+            Some(path) => Namespace::at_path(path).ok(),
+            None => Namespace::current().ok(),
+        };
+    }
+    let named = fs::read_dir(namespace::DIRECTORY)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
+    let own = Namespace::current().ok();
+    node.netns
+        .clone()
+        .into_iter()
+        .chain([PathBuf::from("/proc/1/ns/net")])
+        .chain(named)
+        .filter_map(|path| Namespace::at_path(&path).ok())
+        .chain(own)
+        .find(|namespace| namespace.id() == node.id)
+}

@@ -1,0 +1,429 @@
+//! Endpoints: adding and removing.
+//!
+//! The order in [`Agent::connect`] is what keeps a container's own address off the wire: records
+//! and programs are there before its interface has an address.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+};
+
+use ipnet::Ipv4Net;
+use netfw_common::record::{self as map, network_flag};
+
+use super::{
+    Agent, AgentError, ipam,
+    record::{Endpoint, Network, Published, Target, alias, host_mac},
+    start::DEFAULT_NETWORK,
+    store::Change,
+};
+use crate::{
+    api::types::{self, EndpointRequest, NamespaceRequest},
+    name::{Mac, Name},
+    net::{Namespace, Netlink, Veth, namespace},
+};
+
+impl Agent {
+    pub async fn add_endpoint(
+        &mut self,
+        request: EndpointRequest,
+    ) -> Result<types::Endpoint, AgentError> {
+        let name = request.name.clone();
+        let mut taken_counters = Vec::new();
+        let result = self.try_add(request, &mut taken_counters).await;
+        if result.is_err() {
+            for counter in taken_counters {
+                self.counters.give_back(counter);
+            }
+        }
+        result?;
+        self.endpoint_view(&name)
+    }
+
+    async fn try_add(
+        &mut self,
+        request: EndpointRequest,
+        counters: &mut Vec<u32>,
+    ) -> Result<(), AgentError> {
+        let (endpoint, network, namespace) = self.decide(&request, counters).await?;
+        self.store
+            .commit(&[Change::Network(&network), Change::Endpoint(&endpoint)])?;
+        self.wanted
+            .networks
+            .insert(network.name.clone(), network.clone());
+        self.wanted
+            .endpoints
+            .insert(endpoint.name.clone(), endpoint.clone());
+        let made = match namespace {
+            Some(namespace) => self.connect(&endpoint, &namespace).await,
+            None => match Namespace::create(&endpoint.name) {
+                Ok(namespace) => self.connect(&endpoint, &namespace).await,
+                Err(error) => Err(error.into()),
+            },
+        };
+        match made {
+            Ok(ifindex) => {
+                self.up.insert(endpoint.name.clone(), ifindex);
+                self.flush_shadows(&endpoint.publishes);
+                tracing::info!(endpoint = %endpoint.name, ip = %endpoint.ip4, "added");
+                Ok(())
+            }
+            Err(error) => {
+                self.disconnect(&endpoint).await;
+                if endpoint.namespace.made
+                    && let Err(error) = Namespace::delete(&endpoint.name)
+                {
+                    tracing::warn!(endpoint = %endpoint.name, %error, "its namespace was not deleted");
+                }
+                self.wanted.endpoints.remove(&endpoint.name);
+                self.store.commit(&[Change::NoEndpoint(&endpoint.name)])?;
+                Err(error)
+            }
+        }
+    }
+
+    /// What the endpoint will be, or why it cannot be. Touches nothing.
+    async fn decide(
+        &mut self,
+        request: &EndpointRequest,
+        counters: &mut Vec<u32>,
+    ) -> Result<(Endpoint, Network, Option<Namespace>), AgentError> {
+        let name = &request.name;
+        if self.wanted.endpoints.contains_key(name) {
+            return Err(if self.up.contains_key(name) {
+                AgentError::EndpointExists(name.clone())
+            } else {
+                AgentError::EndpointGone(name.clone())
+            });
+        }
+        let network = match &request.network {
+            Some(network) => network.clone(),
+            None => DEFAULT_NETWORK.parse().map_err(AgentError::Name)?,
+        };
+        let mut network = self
+            .wanted
+            .networks
+            .get(&network)
+            .cloned()
+            .ok_or(AgentError::NoNetwork(network))?;
+        let (target, namespace) = self.target(name, request.namespace.as_ref())?;
+        let ip4 = self.address_for(request.ip, &mut network)?;
+        let mac = request.mac.unwrap_or_else(|| ipam::mac_for(ip4));
+        self.check_mac(mac, &network)?;
+        let publishes = self.resolve_publishes(&request.publish)?;
+        let interface = match &namespace {
+            Some(namespace) => free_interface(namespace).await?,
+            None => "eth0".into(),
+        };
+        let host_interface = self.free_host_interface(name).await?;
+        let counter = self.take_counter(counters)?;
+        let mut published = Vec::with_capacity(publishes.len());
+        for publish in publishes {
+            let counter = self.take_counter(counters)?;
+            published.push(Published { publish, counter });
+        }
+        let endpoint = Endpoint {
+            name: name.clone(),
+            network: network.name.clone(),
+            namespace: target,
+            ip4,
+            mac,
+            host_interface,
+            interface,
+            counter,
+            publishes: published,
+            removing: false,
+        };
+        Ok((endpoint, network, namespace))
+    }
+
+    /// The namespace, opened; none where it is to be made.
+    fn target(
+        &self,
+        name: &Name,
+        request: Option<&NamespaceRequest>,
+    ) -> Result<(Target, Option<Namespace>), AgentError> {
+        let Some(request) = request else {
+            let path = PathBuf::from(namespace::DIRECTORY).join(name.as_str());
+            if path.symlink_metadata().is_ok() {
+                return Err(AgentError::NamespaceExists(name.clone()));
+            }
+            let target = Target {
+                path,
+                made: true,
+                id: None,
+            };
+            return Ok((target, None));
+        };
+        let (path, namespace) = match request {
+            NamespaceRequest::Name(name) => (
+                PathBuf::from(namespace::DIRECTORY).join(name),
+                Namespace::named(name)?,
+            ),
+            NamespaceRequest::Path(path) => (path.clone(), Namespace::at_path(path)?),
+            NamespaceRequest::Pid(pid) => (
+                PathBuf::from(format!("/proc/{pid}/ns/net")),
+                Namespace::of_pid(*pid)?,
+            ),
+        };
+        if self.wanted.node.as_ref().map(|n| n.id) == Some(namespace.id()) {
+            return Err(AgentError::NodeNamespace(path));
+        }
+        let target = Target {
+            id: path.starts_with("/proc").then_some(namespace.id()),
+            path,
+            made: false,
+        };
+        Ok((target, Some(namespace)))
+    }
+
+    fn address_for(
+        &self,
+        asked: Option<Ipv4Addr>,
+        network: &mut Network,
+    ) -> Result<Ipv4Addr, AgentError> {
+        let taken = self.taken_addresses(&network.name);
+        match asked {
+            Some(ip) => {
+                ipam::check(ip, network.subnet, network.gateway, &taken)?;
+                if self.locals.contains_key(&ip) {
+                    return Err(AgentError::NodeAddress { ip });
+                }
+                Ok(ip)
+            }
+            None => {
+                let ip = ipam::next(network.subnet, network.gateway, &taken, network.last)?;
+                network.last = ip;
+                Ok(ip)
+            }
+        }
+    }
+
+    fn check_mac(&self, mac: Mac, network: &Network) -> Result<(), AgentError> {
+        let taken = |owner: String| AgentError::MacTaken { mac, owner };
+        if mac == network.mac {
+            return Err(taken(format!("the bridge {}", network.bridge)));
+        }
+        match self
+            .wanted
+            .endpoints
+            .values()
+            .find(|e| e.mac == mac && e.network == network.name)
+        {
+            Some(other) => Err(taken(format!("endpoint \"{}\"", other.name))),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn take_counter(&mut self, taken: &mut Vec<u32>) -> Result<u32, AgentError> {
+        let counter = self
+            .counters
+            .take()
+            .ok_or(AgentError::NoCounter(super::counter::ENTRIES - 1))?;
+        taken.push(counter);
+        self.dataplane.reset_counter(counter)?;
+        Ok(counter)
+    }
+
+    /// `nf` and eight hex digits: short enough for IFNAMSIZ, and nobody else's.
+    async fn free_host_interface(&self, name: &Name) -> Result<String, AgentError> {
+        use std::hash::{BuildHasher, RandomState};
+        for _ in 0..16 {
+            let hash = RandomState::new().hash_one(name) as u32;
+            let candidate = format!("nf{hash:08x}");
+            let wanted = self
+                .wanted
+                .endpoints
+                .values()
+                .any(|e| e.host_interface == candidate);
+            if !wanted && self.netlink.link(&candidate).await?.is_none() {
+                return Ok(candidate);
+            }
+        }
+        Err(AgentError::Fault(
+            "sixteen random interface names in a row were taken".into(),
+        ))
+    }
+
+    /// Makes the veth pair and everything that belongs to it. The caller undoes it with
+    /// [`Agent::disconnect`] where it fails.
+    pub(super) async fn connect(
+        &mut self,
+        endpoint: &Endpoint,
+        namespace: &Namespace,
+    ) -> Result<u32, AgentError> {
+        let bridge = self.bridge_of(endpoint)?;
+        let (ifindex, _) = self
+            .netlink
+            .create_veth(Veth {
+                host_name: &endpoint.host_interface,
+                host_mac: host_mac(&endpoint.host_interface).0,
+                peer_name: &endpoint.interface,
+                peer_mac: endpoint.mac.0,
+                peer_ns: namespace.as_fd(),
+                mtu: self.mtu,
+                master: bridge.ifindex,
+                alias: &alias(&self.config.instance, &endpoint.name),
+            })
+            .await?;
+        self.set_records(endpoint, ifindex)?;
+        self.dataplane
+            .attach_container(ifindex, &endpoint.host_interface)?;
+        self.configure_container(endpoint, namespace).await?;
+        Ok(ifindex)
+    }
+
+    /// The endpoint's and its publishes' entries in the maps.
+    pub(super) fn set_records(
+        &mut self,
+        endpoint: &Endpoint,
+        ifindex: u32,
+    ) -> Result<(), AgentError> {
+        let bridge = self.bridge_of(endpoint)?;
+        let network = self
+            .wanted
+            .networks
+            .get(&endpoint.network)
+            .ok_or_else(|| AgentError::NoNetwork(endpoint.network.clone()))?;
+        self.dataplane.set_endpoint(&map::Endpoint {
+            ifindex,
+            bridge: bridge.ifindex,
+            network: network.number,
+            counter: endpoint.counter,
+            ip4: endpoint.ip4.into(),
+            gateway4: network.gateway.into(),
+            mac: endpoint.mac.0,
+            gateway_mac: network.mac.0,
+            flags: network_flag::MASQUERADE,
+            ..Default::default()
+        })?;
+        self.dataplane
+            .publish(super::publish::entries_of_endpoint(endpoint))?;
+        Ok(())
+    }
+
+    /// Inside: address, up, and a default route where there is none. Idempotent.
+    pub(super) async fn configure_container(
+        &self,
+        endpoint: &Endpoint,
+        namespace: &Namespace,
+    ) -> Result<(), AgentError> {
+        let network = self
+            .wanted
+            .networks
+            .get(&endpoint.network)
+            .ok_or_else(|| AgentError::NoNetwork(endpoint.network.clone()))?;
+        let inside = Netlink::within(namespace)?;
+        let link = inside.link(&endpoint.interface).await?.ok_or_else(|| {
+            AgentError::Fault(format!(
+                "{} is not in {}",
+                endpoint.interface,
+                namespace.label()
+            ))
+        })?;
+        let address = Ipv4Net::new(endpoint.ip4, network.subnet.prefix_len())
+            .map_err(|e| AgentError::Fault(e.to_string()))?;
+        inside.add_address(link.index, address.into()).await?;
+        inside.set_up(link.index).await?;
+        let has_default = inside
+            .routes()
+            .await?
+            .iter()
+            .any(|r| r.dst.prefix_len() == 0 && r.dst.addr().is_ipv4());
+        if !has_default {
+            inside
+                .add_default_route(link.index, IpAddr::V4(network.gateway))
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Takes the endpoint out of the kernel, whatever of it is there; goes on past errors.
+    pub(super) async fn disconnect(&mut self, endpoint: &Endpoint) {
+        let report = |what: &str, error: &dyn std::fmt::Display| {
+            tracing::warn!(endpoint = %endpoint.name, %error, "{what}");
+        };
+        let known = self.up.remove(&endpoint.name);
+        // First the way in, then the flows, so that no new ones appear behind our back.
+        if let Err(error) = self
+            .dataplane
+            .unpublish(super::publish::keys_of_endpoint(endpoint))
+        {
+            report("its publishes were not withdrawn", &error);
+        }
+        let found = match self.netlink.link(&endpoint.host_interface).await {
+            Ok(link) => link.map(|l| l.index),
+            Err(error) => {
+                report("its interface was not found", &error);
+                None
+            }
+        };
+        for ifindex in found.into_iter().chain(known.filter(|k| Some(*k) != found)) {
+            if let Err(error) = self.netlink.delete_link(ifindex).await {
+                report("its veth pair was not deleted", &error);
+            }
+            if let Err(error) = self.dataplane.remove_endpoint(ifindex) {
+                report("its entry was not removed", &error);
+            }
+            if let Err(error) = self.dataplane.detach(ifindex) {
+                report("its program was not detached", &error);
+            }
+        }
+        if let Err(error) = self
+            .dataplane
+            .remove_flows(|_, flow| endpoint.owns_counter(flow.counter))
+        {
+            report("its flows were not removed", &error);
+        }
+    }
+
+    pub async fn remove_endpoint(&mut self, name: &Name) -> Result<(), AgentError> {
+        let mut endpoint = self.wanted_endpoint(name)?.clone();
+        endpoint.removing = true;
+        self.store.commit(&[Change::Endpoint(&endpoint)])?;
+        self.wanted.endpoints.insert(name.clone(), endpoint);
+        self.finish_removal(name).await
+    }
+
+    /// From marked to gone. What cannot be removed from the kernel is reported and left.
+    pub(super) async fn finish_removal(&mut self, name: &Name) -> Result<(), AgentError> {
+        let endpoint = self
+            .wanted
+            .endpoints
+            .get(name)
+            .cloned()
+            .ok_or_else(|| AgentError::NoEndpoint(name.clone()))?;
+        self.disconnect(&endpoint).await;
+        let deleted = if endpoint.namespace.made {
+            Namespace::delete(name)
+        } else {
+            Ok(())
+        };
+        self.store.commit(&[Change::NoEndpoint(name)])?;
+        self.wanted.endpoints.remove(name);
+        self.counters.give_back(endpoint.counter);
+        for published in &endpoint.publishes {
+            self.counters.give_back(published.counter);
+        }
+        tracing::info!(endpoint = %name, "removed");
+        Ok(deleted?)
+    }
+
+    /// Opens the endpoint's namespace, if it is still the one that was attached.
+    pub(super) fn open_target(&self, endpoint: &Endpoint) -> Result<Namespace, AgentError> {
+        let namespace = Namespace::at_path(&endpoint.namespace.path)?;
+        match endpoint.namespace.id {
+            Some(id) if id != namespace.id() => Err(AgentError::Gone(endpoint.name.clone())),
+            _ => Ok(namespace),
+        }
+    }
+}
+
+/// `eth0`, or the next that the namespace does not have.
+async fn free_interface(namespace: &Namespace) -> Result<String, AgentError> {
+    let links = Netlink::within(namespace)?.links().await?;
+    (0..1000)
+        .map(|n| format!("eth{n}"))
+        .find(|name| !links.iter().any(|l| l.name == *name))
+        .ok_or_else(|| AgentError::Fault("a thousand interfaces named ethN".into()))
+}

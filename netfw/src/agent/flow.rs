@@ -1,0 +1,150 @@
+//! Flows: what `flow ls` shows, `flow flush`, and the sweep.
+
+use std::collections::HashMap;
+
+use netfw_common::{
+    flow::{Flow4, TICK_NS, flag, state},
+    tuple::{Tuple4, proto},
+};
+
+use super::{Agent, AgentError};
+use crate::{
+    api::types::{Flow, Tuple},
+    bpf::now,
+    name::Name,
+};
+
+impl Agent {
+    /// All flows, or those of one endpoint; ordered by protocol and original tuple.
+    pub fn flow_views(&self, endpoint: Option<&Name>) -> Result<Vec<Flow>, AgentError> {
+        let only = endpoint
+            .map(|name| self.wanted_endpoint(name))
+            .transpose()?;
+        let owners: HashMap<u32, &Name> = self
+            .wanted
+            .endpoints
+            .values()
+            .flat_map(|e| {
+                std::iter::once(e.counter)
+                    .chain(e.publishes.iter().map(|p| p.counter))
+                    .map(move |counter| (counter, &e.name))
+            })
+            .collect();
+        let now = now();
+        let mut flows: Vec<(Tuple4, Flow4)> = self
+            .dataplane
+            .flows()?
+            .into_iter()
+            .filter(|(_, flow)| !flow.has(flag::REPLY))
+            .filter(|(_, flow)| only.is_none_or(|e| e.owns_counter(flow.counter)))
+            .collect();
+        flows.sort_by_key(|(t, _)| (t.proto, t.src, t.sport, t.dst, t.dport));
+        Ok(flows
+            .iter()
+            .map(|(key, flow)| view(key, flow, owners.get(&flow.counter).copied(), now))
+            .collect())
+    }
+
+    pub fn flush(&mut self, endpoint: Option<&Name>) -> Result<usize, AgentError> {
+        let Some(name) = endpoint else {
+            return Ok(self.dataplane.remove_flows(|_, _| true)?);
+        };
+        let endpoint = self.wanted_endpoint(name)?.clone();
+        Ok(self
+            .dataplane
+            .remove_flows(|_, flow| endpoint.owns_counter(flow.counter))?)
+    }
+
+    /// Frees what expired flows take.
+    pub fn sweep(&mut self) -> Result<usize, AgentError> {
+        Ok(self.dataplane.sweep()?)
+    }
+}
+
+/// `key`, `flow`: the entry of the original direction.
+fn view(key: &Tuple4, flow: &Flow4, endpoint: Option<&Name>, now: u32) -> Flow {
+    // Another CPU's clock may have run ahead, and the sweep may be late.
+    let age = u64::from(
+        (now.wrapping_sub(flow.seen)
+            .cast_signed()
+            .max(0)
+            .cast_unsigned())
+        .min(flow.timeout),
+    );
+    let left = (u64::from(flow.timeout) - age) * TICK_NS / 1_000_000_000;
+    let reply = flow.reverse_key(key.proto);
+    Flow {
+        protocol: match key.proto {
+            proto::TCP => "tcp".into(),
+            proto::UDP => "udp".into(),
+            proto::ICMP => "icmp".into(),
+            proto::SCTP => "sctp".into(),
+            other => other.to_string(),
+        },
+        state: match flow.state {
+            state::NEW => "new",
+            state::SYN_RECV => "syn_recv",
+            state::ESTABLISHED => "established",
+            state::FIN_ORIGINAL | state::FIN_REPLY => "fin_wait",
+            state::TIME_WAIT => "time_wait",
+            state::CLOSE => "close",
+            _ => "unknown",
+        }
+        .into(),
+        assured: flow.is_assured(),
+        timeout: left,
+        original: tuple(key),
+        reply: tuple(&reply),
+        origin: if flow.has(flag::PUBLISHED) {
+            "publish".into()
+        } else {
+            "masquerade".into()
+        },
+        endpoint: endpoint.cloned(),
+    }
+}
+
+fn tuple(t: &Tuple4) -> Tuple {
+    Tuple {
+        src: t.src.into(),
+        dst: t.dst.into(),
+        sport: t.sport.get(),
+        dport: t.dport.get(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netfw_common::addr::{Be16, Ip4};
+
+    use super::*;
+
+    #[test]
+    fn a_flow_is_shown_as_conntrack_shows_it() {
+        let key = Tuple4 {
+            src: Ip4::new([192, 0, 2, 9]),
+            dst: Ip4::new([192, 0, 2, 1]),
+            sport: Be16::new(40000),
+            dport: Be16::new(8080),
+            proto: proto::TCP,
+            ..Default::default()
+        };
+        let flow = Flow4 {
+            src: key.src,
+            dst: Ip4::new([172, 18, 0, 2]),
+            sport: key.sport,
+            dport: Be16::new(80),
+            flags: flag::TO_CONTAINER | flag::PUBLISHED,
+            state: state::ESTABLISHED,
+            seen: 1000,
+            timeout: 100,
+            ..Default::default()
+        };
+        let shown = view(&key, &flow, None, 1040);
+        assert_eq!(shown.reply.src.to_string(), "172.18.0.2");
+        assert_eq!((shown.reply.sport, shown.reply.dport), (80, 40000));
+        assert_eq!((shown.origin.as_str(), shown.timeout), ("publish", 64));
+        assert_eq!(view(&key, &flow, None, 999).timeout, 107);
+        assert_eq!(view(&key, &flow, None, 2000).timeout, 0);
+    }
+}

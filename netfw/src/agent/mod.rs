@@ -1,0 +1,101 @@
+//! The agent: it owns the wanted state and makes the node be so.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`config`] | command line and file, resolved |
+//! | [`record`] | the wanted state |
+//! | [`store`] | the wanted state on disk |
+//! | [`paths`] | directories, socket, the lock of an instance |
+//! | [`ipam`], [`counter`], [`node`] | decisions, pure: addresses, counter indexes, uplinks |
+//! | [`start`] | from the store to a running node |
+//! | [`endpoint`], [`publish`], [`flow`] | requests |
+//! | [`observe`] | what happens to the node meanwhile |
+//! | [`view`] | answers |
+//! | [`run`] | the process: signals, socket, timers |
+//! | [`down`] | everything away |
+//!
+//! All state lies in one [`Agent`] behind one lock, so changes happen one after the other. A change
+//! is decided first (nothing touched yet), then written to the store, then made in the kernel; what
+//! fails on the way is undone in both.
+
+pub mod config;
+pub mod counter;
+pub mod down;
+pub mod endpoint;
+pub mod error;
+pub mod flow;
+pub mod ipam;
+pub mod node;
+pub mod observe;
+pub mod paths;
+pub mod publish;
+pub mod record;
+pub mod run;
+pub mod start;
+pub mod store;
+pub mod view;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::Ipv4Addr,
+    time::Instant,
+};
+
+use aya_log::EbpfLogger;
+
+pub use self::error::AgentError;
+use self::{
+    config::Config,
+    counter::Indexes,
+    record::{Endpoint, Wanted},
+    store::Store,
+};
+use crate::{bpf::DataPlane, name::Name, net::Netlink};
+
+pub struct Agent {
+    config: Config,
+    store: Store,
+    /// What the store holds.
+    wanted: Wanted,
+    netlink: Netlink,
+    dataplane: DataPlane,
+    counters: Indexes,
+    /// The networks' bridges as they are.
+    bridges: BTreeMap<Name, Bridge>,
+    /// Endpoints that are up, and the ifindex of their host side. Who is wanted and not here is
+    /// gone.
+    up: BTreeMap<Name, u32>,
+    uplinks: BTreeMap<u32, UplinkState>,
+    missing_uplinks: Vec<String>,
+    locals: HashMap<Ipv4Addr, u32>,
+    mtu: u32,
+    started: Instant,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Bridge {
+    ifindex: u32,
+}
+
+/// An uplink, and whether the programs run on it.
+#[derive(Clone, Debug)]
+struct UplinkState {
+    uplink: node::Uplink,
+    /// The hook's name, or why there is none.
+    attached: Result<&'static str, String>,
+}
+
+impl Agent {
+    /// What the programs log; to be read while `program_log` is configured.
+    pub fn logger(&mut self) -> Result<Option<EbpfLogger<&'static dyn log::Log>>, AgentError> {
+        Ok(self.dataplane.logger()?)
+    }
+
+    fn wanted_endpoint(&self, name: &Name) -> Result<&Endpoint, AgentError> {
+        self.wanted
+            .endpoints
+            .get(name)
+            .filter(|e| !e.removing)
+            .ok_or_else(|| AgentError::NoEndpoint(name.clone()))
+    }
+}

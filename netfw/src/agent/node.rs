@@ -1,0 +1,215 @@
+//! What the node's interfaces and addresses mean: which interfaces are uplinks, which addresses
+//! are the node's own, how large a packet may be.
+//!
+//! Pure: [`observe`] looks at what netlink listed and decides; others act.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::{IpAddr, Ipv4Addr},
+};
+
+use netfw_common::record;
+
+use crate::net::{Address, Link};
+
+/// Where no uplink says otherwise.
+const DEFAULT_MTU: u32 = 1500;
+/// RFC 791: every host can receive this much.
+const LEAST_MTU: u32 = 576;
+
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+pub struct View {
+    /// By ifindex.
+    pub uplinks: BTreeMap<u32, Uplink>,
+    /// Named with `--uplink`, but there is no such interface.
+    pub missing: Vec<String>,
+    /// The node's addresses and the interfaces that have them.
+    pub locals: HashMap<Ipv4Addr, u32>,
+    /// The narrowest uplink's.
+    pub mtu: u32,
+    /// Indexes of all interfaces.
+    pub present: HashSet<u32>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Uplink {
+    pub name: String,
+    pub record: record::Uplink,
+}
+
+/// `named` are the interfaces that `--uplink` names; none: all but netfw's own.
+pub fn observe(links: &[Link], addresses: &[Address], named: &[String]) -> View {
+    let mut locals = HashMap::new();
+    let mut first = HashMap::new();
+    for address in addresses {
+        let IpAddr::V4(ip) = address.addr else {
+            continue;
+        };
+        // Two interfaces may have one address: the first keeps it, so that nothing flaps.
+        locals.entry(ip).or_insert(address.ifindex);
+        if address.scope_global && !address.secondary {
+            first.entry(address.ifindex).or_insert(ip);
+        }
+    }
+    let uplinks: BTreeMap<u32, Uplink> = links
+        .iter()
+        .filter(|link| is_uplink(link, named))
+        .map(|link| {
+            let record = record::Uplink {
+                ip4: first
+                    .get(&link.index)
+                    .copied()
+                    .map(Into::into)
+                    .unwrap_or_default(),
+                mtu: link.mtu,
+                mac: link.mac.unwrap_or_default(),
+                ..Default::default()
+            };
+            let name = link.name.clone();
+            (link.index, Uplink { name, record })
+        })
+        .collect();
+    let missing = named
+        .iter()
+        .filter(|name| !uplinks.values().any(|u| u.name == **name))
+        .cloned()
+        .collect();
+    // Tunnels that exist in every namespace once their module is loaded (tunl0, sit0) are down.
+    let mtu = links
+        .iter()
+        .filter(|link| link.up)
+        .filter_map(|link| Some(uplinks.get(&link.index)?.record.mtu))
+        .min()
+        .unwrap_or(DEFAULT_MTU)
+        .clamp(LEAST_MTU, u32::from(u16::MAX));
+    View {
+        uplinks,
+        missing,
+        locals,
+        mtu,
+        present: links.iter().map(|link| link.index).collect(),
+    }
+}
+
+fn is_uplink(link: &Link, named: &[String]) -> bool {
+    // A port of a bridge or bond sees frames before its master does, but the node's routing knows
+    // the master only. Interfaces of any instance of netfw are no way to the world.
+    let own = link
+        .alias
+        .as_deref()
+        .is_some_and(|a| a.starts_with("netfw:"));
+    let eligible = !link.loopback && !own;
+    if named.is_empty() {
+        eligible && link.master.is_none()
+    } else {
+        eligible && named.contains(&link.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(index: u32, name: &str) -> Link {
+        Link {
+            index,
+            name: name.into(),
+            mac: Some([2, 0, 0, 0, 0, index as u8]),
+            mtu: 1500,
+            up: true,
+            kind: None,
+            alias: None,
+            master: None,
+            loopback: false,
+            point_to_point: false,
+            no_arp: false,
+            peer: None,
+        }
+    }
+
+    fn address(ifindex: u32, addr: &str) -> Address {
+        Address {
+            ifindex,
+            addr: addr.parse().unwrap(),
+            prefix_len: 24,
+            scope_global: true,
+            secondary: false,
+        }
+    }
+
+    fn lab() -> (Vec<Link>, Vec<Address>) {
+        let links = vec![
+            Link {
+                loopback: true,
+                ..link(1, "lo")
+            },
+            link(2, "eth0"),
+            Link {
+                mtu: 1400,
+                ..link(3, "wg0")
+            },
+            Link {
+                up: false,
+                mtu: 1280,
+                ..link(4, "tunl0")
+            },
+            Link {
+                alias: Some("netfw:x:bridge".into()),
+                ..link(5, "netfw0")
+            },
+            Link {
+                alias: Some("netfw:x:web".into()),
+                master: Some(5),
+                ..link(6, "nf1")
+            },
+            link(7, "docker0"),
+            Link {
+                master: Some(7),
+                ..link(8, "veth1")
+            },
+        ];
+        let addresses = vec![
+            address(1, "127.0.0.1"),
+            address(2, "192.0.2.1"),
+            Address {
+                secondary: true,
+                ..address(2, "192.0.2.2")
+            },
+            address(5, "172.18.0.1"),
+            address(2, "fe80::1"),
+        ];
+        (links, addresses)
+    }
+
+    #[test]
+    fn everything_that_leads_out_is_an_uplink() {
+        let (links, addresses) = lab();
+        let view = observe(&links, &addresses, &[]);
+        let names: Vec<_> = view.uplinks.values().map(|u| u.name.as_str()).collect();
+        assert_eq!(names, ["eth0", "wg0", "tunl0", "docker0"]);
+        assert_eq!(
+            view.uplinks[&2].record.ip4,
+            Ipv4Addr::new(192, 0, 2, 1).into()
+        );
+        assert_eq!(view.mtu, 1400, "what is down does not count");
+        assert_eq!(view.locals.len(), 4);
+        assert_eq!(view.locals[&Ipv4Addr::new(172, 18, 0, 1)], 5);
+        assert!(view.missing.is_empty());
+    }
+
+    #[test]
+    fn named_uplinks_only_and_a_typo_is_seen() {
+        let (links, addresses) = lab();
+        let named = ["eth0".into(), "eht1".into(), "netfw0".into()];
+        let view = observe(&links, &addresses, &named);
+        let names: Vec<_> = view.uplinks.values().map(|u| u.name.as_str()).collect();
+        assert_eq!(names, ["eth0"]);
+        assert_eq!(view.missing, ["eht1", "netfw0"]);
+        assert_eq!(view.mtu, 1500);
+    }
+
+    #[test]
+    fn a_node_without_uplinks_has_an_mtu_all_the_same() {
+        assert_eq!(observe(&[], &[], &[]).mtu, DEFAULT_MTU);
+    }
+}

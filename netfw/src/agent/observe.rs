@@ -1,0 +1,103 @@
+//! What happens to the node while the agent runs: interfaces come and go, addresses change,
+//! namespaces are deleted. The agent looks at everything anew and acts on the difference.
+
+use std::collections::BTreeMap;
+
+use super::{Agent, AgentError, UplinkState, node};
+use crate::{bpf::Attachment, name::Name};
+
+impl Agent {
+    /// Brings uplinks, local addresses and endpoints in line with what the kernel has. Trouble
+    /// with one interface is reported and does not keep others from being served.
+    pub async fn observe(&mut self) -> Result<(), AgentError> {
+        let links = self.netlink.links().await?;
+        let addresses = self.netlink.addresses().await?;
+        let view = node::observe(&links, &addresses, &self.config.uplinks);
+        if view.locals != self.locals {
+            self.dataplane.set_locals(&view.locals)?;
+            self.locals = view.locals;
+        }
+        self.follow_uplinks(view.uplinks);
+        for name in &view.missing {
+            if !self.missing_uplinks.contains(name) {
+                tracing::warn!(uplink = %name, "there is no such interface: it will be served when it appears");
+            }
+        }
+        self.missing_uplinks = view.missing;
+        self.mtu = view.mtu;
+        let gone: Vec<Name> = self
+            .up
+            .iter()
+            .filter(|(_, ifindex)| !view.present.contains(ifindex))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in gone {
+            tracing::warn!(
+                endpoint = %name,
+                "gone: its namespace or veth pair was deleted; `netfw endpoint rm {name}` clears it away"
+            );
+            if let Some(endpoint) = self.wanted.endpoints.get(&name).cloned() {
+                self.disconnect(&endpoint).await;
+            }
+        }
+        Ok(())
+    }
+
+    fn follow_uplinks(&mut self, now: BTreeMap<u32, node::Uplink>) {
+        // Also those that an agent before us served and that are none any more.
+        let attached = self.dataplane.attached();
+        let ours: Vec<u32> = self
+            .uplinks
+            .keys()
+            .copied()
+            .chain(attached)
+            .filter(|ifindex| !now.contains_key(ifindex))
+            .filter(|ifindex| !self.up.values().any(|up| up == ifindex))
+            .collect();
+        for ifindex in ours {
+            let name = self.uplinks.remove(&ifindex).map(|s| s.uplink.name);
+            tracing::info!(uplink = name, ifindex, "no uplink any more");
+            if let Err(error) = self.dataplane.detach(ifindex) {
+                tracing::warn!(ifindex, %error, "not detached");
+            }
+            if let Err(error) = self.dataplane.remove_uplink(ifindex) {
+                tracing::warn!(ifindex, %error, "not removed");
+            }
+        }
+        for (ifindex, uplink) in now {
+            let known = self.uplinks.get(&ifindex);
+            if known.is_some_and(|k| k.uplink == uplink && k.attached.is_ok()) {
+                continue;
+            }
+            let served_before = known.map(|k| k.attached.is_ok());
+            let attached = self.serve(ifindex, &uplink);
+            match (&attached, served_before) {
+                // Said before.
+                (Ok(_), Some(true)) | (Err(_), Some(false)) => {}
+                (Ok(hook), _) => tracing::info!(uplink = %uplink.name, hook, "serving"),
+                (Err(error), _) => tracing::warn!(uplink = %uplink.name, error, "not served"),
+            }
+            self.uplinks
+                .insert(ifindex, UplinkState { uplink, attached });
+        }
+    }
+
+    /// The record first: the programs find it from their first packet on.
+    fn serve(&mut self, ifindex: u32, uplink: &node::Uplink) -> Result<&'static str, String> {
+        self.dataplane
+            .set_uplink(ifindex, &uplink.record)
+            .map_err(|e| crate::chain(&e))?;
+        let known = self.uplinks.get(&ifindex);
+        if let Some(UplinkState {
+            attached: Ok(hook), ..
+        }) = known
+        {
+            return Ok(hook);
+        }
+        match self.dataplane.attach_uplink(ifindex, &uplink.name) {
+            Ok(Attachment::Tcx) => Ok("tcx"),
+            Ok(Attachment::Clsact) => Ok("clsact"),
+            Err(error) => Err(crate::chain(&error)),
+        }
+    }
+}

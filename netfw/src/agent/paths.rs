@@ -1,0 +1,129 @@
+//! Where an instance keeps its things, and the lock that lets one agent have them.
+//!
+//! | what | where |
+//! |---|---|
+//! | lock, socket | `/run/netfw/<instance>/` |
+//! | store | `/var/lib/netfw/<instance>/state.redb` |
+//! | pins | `<bpffs>/<instance>/v<ABI>/` (module `bpf`) |
+
+use std::{
+    fs::{self, File},
+    io::{self, Read, Seek, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    path::PathBuf,
+};
+
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::name::Name;
+
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    #[error(
+        "an agent for instance \"{instance}\" is running already (process {}): stop it first, or choose another --instance", pid.map_or("unknown".into(), |p| p.to_string())
+    )]
+    Held { instance: Name, pid: Option<u32> },
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+}
+
+#[derive(Clone, Debug)]
+pub struct Paths {
+    pub instance: Name,
+    pub run: PathBuf,
+    pub state: PathBuf,
+}
+
+impl Paths {
+    pub fn of(instance: &Name) -> Self {
+        Self {
+            instance: instance.clone(),
+            run: PathBuf::from("/run/netfw").join(instance.as_str()),
+            state: PathBuf::from("/var/lib/netfw").join(instance.as_str()),
+        }
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.run.join("agent.sock")
+    }
+
+    pub fn store(&self) -> PathBuf {
+        self.state.join("state.redb")
+    }
+
+    fn lock_file(&self) -> PathBuf {
+        self.run.join("agent.lock")
+    }
+
+    /// Takes the instance, or says which process has it.
+    pub fn lock(&self) -> Result<Lock, LockError> {
+        let path = self.lock_file();
+        let io = |source| LockError::Io {
+            path: path.clone(),
+            source,
+        };
+        loop {
+            // Traversable: whether somebody may connect is the socket's mode to say.
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o755)
+                .create(&self.run)
+                .map_err(io)?;
+            let file = fs::OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(&path)
+                .map_err(io)?;
+            let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => lock,
+                Err((mut file, nix::errno::Errno::EAGAIN)) => {
+                    let mut pid = String::new();
+                    let _ = file.read_to_string(&mut pid);
+                    return Err(LockError::Held {
+                        instance: self.instance.clone(),
+                        pid: pid.trim().parse().ok(),
+                    });
+                }
+                Err((_, errno)) => return Err(io(errno.into())),
+            };
+            // `netfw down` may have removed the file between our opening and locking it: then
+            // somebody else can lock another file of this name, and we have nothing.
+            let ours = lock.metadata().map_err(io)?.ino();
+            if fs::metadata(&path).is_ok_and(|now| now.ino() == ours) {
+                lock.set_len(0).map_err(io)?;
+                lock.rewind().map_err(io)?;
+                writeln!(lock, "{}", std::process::id()).map_err(io)?;
+                return Ok(Lock { _file: lock });
+            }
+        }
+    }
+}
+
+/// The instance is ours while this lives; the kernel frees it with the process.
+#[derive(Debug)]
+pub struct Lock {
+    _file: Flock<File>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_lock_names_the_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut paths = Paths::of(&"x".parse().unwrap());
+        paths.run = dir.path().join("run");
+        let first = paths.lock().unwrap();
+        let pid = std::process::id();
+        assert!(matches!(
+            paths.lock(),
+            Err(LockError::Held { pid: Some(p), .. }) if p == pid
+        ));
+        drop(first);
+        paths.lock().unwrap();
+    }
+}

@@ -1,0 +1,213 @@
+//! The agent as a process: it takes the instance, enters the node's namespace, starts, serves, and
+//! ends on a signal or on request. The data plane goes on without it.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use aya_log::EbpfLogger;
+use futures::FutureExt;
+use nix::unistd::{Gid, Group, chown};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    net::UnixListener,
+    signal::unix::{SignalKind, signal},
+    sync::{Mutex, Notify},
+};
+
+use super::{Agent, AgentError, config::Config, paths::Paths};
+use crate::{
+    api::server::{Shared, router},
+    net::{Change, Monitor, Namespace},
+};
+
+/// How often a portion of the flow tables is swept: what expired flows take is bounded, so none
+/// need go at once.
+const SWEEP: Duration = Duration::from_secs(1);
+/// Changes of the node come in bursts: one look at the end of each is enough.
+const SETTLE: Duration = Duration::from_millis(20);
+/// Something is amiss with an uplink, or netlink lost a message: look again.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+/// For requests under way when the agent is told to end.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Runs until told to end. The calling thread must be the process's only one: the namespace is
+/// entered before the runtime starts its threads, which inherit it.
+pub fn run(config: Config) -> Result<(), AgentError> {
+    let paths = Paths::of(&config.instance);
+    let _lock = paths.lock()?;
+    if let Some(path) = &config.netns {
+        Namespace::at_path(path)?.enter()?;
+    }
+    let io = |path: &Path| {
+        let path = path.to_owned();
+        move |source| AgentError::Io { path, source }
+    };
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(io(Path::new("the runtime")))?
+        .block_on(serve(config, &paths))
+}
+
+async fn serve(config: Config, paths: &Paths) -> Result<(), AgentError> {
+    // Before anything is made: a signal that comes during the start ends the agent in order.
+    let socket = paths.socket();
+    let io = |path: &Path| {
+        let path = path.to_owned();
+        move |source| AgentError::Io { path, source }
+    };
+    let mut terminate = signal(SignalKind::terminate()).map_err(io(Path::new("SIGTERM")))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(io(Path::new("SIGINT")))?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(io(Path::new("SIGHUP")))?;
+    // Told of changes from before the first look, so that none is missed between.
+    let mut monitor = Monitor::current()?;
+    let group = config.socket_group.clone();
+    let program_log = config.program_log;
+    let mut agent = Agent::start(config, &paths.store()).await?;
+    if program_log {
+        tokio::spawn(forward_log(agent.logger()?));
+    }
+    let ready = agent.status();
+    let shared = Shared {
+        agent: Arc::new(Mutex::new(agent)),
+        shutdown: Arc::new(Notify::new()),
+    };
+    let listener = listen(&socket, group.as_deref())?;
+    let stop = Arc::new(Notify::new());
+    let server = {
+        let stop = stop.clone();
+        let app = router(shared.clone());
+        tokio::spawn(async move {
+            axum::serve(listener, app)
+                .with_graceful_shutdown(async move { stop.notified().await })
+                .await
+        })
+    };
+    let sweeper = tokio::spawn(sweep(shared.agent.clone()));
+    tracing::info!(
+        instance = %ready.instance,
+        netns = %ready.netns.as_deref().unwrap_or(Path::new("the agent's own")).display(),
+        uplinks = ready.uplinks.iter().filter(|u| u.hook.is_some()).count(),
+        endpoints = ready.endpoints,
+        socket = %socket.display(),
+        "netfw {} is ready", ready.version
+    );
+    let why = loop {
+        tokio::select! {
+            _ = terminate.recv() => break "SIGTERM",
+            _ = interrupt.recv() => break "SIGINT",
+            _ = hangup.recv() => break "SIGHUP",
+            () = shared.shutdown.notified() => break "asked to",
+            change = monitor.changed() => {
+                if matches!(change, Change::Lost) {
+                    tracing::debug!("netlink lost messages: looking at everything");
+                }
+                tokio::time::sleep(SETTLE).await;
+                while monitor.changed().now_or_never().is_some() {}
+                look(&shared.agent).await;
+            }
+            () = tokio::time::sleep(LOOK_AGAIN) => look(&shared.agent).await,
+        }
+    };
+    sweeper.abort();
+    stop.notify_one();
+    if tokio::time::timeout(GRACE, server).await.is_err() {
+        tracing::warn!("requests were still under way");
+    }
+    // Whoever holds the lock changes nothing half-way.
+    let _last = shared.agent.lock().await;
+    if let Err(error) = fs::remove_file(&socket) {
+        tracing::debug!(%error, "the socket was gone already");
+    }
+    tracing::info!(
+        "stopped ({why}); the data plane keeps running without the agent: `netfw down{}` removes it",
+        instance_option(&paths.instance)
+    );
+    Ok(())
+}
+
+async fn look(agent: &Mutex<Agent>) {
+    if let Err(error) = agent.lock().await.observe().await {
+        tracing::warn!(error = %crate::chain(&error), "the node could not be looked at");
+    }
+}
+
+async fn sweep(agent: Arc<Mutex<Agent>>) {
+    let mut timer = tokio::time::interval(SWEEP);
+    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        timer.tick().await;
+        let mut agent = agent.lock().await;
+        // Map operations block; the other worker goes on with connections meanwhile.
+        match tokio::task::block_in_place(|| agent.sweep()) {
+            Ok(0) => {}
+            Ok(flows) => tracing::debug!(flows, "expired"),
+            Err(error) => tracing::warn!(error = %crate::chain(&error), "the sweep failed"),
+        }
+    }
+}
+
+/// Hands on what the programs log, as it comes.
+async fn forward_log(logger: Option<EbpfLogger<&'static dyn log::Log>>) {
+    let Some(logger) = logger else {
+        return tracing::debug!("the programs were built without logging");
+    };
+    // SAFETY: the logger owns its ring buffer's descriptor, always the same one, and closes it only
+    // when it is dropped, which AsyncFd does after deregistering.
+    let registered = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) };
+    let mut logger = match registered {
+        Ok(logger) => logger,
+        Err(error) => return tracing::warn!(%error, "the programs' log cannot be read"),
+    };
+    while let Ok(mut ready) = logger.readable_mut().await {
+        ready.get_inner_mut().flush();
+        ready.clear_ready();
+    }
+}
+
+/// The socket, for root alone, or for root and a group. Whoever died left the file; we have the
+/// lock, so nobody else's it is.
+fn listen(socket: &Path, group: Option<&str>) -> Result<UnixListener, AgentError> {
+    let io = |source| AgentError::Io {
+        path: socket.to_owned(),
+        source,
+    };
+    let gid = group.map(group_id).transpose()?;
+    match fs::remove_file(socket) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(error)),
+        _ => {}
+    }
+    // Under a name that nobody connects to until its mode is right.
+    let quiet = PathBuf::from(format!("{}.new", socket.display()));
+    let _ = fs::remove_file(&quiet);
+    let listener = UnixListener::bind(&quiet).map_err(io)?;
+    fs::set_permissions(&quiet, fs::Permissions::from_mode(0o600)).map_err(io)?;
+    if let Some(gid) = gid {
+        chown(&quiet, None, Some(gid)).map_err(|errno| io(errno.into()))?;
+        fs::set_permissions(&quiet, fs::Permissions::from_mode(0o660)).map_err(io)?;
+    }
+    fs::rename(&quiet, socket).map_err(io)?;
+    Ok(listener)
+}
+
+fn group_id(name: &str) -> Result<Gid, AgentError> {
+    match Group::from_name(name) {
+        Ok(Some(group)) => Ok(group.gid),
+        _ => Err(AgentError::NoGroup(name.to_owned())),
+    }
+}
+
+/// ` --instance NAME`, where it is not the default.
+pub fn instance_option(instance: &str) -> String {
+    if instance == super::config::DEFAULT_INSTANCE {
+        String::new()
+    } else {
+        format!(" --instance {instance}")
+    }
+}

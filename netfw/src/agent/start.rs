@@ -1,0 +1,400 @@
+//! From the store to a running node: load, look, make what is missing, remove what is not wanted.
+//!
+//! It runs at every start, whatever the last agent left: nothing (first start, reboot), everything
+//! (restart; then no packet notices), or half of a change (killed).
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    net::Ipv4Addr,
+    path::Path,
+    time::Instant,
+};
+
+use ipnet::{IpNet, Ipv4Net};
+use netfw_common::record::{Subnet, network_flag};
+
+use super::{
+    Agent, AgentError, Bridge,
+    config::Config,
+    counter::{self, Indexes},
+    ipam, node,
+    record::{self, Network, Node, alias, host_mac, is_object, object_of},
+    store::{Change, Store},
+};
+use crate::{
+    bpf::{DataPlane, Options},
+    name::Name,
+    net::{self, Link, Namespace, Netlink, sysctl},
+};
+
+/// The network that every endpoint joins unless it names another.
+pub const DEFAULT_NETWORK: &str = "bridge";
+
+impl Agent {
+    /// Runs in the node's namespace.
+    pub async fn start(config: Config, store_path: &Path) -> Result<Self, AgentError> {
+        let store = Store::open(store_path)?;
+        let mut wanted = store.load()?;
+        let node = this_node(&config)?;
+        if let Some(before) = &wanted.node {
+            check_same_node(&config, before, &node)?;
+        }
+        if wanted.node.as_ref() != Some(&node) {
+            store.commit(&[Change::Node(&node)])?;
+            wanted.node = Some(node);
+        }
+        let netlink = Netlink::current()?;
+        let dataplane = DataPlane::load(&Options {
+            instance: config.instance.to_string(),
+            max_flows: config.max_flows,
+            max_embryos: config.max_embryos,
+            log_level: config.program_log.then_some(log::Level::Debug),
+            config: config.dataplane,
+        })?;
+        let counters = Indexes::new(wanted.counters(), counter::ENTRIES);
+        let mut agent = Self {
+            config,
+            store,
+            wanted,
+            netlink,
+            dataplane,
+            counters,
+            bridges: Default::default(),
+            up: Default::default(),
+            uplinks: Default::default(),
+            missing_uplinks: Vec::new(),
+            locals: Default::default(),
+            mtu: 0,
+            started: Instant::now(),
+        };
+        agent.reconcile().await?;
+        Ok(agent)
+    }
+
+    async fn reconcile(&mut self) -> Result<(), AgentError> {
+        self.finish_removals().await?;
+        let links = self.netlink.links().await?;
+        self.remove_strangers(&links).await;
+        // Again: the names of those removed are free now.
+        let links = self.netlink.links().await?;
+        self.mtu = node::observe(&links, &[], &self.config.uplinks).mtu;
+        self.ensure_default_network(&links).await?;
+        for name in self.wanted.networks.keys().cloned().collect::<Vec<_>>() {
+            self.ensure_bridge(&name).await?;
+        }
+        self.ensure_endpoints().await?;
+        self.forget_strangers()?;
+        // Last: from here on packets of the world reach containers, and everything is there.
+        self.observe().await?;
+        Ok(())
+    }
+
+    /// Removals that the last agent began.
+    async fn finish_removals(&mut self) -> Result<(), AgentError> {
+        let half: Vec<Name> = self
+            .wanted
+            .endpoints
+            .values()
+            .filter(|e| e.removing)
+            .map(|e| e.name.clone())
+            .collect();
+        for name in half {
+            tracing::info!(endpoint = %name, "finishing its removal");
+            self.finish_removal(&name).await?;
+        }
+        Ok(())
+    }
+
+    /// Interfaces with our alias that nothing wanted accounts for.
+    async fn remove_strangers(&self, links: &[Link]) {
+        for link in links {
+            let Some(object) = object_of(&self.config.instance, link.alias.as_deref()) else {
+                // Half made, if at all; a name alone is no proof that it is ours.
+                continue;
+            };
+            let wanted = match link.kind.as_deref() {
+                Some("bridge") => self
+                    .wanted
+                    .networks
+                    .values()
+                    .any(|n| n.name.as_str() == object && n.bridge == link.name),
+                _ => self
+                    .wanted
+                    .endpoints
+                    .values()
+                    .any(|e| e.name.as_str() == object && e.host_interface == link.name),
+            };
+            if !wanted {
+                tracing::info!(interface = %link.name, %object, "removing an interface that nothing wants");
+                if let Err(error) = self.netlink.delete_link(link.index).await {
+                    tracing::warn!(interface = %link.name, %error, "not removed");
+                }
+            }
+        }
+    }
+
+    async fn ensure_default_network(&mut self, links: &[Link]) -> Result<(), AgentError> {
+        let name: Name = DEFAULT_NETWORK.parse().map_err(AgentError::Name)?;
+        if self.wanted.networks.contains_key(&name) {
+            return Ok(());
+        }
+        let taken = self.taken_subnets().await?;
+        let subnet = net::subnet::choose(&taken).ok_or(AgentError::NoSubnet)?;
+        let gateway = first_address(subnet);
+        let network = Network {
+            number: 1 + self
+                .wanted
+                .networks
+                .values()
+                .map(|n| n.number)
+                .max()
+                .unwrap_or(0),
+            bridge: free_bridge_name(links.iter().map(|l| l.name.as_str()))?,
+            mac: ipam::mac_for(gateway),
+            subnet,
+            gateway,
+            last: gateway,
+            name: name.clone(),
+        };
+        self.store.commit(&[Change::Network(&network)])?;
+        tracing::info!(network = %name, %subnet, bridge = %network.bridge, "chose a subnet");
+        self.wanted.networks.insert(name, network);
+        Ok(())
+    }
+
+    /// Every network that the node routes to or has an address in.
+    async fn taken_subnets(&self) -> Result<Vec<IpNet>, AgentError> {
+        let routes = self.netlink.routes().await?;
+        let addresses = self.netlink.addresses().await?;
+        Ok(routes
+            .iter()
+            .map(|r| r.dst)
+            .filter(|dst| dst.prefix_len() != 0)
+            .chain(
+                addresses
+                    .iter()
+                    .filter_map(|a| IpNet::new(a.addr, a.prefix_len).ok()),
+            )
+            .collect())
+    }
+
+    /// The bridge with its address and its rules, made or kept.
+    async fn ensure_bridge(&mut self, name: &Name) -> Result<(), AgentError> {
+        let mut network = self.wanted.networks[name].clone();
+        let instance = &self.config.instance;
+        let found = self.netlink.link(&network.bridge).await?;
+        let ifindex = match found {
+            Some(link) if is_object(instance, &link, name, network.mac) => link.index,
+            found => {
+                if found.is_some() {
+                    // Somebody took the name since.
+                    let links = self.netlink.links().await?;
+                    network.bridge = free_bridge_name(links.iter().map(|l| l.name.as_str()))?;
+                    self.store.commit(&[Change::Network(&network)])?;
+                    self.wanted.networks.insert(name.clone(), network.clone());
+                }
+                let alias = alias(instance, name);
+                self.netlink
+                    .create_bridge(&network.bridge, network.mac.0, self.mtu, &alias)
+                    .await?
+            }
+        };
+        // Before the bridge comes up: whatever it gets is routed by the programs' rules only.
+        self.dataplane.set_subnet(
+            network.subnet,
+            Subnet {
+                network: network.number,
+                flags: network_flag::MASQUERADE,
+            },
+        )?;
+        self.netlink.set_up(ifindex).await?;
+        let address = Ipv4Net::new(network.gateway, network.subnet.prefix_len())
+            .map_err(|e| AgentError::Fault(e.to_string()))?;
+        self.netlink.add_address(ifindex, address.into()).await?;
+        // bpf_fib_lookup asks as if the packet had come in here. It goes with the bridge, so there
+        // is nothing to put back.
+        sysctl::set(&format!("net/ipv4/conf/{}/forwarding", network.bridge), "1")?;
+        self.bridges.insert(name.clone(), Bridge { ifindex });
+        Ok(())
+    }
+
+    async fn ensure_endpoints(&mut self) -> Result<(), AgentError> {
+        let links = self.netlink.links().await?;
+        let names: Vec<Name> = self.wanted.endpoints.keys().cloned().collect();
+        for name in names {
+            let endpoint = self.wanted.endpoints[&name].clone();
+            let kept = links.iter().find(|l| {
+                l.name == endpoint.host_interface
+                    && is_object(
+                        &self.config.instance,
+                        l,
+                        &name,
+                        host_mac(&endpoint.host_interface),
+                    )
+            });
+            let result = match kept {
+                Some(link) => self.resume(&endpoint, link).await,
+                None => self.recreate(&endpoint).await,
+            };
+            // One endpoint's trouble (its namespace is gone) is not the others'.
+            match result {
+                Ok(ifindex) => {
+                    self.up.insert(name, ifindex);
+                }
+                Err(error) => {
+                    tracing::warn!(endpoint = %name, error = %crate::chain(&error), "gone");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// An endpoint whose veth pair is there: make sure of the rest.
+    async fn resume(
+        &mut self,
+        endpoint: &record::Endpoint,
+        link: &Link,
+    ) -> Result<u32, AgentError> {
+        let bridge = self.bridge_of(endpoint)?;
+        if link.master != Some(bridge.ifindex) {
+            // The bridge was made anew. A port cannot be moved without a gap; a new pair is as
+            // good, and says so.
+            self.netlink.delete_link(link.index).await?;
+            return self.recreate(endpoint).await;
+        }
+        self.set_records(endpoint, link.index)?;
+        self.dataplane.attach_container(link.index, &link.name)?;
+        // Killed between making the pair and giving it its address?
+        if let Ok(namespace) = self.open_target(endpoint) {
+            self.configure_container(endpoint, &namespace).await?;
+        }
+        Ok(link.index)
+    }
+
+    async fn recreate(&mut self, endpoint: &record::Endpoint) -> Result<u32, AgentError> {
+        let namespace = match self.open_target(endpoint) {
+            Err(AgentError::Net(error)) if endpoint.namespace.made && error.is_gone() => {
+                Namespace::create(&endpoint.name)?
+            }
+            other => other?,
+        };
+        let made = self.connect(endpoint, &namespace).await;
+        if made.is_err() {
+            self.disconnect(endpoint).await;
+        }
+        made
+    }
+
+    /// Entries of the maps that nothing wanted accounts for, and flows that they made.
+    fn forget_strangers(&mut self) -> Result<(), AgentError> {
+        let up: HashSet<u32> = self.up.values().copied().collect();
+        for endpoint in self.dataplane.endpoints() {
+            if !up.contains(&endpoint.ifindex) {
+                self.dataplane.remove_endpoint(endpoint.ifindex)?;
+            }
+        }
+        let wanted: HashSet<_> = self
+            .up
+            .keys()
+            .filter_map(|name| self.wanted.endpoints.get(name))
+            .flat_map(super::publish::keys_of_endpoint)
+            .collect();
+        let strangers: Vec<_> = self
+            .dataplane
+            .publishes()
+            .into_iter()
+            .map(|(key, _)| key)
+            .filter(|key| !wanted.contains(key))
+            .collect();
+        self.dataplane.unpublish(strangers)?;
+        let subnets: HashSet<Ipv4Net> = self.wanted.networks.values().map(|n| n.subnet).collect();
+        for (subnet, _) in self.dataplane.subnets() {
+            if !subnets.contains(&subnet) {
+                self.dataplane.remove_subnet(subnet)?;
+            }
+        }
+        let counters: HashSet<u32> = self.wanted.counters().collect();
+        self.dataplane
+            .remove_flows(|_, flow| !counters.contains(&flow.counter))?;
+        Ok(())
+    }
+
+    pub(super) fn bridge_of(&self, endpoint: &record::Endpoint) -> Result<Bridge, AgentError> {
+        self.bridges
+            .get(&endpoint.network)
+            .copied()
+            .ok_or_else(|| AgentError::NoNetwork(endpoint.network.clone()))
+    }
+
+    pub(super) fn taken_addresses(&self, network: &Name) -> BTreeSet<Ipv4Addr> {
+        self.wanted
+            .endpoints
+            .values()
+            .filter(|e| e.network == *network)
+            .map(|e| e.ip4)
+            .collect()
+    }
+}
+
+fn this_node(config: &Config) -> Result<Node, AgentError> {
+    let boot_file = Path::new("/proc/sys/kernel/random/boot_id");
+    let boot = std::fs::read_to_string(boot_file).map_err(|source| AgentError::Io {
+        path: boot_file.to_owned(),
+        source,
+    })?;
+    Ok(Node {
+        netns: config.netns.clone(),
+        id: Namespace::current()?.id(),
+        boot: boot.trim().to_owned(),
+    })
+}
+
+/// An instance's pins, bridges and veths lie in one namespace; another agent must not take its
+/// name for another one while that one lives.
+fn check_same_node(config: &Config, before: &Node, now: &Node) -> Result<(), AgentError> {
+    if before.boot != now.boot || before.id == now.id {
+        return Ok(());
+    }
+    match super::down::locate(before) {
+        Some(other) => Err(AgentError::OtherNamespace {
+            instance: config.instance.clone(),
+            netns: other.label().to_owned(),
+        }),
+        // Deleted. Its pins may remain; the data plane drops what lies on vanished interfaces.
+        None => Ok(()),
+    }
+}
+
+fn free_bridge_name<'a>(taken: impl Iterator<Item = &'a str>) -> Result<String, AgentError> {
+    let taken: HashSet<&str> = taken.collect();
+    (0..10_000)
+        .map(|n| format!("netfw{n}"))
+        .find(|name| !taken.contains(name.as_str()))
+        .ok_or(AgentError::NoBridgeName)
+}
+
+fn first_address(subnet: Ipv4Net) -> Ipv4Addr {
+    subnet.hosts().next().unwrap_or(subnet.network())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_free_bridge_name() {
+        assert_eq!(free_bridge_name([].into_iter()).unwrap(), "netfw0");
+        assert_eq!(
+            free_bridge_name(["lo", "netfw0", "netfw2"].into_iter()).unwrap(),
+            "netfw1"
+        );
+    }
+
+    #[test]
+    fn the_gateway_is_the_first_address() {
+        assert_eq!(
+            first_address("172.18.0.0/16".parse().unwrap()),
+            Ipv4Addr::new(172, 18, 0, 1)
+        );
+    }
+}

@@ -1,0 +1,164 @@
+//! Answers: the state as the API shows it.
+
+use std::net::Ipv4Addr;
+
+use netfw_common::record;
+
+use super::{Agent, AgentError, record as wanted};
+use crate::{
+    api::types::{
+        Counter, DropStats, Endpoint, EndpointState, EndpointStats, Network, Program, PublishStats,
+        Stats, Status, Uplink,
+    },
+    name::Name,
+};
+
+impl Agent {
+    pub fn status(&self) -> Status {
+        let endpoints = self.wanted.endpoints.len();
+        let publishes = || self.wanted.endpoints.values().flat_map(|e| &e.publishes);
+        let (used, max) = self.dataplane.flow_usage();
+        let served = self.uplinks.iter().map(|(ifindex, state)| Uplink {
+            name: state.uplink.name.clone(),
+            ifindex: Some(*ifindex),
+            hook: state.attached.as_ref().ok().map(|hook| (*hook).to_owned()),
+            error: state.attached.as_ref().err().cloned(),
+        });
+        let missing = self.missing_uplinks.iter().map(|name| Uplink {
+            name: name.clone(),
+            ifindex: None,
+            hook: None,
+            error: Some("there is no such interface (yet)".into()),
+        });
+        Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            instance: self.config.instance.clone(),
+            pid: std::process::id(),
+            netns: self.config.netns.clone(),
+            uptime: self.started.elapsed().as_secs(),
+            uplinks: served.chain(missing).collect(),
+            networks: self.network_views(),
+            endpoints,
+            endpoints_gone: endpoints - self.up.len().min(endpoints),
+            publishes: publishes().count(),
+            published_ports: publishes()
+                .map(|p| u64::from(p.publish.host_ports.count()))
+                .sum(),
+            flows: used as u64,
+            flows_max: max as u64,
+            dropped: self
+                .dataplane
+                .drops()
+                .map(|drops| drops.iter().map(|(_, packets)| packets).sum())
+                .unwrap_or_default(),
+            programs: self
+                .dataplane
+                .program_stats()
+                .into_iter()
+                .map(|p| Program {
+                    name: p.name.into(),
+                    runs: p.run_count,
+                    run_time_ns: p.run_time.as_nanos().try_into().unwrap_or(u64::MAX),
+                    verified_instructions: p.verified_instructions,
+                })
+                .collect(),
+        }
+    }
+
+    pub fn network_views(&self) -> Vec<Network> {
+        self.wanted
+            .networks
+            .values()
+            .map(|n| Network {
+                name: n.name.clone(),
+                bridge: n.bridge.clone(),
+                subnet: n.subnet,
+                gateway: n.gateway,
+                mac: n.mac,
+                endpoints: self
+                    .wanted
+                    .endpoints
+                    .values()
+                    .filter(|e| e.network == n.name)
+                    .count(),
+            })
+            .collect()
+    }
+
+    pub fn endpoint_views(&self) -> Vec<Endpoint> {
+        self.wanted
+            .endpoints
+            .values()
+            .map(|e| self.endpoint_of(e))
+            .collect()
+    }
+
+    pub fn endpoint_view(&self, name: &Name) -> Result<Endpoint, AgentError> {
+        Ok(self.endpoint_of(self.wanted_endpoint(name)?))
+    }
+
+    fn endpoint_of(&self, e: &wanted::Endpoint) -> Endpoint {
+        let network = self.wanted.networks.get(&e.network);
+        let ifindex = self.up.get(&e.name).copied();
+        Endpoint {
+            name: e.name.clone(),
+            state: match ifindex {
+                Some(_) => EndpointState::Up,
+                None => EndpointState::Gone,
+            },
+            network: e.network.clone(),
+            ip: e.ip4,
+            prefix_len: network.map_or(32, |n| n.subnet.prefix_len()),
+            gateway: network.map_or(Ipv4Addr::UNSPECIFIED, |n| n.gateway),
+            mac: e.mac,
+            netns: e.namespace.path.clone(),
+            netns_made: e.namespace.made,
+            interface: e.interface.clone(),
+            host_interface: e.host_interface.clone(),
+            host_ifindex: ifindex,
+            publishes: e.publishes.iter().map(|p| p.publish.into()).collect(),
+        }
+    }
+
+    pub fn stats(&self) -> Result<Stats, AgentError> {
+        let mut endpoints = Vec::with_capacity(self.wanted.endpoints.len());
+        for endpoint in self.wanted.endpoints.values() {
+            // A packet counts once: for the publish that made its flow, or else for the endpoint.
+            let mut total = self.dataplane.counter(endpoint.counter)?;
+            let mut publishes = Vec::with_capacity(endpoint.publishes.len());
+            for published in &endpoint.publishes {
+                let counter = self.dataplane.counter(published.counter)?;
+                total += counter;
+                publishes.push(PublishStats {
+                    publish: published.publish.into(),
+                    counter: counter_view(counter),
+                });
+            }
+            endpoints.push(EndpointStats {
+                name: endpoint.name.clone(),
+                total: counter_view(total),
+                publishes,
+            });
+        }
+        let drops = self
+            .dataplane
+            .drops()?
+            .into_iter()
+            .map(|(reason, packets)| DropStats {
+                reason: reason.name().into(),
+                description: reason.description().into(),
+                packets,
+            })
+            .collect();
+        Ok(Stats { endpoints, drops })
+    }
+}
+
+fn counter_view(c: record::Counter) -> Counter {
+    Counter {
+        rx_packets: c.rx_packets,
+        rx_bytes: c.rx_bytes,
+        tx_packets: c.tx_packets,
+        tx_bytes: c.tx_bytes,
+    }
+}

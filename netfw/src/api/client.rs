@@ -1,0 +1,205 @@
+//! The client of the API: one connection a request, over the agent's unix socket.
+
+use std::{io, path::PathBuf};
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{
+    Method, Request,
+    body::Bytes,
+    header::{CONTENT_TYPE, HOST},
+};
+use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::net::UnixStream;
+
+use super::types::{
+    Endpoint, EndpointRequest, Failure, FailureKind, Flow, Flushed, Network, PublishRequest, Stats,
+    Status,
+};
+use crate::{agent::paths::Paths, name::Name, publish::Spec};
+
+/// Longest answer: a million flows take about 300 MB.
+const LIMIT: usize = 1 << 30;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error(
+        "no agent is running for instance \"{instance}\": start it with `netfw agent{}`",
+        crate::agent::run::instance_option(instance)
+    )]
+    NotRunning { instance: Name },
+    #[error("{socket} may be opened by root only: run the command as root, or with sudo")]
+    Permission { socket: PathBuf },
+    #[error("the agent cannot be reached on {socket}: {source}")]
+    Connect { socket: PathBuf, source: io::Error },
+    #[error("the agent on {socket} did not answer: {source}")]
+    Http {
+        socket: PathBuf,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("the agent's answer cannot be read ({source}): is it another version of netfw?")]
+    Answer { source: serde_json::Error },
+    /// The agent refused; its own words.
+    #[error("{error}")]
+    Refused { error: String, kind: FailureKind },
+}
+
+#[derive(Clone, Debug)]
+pub struct Client {
+    instance: Name,
+    socket: PathBuf,
+}
+
+type Result<T> = std::result::Result<T, ClientError>;
+
+impl Client {
+    pub fn new(instance: &Name) -> Self {
+        Self {
+            instance: instance.clone(),
+            socket: Paths::of(instance).socket(),
+        }
+    }
+
+    pub async fn status(&self) -> Result<Status> {
+        self.get("/v1/status").await
+    }
+
+    pub async fn stats(&self) -> Result<Stats> {
+        self.get("/v1/stats").await
+    }
+
+    pub async fn networks(&self) -> Result<Vec<Network>> {
+        self.get("/v1/networks").await
+    }
+
+    pub async fn endpoints(&self) -> Result<Vec<Endpoint>> {
+        self.get("/v1/endpoints").await
+    }
+
+    pub async fn endpoint(&self, name: &Name) -> Result<Endpoint> {
+        self.get(&format!("/v1/endpoints/{name}")).await
+    }
+
+    pub async fn add_endpoint(&self, request: &EndpointRequest) -> Result<Endpoint> {
+        self.send(Method::POST, "/v1/endpoints", Some(request))
+            .await
+    }
+
+    pub async fn remove_endpoint(&self, name: &Name) -> Result<()> {
+        self.send(Method::DELETE, &format!("/v1/endpoints/{name}"), NOTHING)
+            .await
+    }
+
+    pub async fn publish(&self, name: &Name, publish: Vec<Spec>) -> Result<Endpoint> {
+        let path = format!("/v1/endpoints/{name}/publishes");
+        self.send(Method::POST, &path, Some(&PublishRequest { publish }))
+            .await
+    }
+
+    pub async fn unpublish(&self, name: &Name, publish: Vec<Spec>) -> Result<Endpoint> {
+        let path = format!("/v1/endpoints/{name}/publishes");
+        self.send(Method::DELETE, &path, Some(&PublishRequest { publish }))
+            .await
+    }
+
+    pub async fn flows(&self, endpoint: Option<&Name>) -> Result<Vec<Flow>> {
+        self.get(&flows_path(endpoint)).await
+    }
+
+    pub async fn flush(&self, endpoint: Option<&Name>) -> Result<Flushed> {
+        self.send(Method::DELETE, &flows_path(endpoint), NOTHING)
+            .await
+    }
+
+    pub async fn shutdown(&self) -> Result<()> {
+        self.send(Method::POST, "/v1/shutdown", NOTHING).await
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        self.send(Method::GET, path, NOTHING).await
+    }
+
+    async fn send<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<T> {
+        let stream = self.connect().await?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| self.http(e))?;
+        let connection = tokio::spawn(connection);
+        let body = match body {
+            Some(body) => serde_json::to_vec(body).map_err(|e| self.http(e))?,
+            None => Vec::new(),
+        };
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(HOST, "netfw")
+            .header(CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|e| self.http(e))?;
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|e| self.http(e))?;
+        let status = response.status();
+        let bytes = Limited::new(response.into_body(), LIMIT)
+            .collect()
+            .await
+            .map_err(|e| self.http(e))?
+            .to_bytes();
+        connection.abort();
+        if status.is_success() {
+            return serde_json::from_slice(&bytes).map_err(|source| ClientError::Answer { source });
+        }
+        Err(match serde_json::from_slice(&bytes) {
+            Ok(Failure { error, kind }) => ClientError::Refused { error, kind },
+            // Not the agent's own words: axum's, for a path that it does not know.
+            Err(_) => ClientError::Refused {
+                error: format!(
+                    "the agent answered {status} to {path}: {}",
+                    String::from_utf8_lossy(&bytes)
+                ),
+                kind: FailureKind::Internal,
+            },
+        })
+    }
+
+    async fn connect(&self) -> Result<UnixStream> {
+        UnixStream::connect(&self.socket)
+            .await
+            .map_err(|source| match source.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                    ClientError::NotRunning {
+                        instance: self.instance.clone(),
+                    }
+                }
+                io::ErrorKind::PermissionDenied => ClientError::Permission {
+                    socket: self.socket.clone(),
+                },
+                _ => ClientError::Connect {
+                    socket: self.socket.clone(),
+                    source,
+                },
+            })
+    }
+
+    fn http(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ClientError {
+        ClientError::Http {
+            socket: self.socket.clone(),
+            source: source.into(),
+        }
+    }
+}
+
+const NOTHING: Option<&()> = None;
+
+fn flows_path(endpoint: Option<&Name>) -> String {
+    match endpoint {
+        Some(name) => format!("/v1/flows?endpoint={name}"),
+        None => "/v1/flows".into(),
+    }
+}

@@ -1,0 +1,23 @@
+//! The API: HTTP/JSON on the agent's unix socket. The command line and the plugins use the same.
+//!
+//! | method and path | does | answers |
+//! |---|---|---|
+//! | `GET /v1/status` | | [`Status`](types::Status) |
+//! | `GET /v1/stats` | | [`Stats`](types::Stats) |
+//! | `GET /v1/networks` | | list of [`Network`](types::Network) |
+//! | `GET /v1/endpoints` | | list of [`Endpoint`](types::Endpoint) |
+//! | `POST /v1/endpoints` | adds, [`EndpointRequest`](types::EndpointRequest) | the endpoint |
+//! | `GET /v1/endpoints/NAME` | | the endpoint |
+//! | `DELETE /v1/endpoints/NAME` | removes | nothing |
+//! | `POST /v1/endpoints/NAME/publishes` | publishes, [`PublishRequest`](types::PublishRequest) | the endpoint |
+//! | `DELETE /v1/endpoints/NAME/publishes` | withdraws, [`PublishRequest`](types::PublishRequest) | the endpoint |
+//! | `GET /v1/flows[?endpoint=NAME]` | | list of [`Flow`](types::Flow) |
+//! | `DELETE /v1/flows[?endpoint=NAME]` | forgets flows | [`Flushed`](types::Flushed) |
+//! | `POST /v1/shutdown` | ends the agent; the data plane stays | nothing |
+//!
+//! Errors are [`Failure`](types::Failure) with status 400, 404, 409 or 500. Paths begin with the
+//! version; a field may be added within one, none goes or changes its meaning.
+
+pub mod client;
+pub mod server;
+pub mod types;

@@ -1,0 +1,185 @@
+//! The server of the API: routes and status codes. What a request does is `agent`'s.
+//!
+//! A request runs to its end even where the client goes away: it is spawned, because a change
+//! that is dropped half-way would leave the store and the kernel apart.
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, Path, Query, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use serde::{Deserialize, de::DeserializeOwned};
+use tokio::sync::{Mutex, Notify};
+
+use super::types::{
+    Endpoint, EndpointRequest, Failure, FailureKind, Flow, Flushed, Network, PublishRequest, Stats,
+    Status,
+};
+use crate::{
+    agent::{Agent, AgentError},
+    name::Name,
+};
+
+/// Longest request, in bytes.
+const BODY_LIMIT: usize = 1 << 20;
+
+#[derive(Clone)]
+pub struct Shared {
+    pub agent: Arc<Mutex<Agent>>,
+    /// Told when somebody asks the agent to end.
+    pub shutdown: Arc<Notify>,
+}
+
+pub fn router(shared: Shared) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/stats", get(stats))
+        .route("/v1/networks", get(networks))
+        .route("/v1/endpoints", get(endpoints).post(add_endpoint))
+        .route(
+            "/v1/endpoints/{name}",
+            get(endpoint).delete(remove_endpoint),
+        )
+        .route(
+            "/v1/endpoints/{name}/publishes",
+            post(publish).delete(unpublish),
+        )
+        .route("/v1/flows", get(flows).delete(flush))
+        .route("/v1/shutdown", post(shutdown))
+        .fallback(async || {
+            refuse(
+                StatusCode::NOT_FOUND,
+                FailureKind::NotFound,
+                "the API has no such path: is the client another version of netfw?".into(),
+            )
+        })
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .with_state(shared)
+}
+
+struct Refusal(AgentError);
+
+impl From<AgentError> for Refusal {
+    fn from(error: AgentError) -> Self {
+        Self(error)
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let kind = self.0.kind();
+        let status = match kind {
+            FailureKind::Invalid => StatusCode::BAD_REQUEST,
+            FailureKind::NotFound => StatusCode::NOT_FOUND,
+            FailureKind::Conflict => StatusCode::CONFLICT,
+            FailureKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        refuse(status, kind, crate::chain(&self.0))
+    }
+}
+
+fn refuse(status: StatusCode, kind: FailureKind, error: String) -> Response {
+    (status, Json(Failure { error, kind })).into_response()
+}
+
+type Answer<T> = Result<Json<T>, Refusal>;
+
+/// Carries `work` to its end, whatever becomes of the client.
+async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, AgentError>> + Send + 'static,
+) -> Answer<T> {
+    match tokio::spawn(work).await {
+        Ok(done) => Ok(Json(done?)),
+        Err(join) => Err(AgentError::Fault(join.to_string()).into()),
+    }
+}
+
+fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, AgentError> {
+    serde_json::from_slice(body).map_err(|e| AgentError::Request(e.to_string()))
+}
+
+fn name(text: &str) -> Result<Name, AgentError> {
+    text.parse().map_err(AgentError::Name)
+}
+
+async fn status(State(shared): State<Shared>) -> Answer<Status> {
+    Ok(Json(shared.agent.lock().await.status()))
+}
+
+async fn stats(State(shared): State<Shared>) -> Answer<Stats> {
+    Ok(Json(shared.agent.lock().await.stats()?))
+}
+
+async fn networks(State(shared): State<Shared>) -> Answer<Vec<Network>> {
+    Ok(Json(shared.agent.lock().await.network_views()))
+}
+
+async fn endpoints(State(shared): State<Shared>) -> Answer<Vec<Endpoint>> {
+    Ok(Json(shared.agent.lock().await.endpoint_views()))
+}
+
+async fn endpoint(State(shared): State<Shared>, Path(text): Path<String>) -> Answer<Endpoint> {
+    let name = name(&text)?;
+    Ok(Json(shared.agent.lock().await.endpoint_view(&name)?))
+}
+
+async fn add_endpoint(State(shared): State<Shared>, body: Bytes) -> Answer<Endpoint> {
+    let request: EndpointRequest = parse(&body)?;
+    to_the_end(async move { shared.agent.lock().await.add_endpoint(request).await }).await
+}
+
+async fn remove_endpoint(State(shared): State<Shared>, Path(text): Path<String>) -> Answer<()> {
+    let name = name(&text)?;
+    to_the_end(async move { shared.agent.lock().await.remove_endpoint(&name).await }).await
+}
+
+async fn publish(
+    State(shared): State<Shared>,
+    Path(text): Path<String>,
+    body: Bytes,
+) -> Answer<Endpoint> {
+    let name = name(&text)?;
+    let PublishRequest { publish } = parse(&body)?;
+    to_the_end(async move { shared.agent.lock().await.publish(&name, &publish) }).await
+}
+
+async fn unpublish(
+    State(shared): State<Shared>,
+    Path(text): Path<String>,
+    body: Bytes,
+) -> Answer<Endpoint> {
+    let name = name(&text)?;
+    let PublishRequest { publish } = parse(&body)?;
+    to_the_end(async move { shared.agent.lock().await.unpublish(&name, &publish) }).await
+}
+
+#[derive(Deserialize)]
+struct FlowQuery {
+    endpoint: Option<String>,
+}
+
+async fn flows(State(shared): State<Shared>, Query(query): Query<FlowQuery>) -> Answer<Vec<Flow>> {
+    let endpoint = query.endpoint.as_deref().map(name).transpose()?;
+    Ok(Json(
+        shared.agent.lock().await.flow_views(endpoint.as_ref())?,
+    ))
+}
+
+async fn flush(State(shared): State<Shared>, Query(query): Query<FlowQuery>) -> Answer<Flushed> {
+    let endpoint = query.endpoint.as_deref().map(name).transpose()?;
+    to_the_end(async move {
+        let flows = shared.agent.lock().await.flush(endpoint.as_ref())?;
+        Ok(Flushed { flows })
+    })
+    .await
+}
+
+async fn shutdown(State(shared): State<Shared>) -> Answer<()> {
+    shared.shutdown.notify_one();
+    Ok(Json(()))
+}

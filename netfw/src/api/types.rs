@@ -1,0 +1,267 @@
+//! What goes over the socket, and what `-o json` prints: the same types, the same names.
+//!
+//! Field names are snake_case and stable. Addresses and ports are in host view. Sums wrap never:
+//! counters are 64 bits.
+
+use std::{net::Ipv4Addr, path::PathBuf};
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    name::{Mac, Name},
+    publish::{PortRange, Protocol, Spec},
+};
+
+/// The answer to a request that failed; nothing was changed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Failure {
+    /// A sentence for people.
+    pub error: String,
+    pub kind: FailureKind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureKind {
+    /// The request itself is wrong.
+    Invalid,
+    /// What it names does not exist.
+    NotFound,
+    /// Something is in the way: a name, an address or a port is taken.
+    Conflict,
+    /// The node refused, or netfw has a fault.
+    Internal,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EndpointRequest {
+    pub name: Name,
+    /// Default: `bridge`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Name>,
+    /// None: a namespace of the endpoint's name is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<NamespaceRequest>,
+    /// None: a free one is chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ip: Option<Ipv4Addr>,
+    /// None: one is derived from the address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<Mac>,
+    #[serde(default)]
+    pub publish: Vec<Spec>,
+}
+
+/// Which existing network namespace.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NamespaceRequest {
+    /// A name under `/run/netns`.
+    Name(String),
+    /// An absolute path of a namespace file.
+    Path(PathBuf),
+    /// The network namespace of a process.
+    Pid(u32),
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PublishRequest {
+    pub publish: Vec<Spec>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndpointState {
+    Up,
+    /// Its namespace or its veth pair was deleted: `endpoint rm` clears it away.
+    Gone,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Endpoint {
+    pub name: Name,
+    pub state: EndpointState,
+    pub network: Name,
+    pub ip: Ipv4Addr,
+    /// Of the subnet.
+    pub prefix_len: u8,
+    pub gateway: Ipv4Addr,
+    pub mac: Mac,
+    /// File by which the container's network namespace is opened.
+    pub netns: PathBuf,
+    /// The namespace was made for this endpoint, and goes with it.
+    pub netns_made: bool,
+    /// Interface in the container.
+    pub interface: String,
+    /// Host side of the veth pair, on the node.
+    pub host_interface: String,
+    /// Index of the host side, while it is up.
+    pub host_ifindex: Option<u32>,
+    pub publishes: Vec<Publish>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Publish {
+    pub protocol: Protocol,
+    /// `0.0.0.0`: any local address.
+    pub host_ip: Ipv4Addr,
+    pub host_ports: PortRange,
+    pub container_ports: PortRange,
+}
+
+impl From<crate::publish::Publish> for Publish {
+    fn from(p: crate::publish::Publish) -> Self {
+        Self {
+            protocol: p.protocol,
+            host_ip: p.host_ip,
+            host_ports: p.host_ports,
+            container_ports: p.container_ports,
+        }
+    }
+}
+
+impl From<Publish> for crate::publish::Publish {
+    fn from(p: Publish) -> Self {
+        Self {
+            protocol: p.protocol,
+            host_ip: p.host_ip,
+            host_ports: p.host_ports,
+            container_ports: p.container_ports,
+        }
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Network {
+    pub name: Name,
+    /// The bridge's interface name.
+    pub bridge: String,
+    pub subnet: Ipv4Net,
+    pub gateway: Ipv4Addr,
+    pub mac: Mac,
+    pub endpoints: usize,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Tuple {
+    pub src: Ipv4Addr,
+    pub dst: Ipv4Addr,
+    /// ICMP: the identifier in a request, 0 in a reply.
+    pub sport: u16,
+    /// ICMP: the identifier in a reply, 0 in a request.
+    pub dport: u16,
+}
+
+/// A flow, as the side that opened it and the side that answers put it on the wire.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Flow {
+    /// `tcp`, `udp`, `icmp`, or a number.
+    pub protocol: String,
+    /// nf_conntrack's names: `new`, `syn_recv`, `established`, `fin_wait`, `time_wait`, `close`.
+    pub state: String,
+    /// Neither a flood nor a full table can push the flow out.
+    pub assured: bool,
+    /// Seconds until it is forgotten if no packet comes.
+    pub timeout: u64,
+    pub original: Tuple,
+    pub reply: Tuple,
+    /// `publish` or `masquerade`: what made the flow.
+    pub origin: String,
+    pub endpoint: Option<Name>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Flushed {
+    /// Flows forgotten.
+    pub flows: usize,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Status {
+    pub version: String,
+    pub instance: Name,
+    pub pid: u32,
+    /// The namespace that is served, as `--netns` named it; null: the agent's own.
+    pub netns: Option<PathBuf>,
+    /// Seconds since the agent started.
+    pub uptime: u64,
+    pub uplinks: Vec<Uplink>,
+    pub networks: Vec<Network>,
+    pub endpoints: usize,
+    pub endpoints_gone: usize,
+    pub publishes: usize,
+    /// Host ports that the publishes take.
+    pub published_ports: u64,
+    /// Assured flows, and how many there is room for.
+    pub flows: u64,
+    pub flows_max: u64,
+    /// Packets dropped, for whatever reason (`stats --drops` tells which).
+    pub dropped: u64,
+    pub programs: Vec<Program>,
+}
+
+/// An eBPF program. Runs are counted only while somebody has the kernel do so
+/// (`sysctl kernel.bpf_stats_enabled=1`, or `netfw demo`).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Program {
+    pub name: String,
+    pub runs: u64,
+    /// Of all runs together.
+    pub run_time_ns: u64,
+    /// Null before kernel 5.16.
+    pub verified_instructions: Option<u32>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Uplink {
+    pub name: String,
+    /// Null: `--uplink` names it, and it does not exist (yet).
+    pub ifindex: Option<u32>,
+    /// `tcx` or `clsact`; null where the programs are not attached.
+    pub hook: Option<String>,
+    /// Why they are not attached.
+    pub error: Option<String>,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Counter {
+    /// Into the container.
+    pub rx_packets: u64,
+    /// IP bytes, without link-layer header.
+    pub rx_bytes: u64,
+    /// Out of the container.
+    pub tx_packets: u64,
+    pub tx_bytes: u64,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Stats {
+    pub endpoints: Vec<EndpointStats>,
+    /// Every reason there is, also those never met.
+    pub drops: Vec<DropStats>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct EndpointStats {
+    pub name: Name,
+    /// Everything, what its publishes carried included.
+    pub total: Counter,
+    pub publishes: Vec<PublishStats>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PublishStats {
+    pub publish: Publish,
+    pub counter: Counter,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DropStats {
+    /// A stable name, as in `spoofed-address`.
+    pub reason: String,
+    pub description: String,
+    pub packets: u64,
+}

@@ -1,0 +1,92 @@
+//! `netfw agent`.
+
+use std::path::{Path, PathBuf};
+
+use tracing_subscriber::EnvFilter;
+
+use super::{Global, need_root};
+use crate::{
+    agent::{
+        config::{Config, File},
+        run,
+    },
+    net::{Namespace, namespace},
+};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The network namespace to serve: a name under /run/netns, or a path. Default: the one that
+    /// the agent is started in.
+    #[arg(long, value_name = "NAME|PATH")]
+    netns: Option<String>,
+    /// Serve this interface only; may be given several times, and need not exist yet. Default:
+    /// every interface but lo and netfw's own.
+    #[arg(long = "uplink", value_name = "IF")]
+    uplinks: Vec<String>,
+    /// A TOML file with table sizes, timeouts, ports for masquerade and the socket's group.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// What is logged: error, warn, info, debug, trace. From debug on the eBPF programs log too,
+    /// every packet that they decide on. NETFW_LOG sets the same, in tracing's filter syntax.
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<tracing::level_filters::LevelFilter>,
+}
+
+pub fn run(global: &Global, args: Args) -> anyhow::Result<()> {
+    let filter = filter(args.log_level)?;
+    let program_log = filter
+        .max_level_hint()
+        .is_none_or(|level| level >= tracing::level_filters::LevelFilter::DEBUG);
+    let config = resolve(global, args, program_log)?;
+    need_root("the agent")?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
+    Ok(run::run(config)?)
+}
+
+fn filter(level: Option<tracing::level_filters::LevelFilter>) -> anyhow::Result<EnvFilter> {
+    if let Some(level) = level {
+        return Ok(EnvFilter::default().add_directive(level.into()));
+    }
+    match std::env::var("NETFW_LOG") {
+        Ok(text) if !text.is_empty() => text
+            .parse()
+            .map_err(|e| anyhow::anyhow!("NETFW_LOG={text:?} is no log filter: {e}")),
+        _ => Ok(EnvFilter::new("info")),
+    }
+}
+
+fn resolve(global: &Global, args: Args, program_log: bool) -> anyhow::Result<Config> {
+    let file = match &args.config {
+        Some(path) => File::read(path)?,
+        None => File::default(),
+    };
+    for name in &args.uplinks {
+        anyhow::ensure!(
+            !name.is_empty() && name.len() < 16 && !name.contains(['/', ' ']),
+            "--uplink {name:?}: no interface can have that name"
+        );
+    }
+    let netns = args.netns.map(|text| namespace_path(&text)).transpose()?;
+    if let Some(path) = &netns {
+        // Before the lock and anything else is touched.
+        Namespace::at_path(path)?;
+    }
+    Ok(file.resolve(global.instance.clone(), netns, args.uplinks, program_log)?)
+}
+
+/// The path of a namespace that `--netns` names; absolute, because the agent's own directory is
+/// nobody else's.
+pub fn namespace_path(text: &str) -> anyhow::Result<PathBuf> {
+    if text.contains('/') {
+        return Ok(std::path::absolute(text)?);
+    }
+    let path = Path::new(namespace::DIRECTORY).join(text);
+    // For its words: it says how to make one.
+    Namespace::named(text)?;
+    Ok(path)
+}

@@ -1,0 +1,40 @@
+//! `netfw down`.
+
+use serde::Serialize;
+
+use super::{Global, need_root, output::print};
+use crate::agent::down::{Report, down};
+
+/// What `-o json` prints.
+#[derive(Serialize)]
+struct Shown<'a> {
+    removed: &'a [String],
+    errors: &'a [String],
+}
+
+pub fn run(global: &Global) -> anyhow::Result<()> {
+    need_root("down")?;
+    let Report { removed, errors } = down(&global.instance);
+    let shown = Shown {
+        removed: &removed,
+        errors: &errors,
+    };
+    print(global.output, &shown, |shown| {
+        if shown.removed.is_empty() && shown.errors.is_empty() {
+            return format!("instance \"{}\": nothing to remove\n", global.instance);
+        }
+        shown
+            .removed
+            .iter()
+            .map(|what| format!("removed {what}\n"))
+            .collect()
+    })?;
+    anyhow::ensure!(
+        errors.is_empty(),
+        "instance \"{}\" is not all gone; run `{}` again once this is mended:\n  {}",
+        global.instance,
+        "netfw down",
+        errors.join("\n  ")
+    );
+    Ok(())
+}

@@ -1,0 +1,73 @@
+//! `netfw flow ls|flush`.
+
+use super::{
+    Global,
+    output::{Table, print},
+};
+use crate::{
+    api::types::{Flow, Tuple},
+    name::Name,
+};
+
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// List translated flows, as `conntrack -L` does.
+    Ls {
+        /// Of this endpoint only.
+        #[arg(long, value_name = "NAME")]
+        endpoint: Option<Name>,
+    },
+    /// Forget flows: packets that follow start new ones, or are refused.
+    Flush {
+        /// Of this endpoint only.
+        #[arg(long, value_name = "NAME")]
+        endpoint: Option<Name>,
+    },
+}
+
+pub fn run(global: &Global, command: Command) -> anyhow::Result<()> {
+    let client = global.client();
+    match command {
+        Command::Ls { endpoint } => {
+            let flows = crate::block_on(client.flows(endpoint.as_ref()))?;
+            print(global.output, &flows, |flows| table(flows))
+        }
+        Command::Flush { endpoint } => {
+            let flushed = crate::block_on(client.flush(endpoint.as_ref()))?;
+            print(global.output, &flushed, |f| match f.flows {
+                1 => "1 flow forgotten\n".into(),
+                n => format!("{n} flows forgotten\n"),
+            })
+        }
+    }
+}
+
+fn table(flows: &[Flow]) -> String {
+    let mut table = Table::new(&[
+        "PROTO", "STATE", "LEFT", "ORIGINAL", "REPLY", "ORIGIN", "ENDPOINT",
+    ]);
+    for flow in flows {
+        let icmp = flow.protocol == "icmp";
+        table.row([
+            flow.protocol.clone(),
+            flow.state.clone(),
+            format!("{}s", flow.timeout),
+            tuple(&flow.original, icmp),
+            tuple(&flow.reply, icmp),
+            flow.origin.clone(),
+            flow.endpoint
+                .as_ref()
+                .map_or_else(|| "-".into(), Name::to_string),
+        ]);
+    }
+    table.to_string()
+}
+
+fn tuple(t: &Tuple, icmp: bool) -> String {
+    if icmp {
+        // One of the two is the identifier, the other is 0.
+        format!("{} -> {} id={}", t.src, t.dst, t.sport | t.dport)
+    } else {
+        format!("{}:{} -> {}:{}", t.src, t.sport, t.dst, t.dport)
+    }
+}

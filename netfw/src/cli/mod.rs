@@ -1,0 +1,180 @@
+//! The command line: what is parsed, and which file runs it.
+//!
+//! Exit status: 0 done, 1 failed, 2 wrong usage (clap's own). Results go to stdout, errors and
+//! logs to stderr.
+
+mod agent;
+mod demo;
+mod down;
+mod endpoint;
+mod exec;
+mod flow;
+mod output;
+mod port;
+mod publish;
+mod stats;
+mod status;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use self::output::Format;
+use crate::{
+    agent::config::DEFAULT_INSTANCE,
+    api::client::Client,
+    name::{Name, parse_instance},
+};
+
+/// Container networking without iptables.
+#[derive(Debug, Parser)]
+#[command(
+    name = "netfw",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+struct Global {
+    /// Which agent: several can run on one machine.
+    #[arg(long, global = true, value_name = "NAME", default_value = DEFAULT_INSTANCE, value_parser = parse_instance)]
+    instance: Name,
+    /// How results are printed.
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_name = "FORMAT",
+        default_value = "table"
+    )]
+    output: Format,
+}
+
+impl Global {
+    fn client(&self) -> Client {
+        Client::new(&self.instance)
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve a node, in the foreground.
+    Agent(agent::Args),
+    /// Remove everything of an instance: containers' interfaces, bridge, programs, state.
+    Down,
+    /// Attach containers (network namespaces), list and detach them.
+    #[command(subcommand)]
+    Endpoint(endpoint::Command),
+    /// Run a command in an endpoint's network namespace.
+    Exec(exec::Args),
+    /// Publish ports of an endpoint on the node.
+    Publish(publish::Args),
+    /// Withdraw publishes.
+    Unpublish(publish::Args),
+    /// List published ports, as `docker port` does.
+    Port(port::Args),
+    /// Look at translated flows, or forget them.
+    #[command(subcommand)]
+    Flow(flow::Command),
+    /// What the agent serves, and how much of everything there is.
+    Status,
+    /// Packets and bytes of endpoints and publishes, drops by reason.
+    Stats(stats::Args),
+    /// Build a lab in namespaces, run real traffic through it, and report.
+    Demo(demo::Args),
+}
+
+pub fn main() -> ExitCode {
+    // A closed pipe (`netfw flow ls | head`) ends the process quietly, as it does any Unix tool.
+    // SAFETY: the default disposition runs no code of ours.
+    let _ = unsafe {
+        nix::sys::signal::signal(
+            nix::sys::signal::Signal::SIGPIPE,
+            nix::sys::signal::SigHandler::SigDfl,
+        )
+    };
+    let Cli { global, command } = Cli::parse();
+    let result = match command {
+        Command::Agent(args) => agent::run(&global, args),
+        Command::Down => down::run(&global),
+        Command::Endpoint(command) => endpoint::run(&global, command),
+        Command::Exec(args) => exec::run(&global, args),
+        Command::Publish(args) => publish::publish(&global, args),
+        Command::Unpublish(args) => publish::unpublish(&global, args),
+        Command::Port(args) => port::run(&global, args),
+        Command::Flow(command) => flow::run(&global, command),
+        Command::Status => status::run(&global),
+        Command::Stats(args) => stats::run(&global, args),
+        Command::Demo(args) => demo::run(&global, args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("netfw: {}", crate::chain(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Some commands change the kernel themselves.
+fn need_root(what: &str) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        nix::unistd::geteuid().is_root(),
+        "{what} needs root: run it as root, or with sudo"
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_options_stand_before_or_after_a_command() {
+        for line in [
+            "netfw --instance x -o json endpoint ls",
+            "netfw endpoint --instance x ls -o json",
+            "netfw endpoint ls --instance x -o json",
+        ] {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            assert_eq!(cli.global.instance.as_str(), "x", "{line}");
+            assert_eq!(cli.global.output, Format::Json, "{line}");
+        }
+    }
+
+    #[test]
+    fn wrong_usage_is_found_before_anything_runs() {
+        for line in [
+            "netfw",
+            "netfw bogus",
+            "netfw --instance ../x status",
+            "netfw endpoint add",
+            "netfw endpoint add a/b",
+            "netfw endpoint add x -p 0:80",
+            "netfw endpoint add x --ip 300.1.1.1",
+            "netfw endpoint add x --mac 01:00:00:00:00:00",
+            "netfw endpoint add x --netns a --pid 1",
+            "netfw publish x",
+            "netfw publish x 80-90:80",
+            "netfw exec x --",
+            "netfw exec x ls",
+        ] {
+            let error = Cli::try_parse_from(line.split(' ')).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! `netfw status`.
+
+use std::fmt::Write;
+
+use super::{
+    Global,
+    output::{Table, print},
+};
+use crate::api::types::Status;
+
+pub fn run(global: &Global) -> anyhow::Result<()> {
+    let status = crate::block_on(global.client().status())?;
+    print(global.output, &status, show)
+}
+
+fn show(s: &Status) -> String {
+    let mut head = Table::new(&["agent", &format!("netfw {} (process {})", s.version, s.pid)]);
+    let mut row = |key: &str, value: String| head.row([key.to_owned(), value]);
+    row("instance", s.instance.to_string());
+    row(
+        "netns",
+        s.netns
+            .as_ref()
+            .map_or_else(|| "the agent's own".into(), |p| p.display().to_string()),
+    );
+    row("uptime", format!("{}s", s.uptime));
+    row(
+        "endpoints",
+        match s.endpoints_gone {
+            0 => s.endpoints.to_string(),
+            gone => format!("{} ({gone} gone)", s.endpoints),
+        },
+    );
+    row(
+        "publishes",
+        format!("{} ({} ports)", s.publishes, s.published_ports),
+    );
+    row(
+        "flow table",
+        format!(
+            "{} of {} flows ({:.1} %)",
+            s.flows,
+            s.flows_max,
+            100.0 * s.flows as f64 / (s.flows_max.max(1)) as f64
+        ),
+    );
+    row("dropped", format!("{} packets", s.dropped));
+    let mut text = head.to_string();
+
+    let mut uplinks = Table::new(&["UPLINK", "INDEX", "HOOK"]);
+    for u in &s.uplinks {
+        uplinks.row([
+            u.name.clone(),
+            u.ifindex.map_or_else(|| "-".into(), |i| i.to_string()),
+            match (&u.hook, &u.error) {
+                (Some(hook), _) => hook.clone(),
+                (None, Some(error)) => format!("not served: {error}"),
+                (None, None) => "not served".into(),
+            },
+        ]);
+    }
+    let mut networks = Table::new(&["NETWORK", "BRIDGE", "SUBNET", "GATEWAY", "ENDPOINTS"]);
+    for n in &s.networks {
+        networks.row([
+            n.name.to_string(),
+            n.bridge.clone(),
+            n.subnet.to_string(),
+            n.gateway.to_string(),
+            n.endpoints.to_string(),
+        ]);
+    }
+    // Writing to a string cannot fail.
+    let _ = write!(text, "\n{uplinks}\n{networks}");
+    text
+}

@@ -1,0 +1,126 @@
+//! HTTP, as much as it takes: a server that answers with the address that it saw, and a client
+//! that makes one connection a request.
+//!
+//! A socket belongs to the namespace that it was made in, so only the making needs a thread there.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Read, Write},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::Context;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::net::Namespace;
+
+/// For any one step of a request; nothing here takes a hundredth of it when all is well.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// The addresses that requests came from.
+#[derive(Clone, Debug, Default)]
+pub struct Seen(Arc<Mutex<BTreeMap<Ipv4Addr, u64>>>);
+
+impl Seen {
+    pub fn addresses(&self) -> Vec<Ipv4Addr> {
+        let seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.keys().copied().collect()
+    }
+
+    fn note(&self, from: IpAddr) {
+        if let IpAddr::V4(from) = from {
+            let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            *seen.entry(from).or_default() += 1;
+        }
+    }
+}
+
+/// Serves on `port` in `namespace` until the runtime ends.
+pub fn serve(namespace: &Namespace, port: u16) -> anyhow::Result<Seen> {
+    let listener = namespace
+        .run(move || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))?
+        .with_context(|| format!("port {port} in {}", namespace.label()))?;
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let seen = Seen::default();
+    let shared = seen.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, from)) = listener.accept().await {
+            shared.note(from.ip());
+            // A client that went away is its own business.
+            tokio::spawn(async move {
+                let _ = tokio::time::timeout(PATIENCE, answer(stream, from.ip())).await;
+            });
+        }
+    });
+    Ok(seen)
+}
+
+async fn answer(mut stream: tokio::net::TcpStream, from: IpAddr) -> io::Result<()> {
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") && request.len() < 8192 {
+        if stream.read_buf(&mut request).await? == 0 {
+            return Ok(());
+        }
+    }
+    let body = format!("you are {from}\n");
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(answer.as_bytes()).await?;
+    stream.shutdown().await
+}
+
+/// Makes `count` requests from within `namespace`, one after the other. Returns the bodies of those
+/// that were answered 200, and how often each came.
+pub async fn get(
+    namespace: &Namespace,
+    to: SocketAddr,
+    count: usize,
+) -> anyhow::Result<BTreeMap<String, usize>> {
+    within(namespace, move || {
+        let mut bodies = BTreeMap::new();
+        for _ in 0..count {
+            let body = request(to).with_context(|| format!("a request to {to}"))?;
+            *bodies.entry(body).or_default() += 1;
+        }
+        Ok(bodies)
+    })
+    .await?
+}
+
+/// Does anybody answer there?
+pub async fn reaches(
+    namespace: &Namespace,
+    to: SocketAddr,
+    patience: Duration,
+) -> anyhow::Result<bool> {
+    within(namespace, move || {
+        TcpStream::connect_timeout(&to, patience).is_ok()
+    })
+    .await
+}
+
+/// Runs blocking code in the namespace, and leaves this thread to the servers meanwhile.
+pub async fn within<T: Send + 'static>(
+    namespace: &Namespace,
+    f: impl FnOnce() -> T + Send + 'static,
+) -> anyhow::Result<T> {
+    let namespace = namespace.try_clone()?;
+    Ok(tokio::task::spawn_blocking(move || namespace.run(f)).await??)
+}
+
+fn request(to: SocketAddr) -> anyhow::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.write_all(format!("GET / HTTP/1.1\r\nHost: {to}\r\n\r\n").as_bytes())?;
+    let mut answer = String::new();
+    stream.take(8192).read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+    anyhow::ensure!(head.starts_with("HTTP/1.1 200 "), "answered {head:?}");
+    Ok(body.to_owned())
+}

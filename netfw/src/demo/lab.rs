@@ -1,0 +1,295 @@
+//! The lab: four namespaces, two wires, servers, and an agent of this very binary.
+//!
+//! Dropping a [`Lab`] removes all of it, in whatever state it is; that is also what an interrupt
+//! does.
+
+use std::{
+    fs::File,
+    io::Read,
+    net::{IpAddr, Ipv4Addr},
+    os::unix::process::CommandExt,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use ipnet::Ipv4Net;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use super::http::{self, Seen};
+use crate::{
+    api::{
+        client::{Client, ClientError},
+        types::{EndpointRequest, NamespaceRequest},
+    },
+    name::Name,
+    net::{Namespace, Netlink, Veth},
+};
+
+// RFC 5737: addresses for documentation, which no network in use has.
+pub const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
+pub const NODE_CLIENT_SIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+pub const NODE_WORLD_SIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+pub const WORLD: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
+/// The host port, and where it leads.
+pub const PUBLISHED: u16 = 8080;
+pub const INSIDE: u16 = 80;
+pub const WORLD_PORT: u16 = 80;
+
+pub const PICTURE: &str = "\
+netfw demo: four network namespaces on this machine, one of them a node that netfw serves
+
+  client 198.51.100.10 ---- 198.51.100.1  NODE  203.0.113.1 ---- 203.0.113.10 outside server
+                                           |
+                                        netfw0
+                                           |
+                                web container (port 80, published as 8080)
+";
+
+/// For the agent to start or to end.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub struct Lab {
+    pub client: Namespace,
+    pub node: Namespace,
+    pub container: Namespace,
+    pub web: Name,
+    pub web_saw: Seen,
+    pub world_saw: Seen,
+    instance: Name,
+    // Fields drop in order: the agent and what it made, then the namespaces.
+    _agent: Agent,
+    _names: Names,
+}
+
+impl Lab {
+    pub async fn build() -> anyhow::Result<Self> {
+        let mut names = Names::default();
+        let client = names.make("client")?;
+        let node = names.make("node")?;
+        let container = names.make("web")?;
+        let world = names.make("world")?;
+        wire(&node, "client0", NODE_CLIENT_SIDE, &client, CLIENT).await?;
+        wire(&node, "world0", NODE_WORLD_SIDE, &world, WORLD).await?;
+        let web_saw = http::serve(&container, INSIDE)?;
+        let world_saw = http::serve(&world, WORLD_PORT)?;
+        let instance: Name = format!("demo-{}", std::process::id()).parse()?;
+        let agent = Agent::start(&instance, &names.of("node"))?;
+        agent.ready(&instance).await?;
+        let web: Name = "web".parse()?;
+        Client::new(&instance)
+            .add_endpoint(&EndpointRequest {
+                name: web.clone(),
+                network: None,
+                namespace: Some(NamespaceRequest::Name(names.of("web"))),
+                ip: None,
+                mac: None,
+                publish: vec![format!("{PUBLISHED}:{INSIDE}").parse()?],
+            })
+            .await?;
+        Ok(Self {
+            client,
+            node,
+            container,
+            web,
+            web_saw,
+            world_saw,
+            instance,
+            _agent: agent,
+            _names: names,
+        })
+    }
+
+    pub fn agent(&self) -> Client {
+        Client::new(&self.instance)
+    }
+
+    /// For `--keep`.
+    pub fn explain(&self) {
+        let netfw = std::env::current_exe()
+            .map_or_else(|_| "netfw".into(), |path| path.display().to_string());
+        let i = &self.instance;
+        let [client, node] = ["client", "node"].map(|role| self._names.of(role));
+        println!(
+            "
+Look around from another terminal:
+  {netfw} --instance {i} status          (also: endpoint ls, port, flow ls, stats, stats --drops)
+  {netfw} --instance {i} exec web -- ip addr
+  ip netns exec {client} curl http://{NODE_CLIENT_SIDE}:{PUBLISHED}/
+  {netfw} --instance {i} exec web -- curl http://{WORLD}/
+  ip netns exec {node} tcpdump -ni world0
+Ctrl-C ends the demo and removes everything.
+"
+        );
+    }
+}
+
+/// The namespaces' names; they go when it drops.
+#[derive(Default)]
+struct Names(Vec<String>);
+
+impl Names {
+    fn of(&self, role: &str) -> String {
+        format!("netfw-demo-{}-{role}", std::process::id())
+    }
+
+    fn make(&mut self, role: &str) -> anyhow::Result<Namespace> {
+        let name = self.of(role);
+        let namespace = Namespace::create(&name)?;
+        self.0.push(name);
+        Ok(namespace)
+    }
+}
+
+impl Drop for Names {
+    fn drop(&mut self) {
+        for name in &self.0 {
+            if let Err(error) = Namespace::delete(name) {
+                eprintln!("netfw: {error}");
+            }
+        }
+    }
+}
+
+/// A veth pair from the node to a neighbour, who has the node as its gateway.
+async fn wire(
+    node: &Namespace,
+    name: &str,
+    node_ip: Ipv4Addr,
+    neighbour: &Namespace,
+    ip: Ipv4Addr,
+) -> anyhow::Result<()> {
+    let here = Netlink::within(node)?;
+    let mac = |ip: Ipv4Addr| {
+        let [a, b, c, d] = ip.octets();
+        [0x02, 0x64, a, b, c, d]
+    };
+    let (near, far) = here
+        .create_veth(Veth {
+            host_name: name,
+            host_mac: mac(node_ip),
+            peer_name: "eth0",
+            peer_mac: mac(ip),
+            peer_ns: neighbour.as_fd(),
+            mtu: 1500,
+            // Of no bridge.
+            master: 0,
+            alias: "netfw demo",
+        })
+        .await?;
+    here.add_address(near, Ipv4Net::new(node_ip, 24)?.into())
+        .await?;
+    let there = Netlink::within(neighbour)?;
+    there.add_address(far, Ipv4Net::new(ip, 24)?.into()).await?;
+    there.set_up(far).await?;
+    there.add_default_route(far, IpAddr::V4(node_ip)).await?;
+    Ok(())
+}
+
+/// The agent, a process of its own; `netfw down` when it drops.
+struct Agent {
+    instance: Name,
+    process: Child,
+    log: File,
+}
+
+impl Agent {
+    fn start(instance: &Name, netns: &str) -> anyhow::Result<Self> {
+        // Its log is nobody's concern unless it fails; a file without a name goes by itself.
+        let log = nix::sys::memfd::memfd_create(
+            c"netfw-demo-agent-log",
+            nix::sys::memfd::MFdFlags::MFD_CLOEXEC,
+        )?;
+        let log = File::from(log);
+        let process = netfw(instance)?
+            .args(["agent", "--netns", netns])
+            .stderr(log.try_clone()?)
+            // Ctrl-C is for the demo, which ends the agent when it is done with it.
+            .process_group(0)
+            .spawn()
+            .context("the agent cannot be started")?;
+        Ok(Self {
+            instance: instance.clone(),
+            process,
+            log,
+        })
+    }
+
+    async fn ready(&self, instance: &Name) -> anyhow::Result<()> {
+        let client = Client::new(instance);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match client.status().await {
+                Ok(_) => return Ok(()),
+                Err(ClientError::NotRunning { .. })
+                    if Instant::now() < deadline && self.lives() =>
+                {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                Err(_) => anyhow::bail!("the agent did not start; it said:\n{}", self.said()),
+            }
+        }
+    }
+
+    fn lives(&self) -> bool {
+        let pid = Pid::from_raw(self.process.id().cast_signed());
+        // A zombie would still take a signal: look without reaping.
+        std::fs::read_to_string(format!("/proc/{pid}/stat"))
+            .is_ok_and(|stat| !stat.contains(") Z "))
+    }
+
+    fn said(&self) -> String {
+        // Through /proc: the descriptor's own offset is the agent's writing position.
+        use std::os::fd::AsRawFd;
+        let mut text = String::new();
+        let path = format!("/proc/self/fd/{}", self.log.as_raw_fd());
+        match File::open(path).and_then(|mut file| file.read_to_string(&mut text)) {
+            Ok(_) => text,
+            Err(error) => format!("(its log cannot be read: {error})"),
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let pid = Pid::from_raw(self.process.id().cast_signed());
+        let _ = kill(pid, Signal::SIGTERM);
+        let deadline = Instant::now() + PATIENCE;
+        while let Ok(None) = self.process.try_wait() {
+            if Instant::now() > deadline {
+                let _ = self.process.kill();
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let down = netfw(&self.instance).and_then(|mut command| {
+            let done = command
+                .arg("down")
+                .stdout(Stdio::null())
+                .process_group(0)
+                .status()?;
+            anyhow::ensure!(
+                done.success(),
+                "`netfw down --instance {}` failed",
+                self.instance
+            );
+            Ok(())
+        });
+        if let Err(error) = down {
+            eprintln!("netfw: {error:#}");
+        }
+    }
+}
+
+/// This very binary, for the demo's instance.
+fn netfw(instance: &Name) -> anyhow::Result<Command> {
+    // By the link: right even where the file was replaced since.
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg0("netfw")
+        .args(["--instance", instance])
+        .stdin(Stdio::null());
+    Ok(command)
+}

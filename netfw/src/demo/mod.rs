@@ -1,0 +1,259 @@
+//! `netfw demo`: a lab of namespaces, real HTTP through it, and what a sceptic wants to see.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`lab`] | namespaces, wires, the agent; all of it goes when the value drops |
+//! | [`http`] | a server that answers with the address it saw, and a client |
+//! | [`rules`] | what netfilter has in a namespace: tables, rules, tracked connections |
+//! | [`report`] | the checks, printed |
+//!
+//! Names carry the process id, so any number of demos run beside each other and beside anything
+//! else. Only netlink, sockets and netfw's own API are used: nothing shells out.
+
+mod http;
+mod lab;
+mod report;
+mod rules;
+
+use std::{net::Ipv4Addr, time::Duration};
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+
+use self::{
+    lab::{CLIENT, Lab, NODE_CLIENT_SIDE, NODE_WORLD_SIDE, WORLD},
+    report::Report,
+};
+use crate::{
+    api::types::{Endpoint, Stats, Status},
+    bpf,
+    cli::Format,
+};
+
+/// Requests each way: enough for a mean, done within a second or two.
+const REQUESTS: usize = 500;
+
+/// Ends 0 only if everything is right. Interrupted, it cleans up and fails.
+pub fn run(keep: bool, format: Format) -> anyhow::Result<()> {
+    crate::block_on(async {
+        // Registered before anything is made.
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        let signalled = async {
+            tokio::select! {
+                _ = interrupt.recv() => "SIGINT",
+                _ = terminate.recv() => "SIGTERM",
+                _ = hangup.recv() => "SIGHUP",
+            }
+        };
+        tokio::pin!(signalled);
+        // Dropped with everything in it, the lab too, when a signal comes first.
+        let shown = tokio::select! {
+            shown = show(format) => shown?,
+            why = &mut signalled => anyhow::bail!("interrupted ({why}); everything is removed"),
+        };
+        let (lab, report) = shown;
+        if keep {
+            lab.explain();
+            tokio::select! {
+                result = watch(&lab) => result?,
+                _ = &mut signalled => eprintln!(),
+            }
+        }
+        drop(lab);
+        anyhow::ensure!(report.all_right(), "not everything is right, see above");
+        Ok(())
+    })
+}
+
+async fn show(format: Format) -> anyhow::Result<(Lab, Report)> {
+    if format == Format::Table {
+        println!("{}", lab::PICTURE);
+    }
+    let lab = Lab::build().await?;
+    let client = lab.agent();
+    let web = client.endpoint(&lab.web).await?;
+    // The kernel measures for as long as this lives.
+    let measuring = bpf::enable_stats();
+    let mut report = Report::default();
+    inbound(&lab, &mut report).await?;
+    outbound(&lab, &mut report).await?;
+    direct(&lab, &mut report, &web).await?;
+    let (stats, status) = (client.stats().await?, client.status().await?);
+    counters(&mut report, &web, &stats)?;
+    netfilter(&lab, &mut report).await?;
+    match measuring {
+        Ok(_) => programs(&mut report, &status),
+        Err(error) => report.note(format!("nanoseconds per packet: not measured ({error})")),
+    }
+    report.print(format)?;
+    Ok((lab, report))
+}
+
+async fn inbound(lab: &Lab, report: &mut Report) -> anyhow::Result<()> {
+    let to = (NODE_CLIENT_SIDE, lab::PUBLISHED).into();
+    let bodies = http::get(&lab.client, to, REQUESTS).await?;
+    report.check(
+        bodies.values().sum::<usize>() == REQUESTS,
+        format!(
+            "in:  {REQUESTS} HTTP requests from the client to {to}, answered by the container's port {}",
+            lab::INSIDE
+        ),
+    );
+    only(report, &lab.web_saw, CLIENT, |seen| {
+        format!(
+            "     the container saw them come from {seen} (the client's own address is {CLIENT})"
+        )
+    });
+    Ok(())
+}
+
+async fn outbound(lab: &Lab, report: &mut Report) -> anyhow::Result<()> {
+    let to = (WORLD, lab::WORLD_PORT).into();
+    let bodies = http::get(&lab.container, to, REQUESTS).await?;
+    report.check(
+        bodies.values().sum::<usize>() == REQUESTS,
+        format!("out: {REQUESTS} HTTP requests from the container to {to} in the outside world"),
+    );
+    only(report, &lab.world_saw, NODE_WORLD_SIDE, |seen| {
+        format!(
+            "     the outside server saw them come from {seen} (the node's address is {NODE_WORLD_SIDE})"
+        )
+    });
+    Ok(())
+}
+
+/// One address was seen, the one that was due.
+fn only(
+    report: &mut Report,
+    seen: &http::Seen,
+    due: Ipv4Addr,
+    words: impl FnOnce(String) -> String,
+) {
+    let seen = seen.addresses();
+    let text: Vec<String> = seen.iter().map(ToString::to_string).collect();
+    report.check(seen == [due], words(text.join(", ")));
+}
+
+/// Past the publish, straight to the container's address: netfw must not let it.
+async fn direct(lab: &Lab, report: &mut Report, web: &Endpoint) -> anyhow::Result<()> {
+    let to = (web.ip, lab::INSIDE).into();
+    let reached = http::reaches(&lab.client, to, Duration::from_millis(400)).await?;
+    report.check(
+        !reached,
+        format!("     the client, addressing the container itself ({to}), gets no answer"),
+    );
+    Ok(())
+}
+
+fn counters(report: &mut Report, web: &Endpoint, stats: &Stats) -> anyhow::Result<()> {
+    let endpoint = stats
+        .endpoints
+        .iter()
+        .find(|e| e.name == web.name)
+        .context("the agent has no counters of the container")?;
+    let publish = endpoint
+        .publishes
+        .first()
+        .context("the agent has no counters of the publish")?;
+    let total = endpoint.total;
+    // A request takes at least SYN, ACK, request and FIN one way; SYN-ACK, answer and FIN the other.
+    let least = |packets: u64, each: usize| packets >= (each * REQUESTS) as u64;
+    let words = |what: String, c: crate::api::types::Counter| {
+        format!(
+            "{what} {} packets, {} bytes in; {} packets, {} bytes out",
+            c.rx_packets, c.rx_bytes, c.tx_packets, c.tx_bytes
+        )
+    };
+    let p = publish.counter;
+    report.check(
+        least(p.rx_packets, 4) && least(p.tx_packets, 3),
+        words(
+            format!(
+                "publish {}:",
+                crate::publish::Publish::from(publish.publish.clone())
+            ),
+            p,
+        ),
+    );
+    report.check(
+        least(total.tx_packets - p.tx_packets, 4) && least(total.rx_packets - p.rx_packets, 3),
+        words(format!("endpoint {} in all:", endpoint.name), total),
+    );
+    let dropped: Vec<String> = stats
+        .drops
+        .iter()
+        .filter(|d| d.packets > 0)
+        .map(|d| format!("{} {}", d.packets, d.reason))
+        .collect();
+    let direct = stats
+        .drops
+        .iter()
+        .any(|d| d.reason == "direct-access" && d.packets > 0);
+    report.check(
+        direct && dropped.len() == 1,
+        format!("packets dropped: {}", dropped.join(", ")),
+    );
+    Ok(())
+}
+
+async fn netfilter(lab: &Lab, report: &mut Report) -> anyhow::Result<()> {
+    let found = rules::of(&lab.node).await?;
+    report.check(
+        found == rules::Netfilter::default(),
+        format!(
+            "the node has {} iptables tables, {} nftables rules, {} nf_conntrack entries",
+            found.iptables_tables, found.nftables_rules, found.conntrack_entries
+        ),
+    );
+    Ok(())
+}
+
+fn programs(report: &mut Report, status: &Status) {
+    let (mut runs, mut time) = (0, 0);
+    for program in &status.programs {
+        if let Some(each) = program.run_time_ns.checked_div(program.runs) {
+            report.note(format!(
+                "{}: {} packets, {each} ns each",
+                program.name, program.runs
+            ));
+        }
+        runs += program.runs;
+        time += program.run_time_ns;
+    }
+    let mean = time.checked_div(runs);
+    report.check(
+        mean.is_some(),
+        match mean {
+            Some(mean) => format!("the eBPF programs take {mean} ns per packet on average"),
+            None => "the eBPF programs saw no packet".into(),
+        },
+    );
+}
+
+/// Some traffic, and the counters every second, until somebody ends it.
+async fn watch(lab: &Lab) -> anyhow::Result<()> {
+    use std::io::Write;
+    let client = lab.agent();
+    loop {
+        http::get(&lab.client, (NODE_CLIENT_SIDE, lab::PUBLISHED).into(), 10).await?;
+        http::get(&lab.container, (WORLD, lab::WORLD_PORT).into(), 10).await?;
+        let (stats, status) = (client.stats().await?, client.status().await?);
+        for endpoint in &stats.endpoints {
+            let c = endpoint.total;
+            print!(
+                "\r{}: in {} packets {} bytes, out {} packets {} bytes; {} flows, {} dropped  ",
+                endpoint.name,
+                c.rx_packets,
+                c.rx_bytes,
+                c.tx_packets,
+                c.tx_bytes,
+                status.flows,
+                status.dropped
+            );
+        }
+        std::io::stdout().flush()?;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
