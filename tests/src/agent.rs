@@ -52,8 +52,9 @@ impl Agent {
     #[track_caller]
     pub fn serve(node: &Namespace, options: &[&str]) -> Self {
         let instance = format!("t{}x{}", std::process::id(), serial());
+        let directories = directories(&instance).join(" ");
         reaper::at_end(&format!(
-            "[ -e /sys/fs/bpf/{instance} ] && {{ '{}' down --instance {instance}; rm -rf /sys/fs/bpf/{instance}; }}",
+            "ls -d {directories} && {{ '{}' down --instance {instance}; rm -rf {directories}; }}",
             binary().display()
         ));
         let mut agent = Self {
@@ -74,6 +75,11 @@ impl Agent {
             .args(["agent", "--netns", &self.node, "--instance", &self.instance])
             .args(&self.options);
         let mut running = Running::start(command);
+        // It is in no namespace of ours, as far as `ip netns pids` can tell, and would go on.
+        let (pid, instance) = (running.pid(), &self.instance);
+        reaper::at_end(&format!(
+            "grep -qs {instance} /proc/{pid}/cmdline && kill {pid} && timeout 10 tail -f /dev/null --pid={pid}"
+        ));
         wait_until("the agent to answer `netfw status`", START, || {
             if let Some(status) = running.ended() {
                 panic!("the agent ended with {status}\n{}", running.stderr());
@@ -164,13 +170,10 @@ impl Agent {
         said
     }
 
-    /// What is left in the node and in bpffs; nothing, once taken down.
+    /// What is left in the node and of the instance; nothing, once taken down.
     fn leftovers(&self) -> Vec<String> {
-        let mut left = Vec::new();
-        let pins = Path::new("/sys/fs/bpf").join(&self.instance);
-        if pins.exists() {
-            left.push(format!("pins under {}", pins.display()));
-        }
+        let mut left = directories(&self.instance).to_vec();
+        left.retain(|directory| Path::new(directory).exists());
         // The test may have deleted the node itself.
         if Path::new(&self.node).exists() {
             let mut links = Command::new("nsenter");
@@ -220,6 +223,11 @@ impl Drop for Agent {
             }
         }
     }
+}
+
+/// Where an instance keeps its pins, its socket and its store.
+fn directories(instance: &str) -> [String; 3] {
+    ["/sys/fs/bpf", "/run/netfw", "/var/lib/netfw"].map(|home| format!("{home}/{instance}"))
 }
 
 /// The netfw under test: `$NETFW_BIN`, or the one built beside this test program.

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::command::{find, is_root, line, prefixed, root_prefix, run};
+use crate::command::{find, is_root, line, or_by_hand, prefixed, root_prefix, run};
 
 /// A program that tests or the bench start, and the Debian package it is in.
 pub type Program = (&'static str, &'static str);
@@ -62,6 +62,13 @@ pub fn ensure_programs(programs: &[Program]) -> Result<()> {
 
 /// Installs those packages that dpkg does not have.
 pub fn ensure(packages: &[String]) -> Result<()> {
+    if find("dpkg-query").is_none() {
+        println!(
+            "packages: no dpkg here to ask; needed is what these Debian packages hold: {}",
+            packages.join(" ")
+        );
+        return Ok(());
+    }
     let missing: Vec<String> = packages
         .iter()
         .filter(|package| !is_installed(package))
@@ -94,8 +101,8 @@ fn install(packages: &[String]) -> Result<()> {
             packages.join(" ")
         );
     }
-    let prefix = root_prefix("apt-get", &[]).with_context(|| by_hand.clone())?;
-    update(&prefix).with_context(|| by_hand.clone())?;
+    let prefix = or_by_hand(root_prefix("apt-get", &[]), &by_hand)?;
+    or_by_hand(update(&prefix), &by_hand)?;
 
     const QUIET: &str = r#"
         for starter in /usr/sbin/invoke-rc.d /usr/bin/deb-systemd-invoke; do
@@ -113,9 +120,9 @@ fn install(packages: &[String]) -> Result<()> {
         "packages: apt-get install {}, without starting any service",
         packages.join(" ")
     );
-    let status = install.status().with_context(|| by_hand.clone())?;
+    let status = install.status().context("cannot start apt-get")?;
     if !status.success() {
-        bail!("apt-get ended with {status}; {by_hand}");
+        bail!("apt-get ended with {status}\n{by_hand}");
     }
     Ok(())
 }
