@@ -235,21 +235,21 @@ pub fn binary() -> PathBuf {
     if let Some(binary) = std::env::var_os("NETFW_BIN") {
         return binary.into();
     }
-    // target/PROFILE/deps/e2e-0123456789abcdef
     let own = std::env::current_exe().expect("a running program has a path");
-    let target = own
+    // target/PROFILE/netfw-bench, or target/PROFILE/deps/e2e-0123456789abcdef
+    let mut candidates: Vec<PathBuf> = own
         .ancestors()
-        .nth(3)
-        .expect("a test program lies in target/PROFILE/deps");
-    let candidates = ["release/netfw", "debug/netfw"].map(|name| target.join(name));
-    candidates
-        .iter()
-        .find(|binary| binary.exists())
-        .unwrap_or_else(|| {
-            panic!(
-                "no netfw to test: neither $NETFW_BIN nor {} (`cargo build --release -p netfw` makes one)",
-                candidates[0].display()
-            )
-        })
-        .clone()
+        .skip(1)
+        .take(2)
+        .map(|directory| directory.join("netfw"))
+        .collect();
+    candidates.extend(
+        own.ancestors()
+            .nth(3)
+            .map(|target| target.join("release/netfw")),
+    );
+    let found = candidates.iter().find(|binary| binary.is_file());
+    found.cloned().unwrap_or_else(|| {
+        panic!("no netfw to test: neither $NETFW_BIN nor any of {candidates:?}; `cargo build --release -p netfw` makes one")
+    })
 }
