@@ -8,7 +8,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 /// The workspace's root: where `Cargo.toml`, `target` and `.ci` lie.
 pub fn workspace() -> &'static Path {
@@ -116,4 +116,9 @@ pub fn prefixed(prefix: &[std::ffi::OsString], program: impl AsRef<OsStr>) -> Co
             command
         }
     }
+}
+
+/// Adds what one can do by hand to an error, below it.
+pub fn or_by_hand<T>(result: Result<T>, hint: &str) -> Result<T> {
+    result.map_err(|error| anyhow!("{error:#}\n{hint}"))
 }

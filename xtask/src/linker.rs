@@ -15,12 +15,12 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    command::{find, output, run},
+    command::{find, or_by_hand, output, run},
     packages,
     toolchain::{Toolchain, cargo_bin},
 };
 
-const VERSION: &str = "0.13";
+const VERSION: &str = "0.13.0";
 
 /// Leaves a bpf-linker that fits `toolchain` where [`crate::toolchain::path`] finds it.
 pub fn ensure(toolchain: &Toolchain) -> Result<()> {
@@ -71,10 +71,19 @@ pub fn ensure(toolchain: &Toolchain) -> Result<()> {
 }
 
 fn install(llvm: u32) -> Result<()> {
-    let prefix = match std::env::var_os("LLVM_PREFIX") {
-        Some(prefix) => PathBuf::from(prefix),
-        None => PathBuf::from(format!("/usr/lib/llvm-{llvm}")),
-    };
+    let mut needed = ["libzstd-dev", "zlib1g-dev", "libxml2-dev"]
+        .map(str::to_owned)
+        .to_vec();
+    let prefix = std::env::var_os("LLVM_PREFIX").map_or_else(
+        || {
+            needed.extend([format!("llvm-{llvm}-dev"), format!("libpolly-{llvm}-dev")]);
+            PathBuf::from(format!("/usr/lib/llvm-{llvm}"))
+        },
+        PathBuf::from,
+    );
+    if find("c++").is_none() {
+        needed.push("g++".to_owned());
+    }
     let mut install = Command::new("cargo");
     install
         .args(["install", "bpf-linker", "--version", VERSION, "--locked"])
@@ -89,18 +98,10 @@ fn install(llvm: u32) -> Result<()> {
         crate::command::line(&install)
     );
 
-    let mut needed = Vec::new();
-    if !prefix.join("bin/llvm-config").exists() {
-        needed.extend([format!("llvm-{llvm}-dev"), format!("libpolly-{llvm}-dev")]);
-    }
-    if find("c++").is_none() {
-        needed.push("g++".to_owned());
-    }
-    needed.extend(["libzstd-dev", "zlib1g-dev", "libxml2-dev"].map(str::to_owned));
-    packages::ensure(&needed).with_context(|| by_hand.clone())?;
+    or_by_hand(packages::ensure(&needed), &by_hand)?;
 
     println!("bpf-linker: installing into {}", cargo_bin().display());
-    run(&mut install).context(by_hand)
+    or_by_hand(run(&mut install), &by_hand)
 }
 
 /// The major version of the LLVM inside `linker`.

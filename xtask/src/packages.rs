@@ -3,8 +3,8 @@
 //! Installing one must not start a service: a package's scripts start what they bring, and an
 //! nginx on the machine's port 80 is not what somebody who runs tests asked for. Nothing on the
 //! machine may stay changed for it either, so there is no policy-rc.d: apt-get runs in a mount
-//! namespace of its own where no systemd is to be seen, and says that it is in runlevel 1, where
-//! `invoke-rc.d` starts nothing.
+//! namespace of its own, where the programs that start services do nothing and no systemd is to be
+//! seen. It goes when apt-get ends.
 
 use std::{
     process::{Command, Stdio},
@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::command::{find, is_root, line, prefixed, root_prefix, run};
+use crate::command::{find, is_root, line, or_by_hand, prefixed, root_prefix, run};
 
 /// A program that tests or the bench start, and the Debian package it is in.
 pub type Program = (&'static str, &'static str);
@@ -62,6 +62,13 @@ pub fn ensure_programs(programs: &[Program]) -> Result<()> {
 
 /// Installs those packages that dpkg does not have.
 pub fn ensure(packages: &[String]) -> Result<()> {
+    if find("dpkg-query").is_none() {
+        println!(
+            "packages: no dpkg here to ask; needed is what these Debian packages hold: {}",
+            packages.join(" ")
+        );
+        return Ok(());
+    }
     let missing: Vec<String> = packages
         .iter()
         .filter(|package| !is_installed(package))
@@ -94,11 +101,15 @@ fn install(packages: &[String]) -> Result<()> {
             packages.join(" ")
         );
     }
-    let prefix = root_prefix("apt-get", &[]).with_context(|| by_hand.clone())?;
-    update(&prefix).with_context(|| by_hand.clone())?;
+    let prefix = or_by_hand(root_prefix("apt-get", &[]), &by_hand)?;
+    or_by_hand(update(&prefix), &by_hand)?;
 
-    const QUIET: &str = "if [ -d /run/systemd ]; then mount -t tmpfs tmpfs /run/systemd; fi; \
-         RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive exec \"$@\"";
+    const QUIET: &str = r#"
+        for starter in /usr/sbin/invoke-rc.d /usr/bin/deb-systemd-invoke; do
+            if [ -e $starter ]; then mount --bind /bin/true $starter || exit; fi
+        done
+        if [ -d /run/systemd ]; then mount -t tmpfs tmpfs /run/systemd || exit; fi
+        DEBIAN_FRONTEND=noninteractive exec "$@""#;
     let mut install = prefixed(&prefix, "unshare");
     install
         .args(["--mount", "sh", "-c", QUIET, "sh"])
@@ -106,10 +117,14 @@ fn install(packages: &[String]) -> Result<()> {
         .args(packages)
         .stdin(Stdio::null());
     println!(
-        "packages: installing, without starting any service: {}",
+        "packages: apt-get install {}, without starting any service",
         packages.join(" ")
     );
-    run(&mut install).context(by_hand)
+    let status = install.status().context("cannot start apt-get")?;
+    if !status.success() {
+        bail!("apt-get ended with {status}\n{by_hand}");
+    }
+    Ok(())
 }
 
 /// Once in a run: a fresh machine has no package lists, an old one stale ones.

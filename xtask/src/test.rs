@@ -5,14 +5,15 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    process::Command,
+    io::{BufRead as _, BufReader},
+    process::{Command, Stdio},
 };
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 use crate::{
     build,
-    command::{root_prefix, run as run_command},
+    command::{line, root_prefix},
     packages, setup,
     toolchain::{Toolchain, path},
 };
@@ -29,20 +30,25 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     packages::ensure_programs(packages::FOR_TESTS)?;
 
     // Both layers run even if the first fails: one look shows all that is broken.
-    let host = run_command(
+    let mut totals = Totals::default();
+    let host = totals.count(
         toolchain
             .cargo()
             .args(["test", "--no-fail-fast", "--"])
             .args(&arguments.arguments),
     );
-    let mut as_root = as_root(
+    let root = as_root(
         &toolchain,
         &["test", "--release", "--no-fail-fast"],
         &["netfw-tests", "netfw-bench"],
         &[],
-    )?;
-    let root = run_command(as_root.arg("--").args(&arguments.arguments));
+    )
+    .and_then(|mut command| totals.count(command.arg("--").args(&arguments.arguments)));
 
+    println!(
+        "total: {} passed, {} failed, {} ignored",
+        totals.passed, totals.failed, totals.ignored
+    );
     let failed: Vec<String> = [("host tests", host), ("tests that need root", root)]
         .into_iter()
         .filter_map(|(what, result)| result.err().map(|error| format!("{what}: {error:#}")))
@@ -51,6 +57,61 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         bail!("{}", failed.join("\n"));
     }
     Ok(())
+}
+
+/// Over all test programs; each says its own in a line `test result: …`.
+#[derive(Default)]
+struct Totals {
+    passed: u32,
+    failed: u32,
+    ignored: u32,
+}
+
+impl Totals {
+    /// Runs a `cargo test`, shows what it prints, and adds up its results.
+    fn count(&mut self, command: &mut Command) -> Result<()> {
+        let line = line(command);
+        println!("+ {line}");
+        let mut child = command
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start `{line}`"))?;
+        let stdout = child.stdout.take().context("stdout is a pipe")?;
+        for printed in BufReader::new(stdout).lines() {
+            let printed = printed.with_context(|| format!("reading what `{line}` prints"))?;
+            println!("{printed}");
+            self.add(&printed);
+        }
+        let status = child.wait().with_context(|| format!("`{line}`"))?;
+        if !status.success() {
+            bail!("`{line}` ended with {status}");
+        }
+        Ok(())
+    }
+
+    /// `test result: ok. 3 passed; 0 failed; 1 ignored; …`
+    fn add(&mut self, line: &str) {
+        let Some((_, results)) = line
+            .strip_prefix("test result: ")
+            .and_then(|rest| rest.split_once(". "))
+        else {
+            return;
+        };
+        for result in results.split("; ") {
+            let Some((Ok(count), what)) = result
+                .split_once(' ')
+                .map(|(count, what)| (count.parse::<u32>(), what))
+            else {
+                continue;
+            };
+            match what {
+                "passed" => self.passed += count,
+                "failed" => self.failed += count,
+                "ignored" => self.ignored += count,
+                _ => {}
+            }
+        }
+    }
 }
 
 /// `cargo ARGUMENTS` for `packages`, their programs run by root and told where netfw is.
@@ -87,4 +148,22 @@ pub fn as_root(
         command.args(["--package", package]);
     }
     Ok(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Totals;
+
+    #[test]
+    fn results_of_all_programs_add_up() {
+        let mut totals = Totals::default();
+        for line in [
+            "running 4 tests",
+            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s",
+            "test result: FAILED. 5 passed; 2 failed; 0 ignored; 0 measured; 7 filtered out; finished in 1.00s",
+        ] {
+            totals.add(line);
+        }
+        assert_eq!((totals.passed, totals.failed, totals.ignored), (8, 2, 1));
+    }
 }

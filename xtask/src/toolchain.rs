@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::command::{find, is_root, line, output, run};
+use crate::command::{find, is_root, line, or_by_hand, output, run};
 
 pub struct Toolchain {
     rustup: bool,
@@ -110,8 +110,8 @@ impl Toolchain {
         println!("core: its source is missing");
         let mut add = Command::new("rustup");
         add.args(["component", "add", "rust-src", "--toolchain", "nightly"]);
-        let shown = line(&add);
-        run(&mut add).with_context(|| format!("to try by hand:\n    {shown}"))
+        let by_hand = format!("to try by hand:\n    {}", line(&add));
+        or_by_hand(run(&mut add), &by_hand)
     }
 }
 

@@ -49,10 +49,10 @@ pub fn apply<P: Packet, F: Family>(packet: &mut P, work: &Work<F::Addr>) -> Resu
             }
             packet.update_l4_checksum(l4 + Udp::CHECKSUM, addresses, ports, true);
         }
-        // An identifier stands where requests have a source "port" and replies a destination's;
-        // the other is 0. ICMP has no pseudo-header (RFC 792).
+        // The identifier is a request's source "port" and a reply's destination "port". ICMP has no
+        // pseudo-header (RFC 792).
         proto::ICMP => {
-            let id = if from.sport.wire() != 0 {
+            let id = if work.opens {
                 to.sport
             } else {
                 to.dport

@@ -1,3 +1,4 @@
 //! End-to-end tests: real packets between namespaces, through a real agent.
 
+mod agent;
 mod fixtures;

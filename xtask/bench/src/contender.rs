@@ -108,7 +108,7 @@ impl Contender {
                 contender.docker_rules(publishes)?;
             }
             Kind::Netfw => {
-                let agent = Agent::start(&contender.lab);
+                let agent = Agent::start(&contender.lab).lenient();
                 let path = contender.container.path();
                 let last_served = FIRST_SERVED + (publishes - 1);
                 agent.netfw(&[

@@ -68,7 +68,8 @@ pub fn generate(ctx: XdpContext) -> u32 {
     // SAFETY: the bounds were checked above; live frames start 256 bytes into a page, so words are
     // aligned; ports and checksum lie inside the frame, at even offsets.
     unsafe {
-        *(data as *mut Frame) = *template;
+        // Not an assignment: that is a memmove, and a call, as the two could be one.
+        core::ptr::copy_nonoverlapping(template, data as *mut Frame, 1);
         *((data + SOURCE_PORT) as *mut u16) = port.to_be();
         let checksum = (data + CHECKSUM) as *mut u16;
         // RFC 1624, eqn. 3, from port 0.

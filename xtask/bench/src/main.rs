@@ -115,7 +115,7 @@ fn measure_connections(kinds: &[Kind], publishes: u16, plan: &Plan) -> Result<Me
     let name = format!("new HTTP connections, {publishes} publishes");
     let mut measure = Measure::new(&name, "connections/s");
     for round in 1..=plan.rounds {
-        for (kind, lane) in &lanes {
+        for (kind, lane) in &mut lanes {
             let rate = lane
                 .run(plan.connections)
                 .with_context(|| format!("connections through {kind}"))?;

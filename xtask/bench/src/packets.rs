@@ -233,3 +233,57 @@ fn open_flows(contender: &Contender) -> Result<()> {
         opened
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use netfw_tests::{
+        packet::{Seen, assert_checksums},
+        testrun::{RunOn as _, TC_DROP, TestDevices, XDP_TX},
+    };
+
+    use super::*;
+
+    /// Also shows that the tests' way to run one packet works, for TC and for XDP.
+    #[test]
+    fn the_generator_makes_whole_packets_and_the_sink_drops_them() {
+        netfw_tests::require_root();
+        let template: [u8; FRAME] = Packet::udp("10.1.0.2:0", "10.1.0.1:53")
+            .payload(&[0x5a; FRAME - 42])
+            .build()
+            .try_into()
+            .expect("a frame of the generator's size");
+        TestDevices::new().enter(|devices| {
+            let mut ebpf = EbpfLoader::new()
+                .override_global("FIRST_PORT", &FIRST_PORT, true)
+                .override_global("FLOW_MASK", &(FLOWS - 1), true)
+                .load(PROGRAMS)
+                .expect("the programs are whole");
+            let mut map: Array<_, [u32; FRAME / 4]> =
+                Array::try_from(ebpf.map_mut("TEMPLATE").expect("the map")).expect("an array");
+            map.set(0, words(&template), 0).expect("an entry");
+
+            let generate = generator(&mut ebpf).expect("the program");
+            generate.load().expect("the verifier lets it through");
+            let mut ports = Vec::new();
+            for _ in 0..3 {
+                let ran = generate
+                    .run_on(&[0xff; FRAME], devices.uplink.ifindex)
+                    .expect("a run");
+                assert_eq!(ran.verdict, XDP_TX);
+                assert_checksums(&ran.frame);
+                let seen = Seen::parse(&ran.frame);
+                assert_eq!(seen.destination, "10.1.0.1:53".parse().expect("an address"));
+                ports.push(seen.source.port() - FIRST_PORT);
+            }
+            ports.dedup();
+            assert!(ports.len() > 1, "one flow only: {ports:?}");
+
+            let sink = classifier(&mut ebpf, "sink").expect("the program");
+            let frame = Packet::udp("10.1.0.2:1", "10.1.0.1:53")
+                .macs(devices.uplink.peer_mac, devices.uplink.mac)
+                .build();
+            let ran = sink.run_on(&frame, devices.uplink.ifindex).expect("a run");
+            assert_eq!((ran.verdict, ran.frame), (TC_DROP, frame));
+        });
+    }
+}

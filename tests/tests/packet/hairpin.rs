@@ -1,0 +1,55 @@
+//! Containers that use publishes of their own node.
+
+use crate::rig::{At, tcp, udp, with_rig};
+
+#[test]
+fn a_neighbours_publish_keeps_the_source() {
+    with_rig(|rig| {
+        for on in ["node:8080", "gateway:8080"] {
+            let (from, to) = rig.send(At::Peer, tcp("peer:4000", on, "S")).sent();
+            assert_eq!(to, "web:80");
+            let (back, client) = rig.send(At::Web, tcp("web:80", &from, "S.")).sent();
+            assert_eq!((back.as_str(), client.as_str()), (on, "peer:4000"));
+            rig.send(At::Peer, tcp("peer:4000", on, ".")).sent();
+        }
+        let (first, _) = rig.send(At::Peer, udp("peer:4000", "node:8080")).sent();
+        assert_eq!(first, "peer:4000");
+    });
+}
+
+#[test]
+fn its_own_publish_comes_from_the_gateway() {
+    with_rig(|rig| {
+        let (from, to) = rig.send(At::Web, tcp("web:4000", "node:8080", "S")).sent();
+        assert_eq!((from.as_str(), to.as_str()), ("gateway:4000", "web:80"));
+        let (back, client) = rig
+            .send(At::Web, tcp("web:80", "gateway:4000", "S."))
+            .sent();
+        assert_eq!((back.as_str(), client.as_str()), ("node:8080", "web:4000"));
+        let (from, to) = rig.send(At::Web, tcp("web:4000", "node:8080", ".")).sent();
+        assert_eq!((from.as_str(), to.as_str()), ("gateway:4000", "web:80"));
+    });
+}
+
+#[test]
+fn direct_and_published_connections_of_one_port_do_not_mix() {
+    with_rig(|rig| {
+        // The same client port, once to the container itself and once to its publish.
+        let (from, to) = rig.send(At::Peer, udp("peer:4000", "web:80")).sent();
+        assert_eq!((from.as_str(), to.as_str()), ("peer:4000", "web:80"));
+        rig.send(At::Peer, udp("peer:4000", "node:8080")).sent();
+    });
+}
+
+#[test]
+fn link_layer_of_a_hairpin() {
+    with_rig(|rig| {
+        let macs = rig.macs();
+        let seen = rig
+            .send(At::Peer, tcp("peer:4000", "node:8080", "S"))
+            .seen();
+        assert_eq!(seen.macs, (macs.gateway, macs.web));
+        let seen = rig.send(At::Web, tcp("web:80", "peer:4000", "S.")).seen();
+        assert_eq!(seen.macs, (macs.gateway, macs.peer));
+    });
+}

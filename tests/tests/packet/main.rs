@@ -1,0 +1,16 @@
+//! Packet tests: bytes in, verdict and bytes out, through the kernel's `BPF_PROG_TEST_RUN`.
+//!
+//! Every packet that leaves is parsed, and its checksums verified, by etherparse. What the rig
+//! checks by itself for each packet: one that is handed on is untouched and counts as no drop; a
+//! drop has exactly one reason; a packet that is sent keeps its length, payload and the state of
+//! its checksums, right or wrong.
+
+mod guard;
+mod hairpin;
+mod icmp;
+mod masquerade;
+mod network;
+mod publish;
+mod rig;
+mod sanity;
+mod state;

@@ -1,0 +1,200 @@
+//! Containers to the world, from the node's address.
+
+use netfw_common::drop::Drop;
+
+use crate::rig::{At, WEB_COUNTER, ping, pong, tcp, udp, with_rig};
+
+#[test]
+fn a_connection_to_the_world_leaves_from_the_nodes_address() {
+    with_rig(|rig| {
+        let (from, to) = rig
+            .send(At::Web, tcp("web:20000", "server:443", "S"))
+            .sent();
+        assert_eq!((from.as_str(), to.as_str()), ("node:20000", "server:443"));
+        let (from, to) = rig
+            .send(At::World, tcp("server:443", "node:20000", "S."))
+            .sent();
+        assert_eq!((from.as_str(), to.as_str()), ("server:443", "web:20000"));
+        rig.send(At::Web, tcp("web:20000", "server:443", "."))
+            .sent();
+        let (from, to) = rig
+            .send(At::World, tcp("server:443", "node:20000", "P."))
+            .sent();
+        assert_eq!((from.as_str(), to.as_str()), ("server:443", "web:20000"));
+    });
+}
+
+#[test]
+fn a_datagram_and_a_ping_to_the_world_come_back() {
+    with_rig(|rig| {
+        let (from, _) = rig.send(At::Web, udp("web:5353", "server:53")).sent();
+        assert_eq!(from, "node:5353");
+        let (_, to) = rig.send(At::World, udp("server:53", "node:5353")).sent();
+        assert_eq!(to, "web:5353");
+
+        let (from, _) = rig.send(At::Web, ping("web", "server", 7777)).sent();
+        assert_eq!(from, "node:7777");
+        let (_, to) = rig.send(At::World, pong("server", "node", 7777)).sent();
+        assert_eq!(to, "web:7777");
+    });
+}
+
+#[test]
+fn only_the_one_asked_may_answer() {
+    with_rig(|rig| {
+        rig.send(At::Web, udp("web:5353", "server:53")).sent();
+        rig.send(At::World, udp("client:53", "node:5353")).passed();
+        rig.send(At::World, udp("server:54", "node:5353")).passed();
+        rig.send(At::World, tcp("server:53", "node:5353", "S"))
+            .passed();
+        rig.send(At::Web, ping("web", "server", 9)).sent();
+        rig.send(At::World, pong("server", "node", 10)).passed();
+        rig.send(At::World, pong("client", "node", 9)).passed();
+        // A request that happens to have the id of a container's is for the node.
+        rig.send(At::World, ping("server", "node", 9)).passed();
+    });
+}
+
+#[test]
+fn a_port_outside_the_range_is_moved_into_it_and_stays_for_other_destinations() {
+    with_rig(|rig| {
+        let (first, _) = rig.send(At::Web, udp("web:50000", "server:53")).sent();
+        let port: u16 = first.strip_prefix("node:").unwrap().parse().unwrap();
+        assert!((1024..=32767).contains(&port), "{port}");
+        let (second, _) = rig.send(At::Web, udp("web:50000", "client:53")).sent();
+        assert_eq!(first, second);
+        let (other, _) = rig.send(At::Web, udp("web:50001", "server:53")).sent();
+        assert_ne!(first, other);
+    });
+}
+
+#[test]
+fn two_containers_with_one_source_port_get_two() {
+    with_rig(|rig| {
+        let (first, _) = rig.send(At::Web, udp("web:5353", "server:53")).sent();
+        let (second, _) = rig.send(At::Peer, udp("peer:5353", "server:53")).sent();
+        assert_eq!(first, "node:5353");
+        assert_ne!(second, first);
+        let (_, to) = rig.send(At::World, udp("server:53", &second)).sent();
+        assert_eq!(to, "peer:5353");
+        let (_, to) = rig.send(At::World, udp("server:53", &first)).sent();
+        assert_eq!(to, "web:5353");
+    });
+}
+
+#[test]
+fn a_published_port_is_not_taken() {
+    with_rig(|rig| {
+        for (source, published) in [("web:8080", "node:8080"), ("web:9090", "node:9090")] {
+            let (from, _) = rig.send(At::Web, udp(source, "server:53")).sent();
+            assert_ne!(from, published);
+        }
+        // Else the server could not reach the publish from that port.
+        let (_, to) = rig.send(At::World, udp("server:53", "node:8080")).sent();
+        assert_eq!(to, "web:80");
+    });
+}
+
+#[test]
+fn a_port_of_a_process_of_the_node_is_not_taken() {
+    with_rig(|rig| {
+        let udp_socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        let tcp_socket = std::net::TcpListener::bind("10.1.0.1:0").unwrap();
+        rig.configure(|config| config.port_max = 65535);
+        let port = udp_socket.local_addr().unwrap().port();
+        let (from, _) = rig
+            .send(At::Web, udp(&format!("web:{port}"), "server:53"))
+            .sent();
+        assert_ne!(from, format!("node:{port}"));
+        let port = tcp_socket.local_addr().unwrap().port();
+        let (from, _) = rig
+            .send(At::Web, tcp(&format!("web:{port}"), "server:53", "S"))
+            .sent();
+        assert_ne!(from, format!("node:{port}"));
+        drop(tcp_socket);
+        let (from, _) = rig
+            .send(At::Web, tcp(&format!("web:{port}"), "client:53", "S"))
+            .sent();
+        assert_eq!(from, format!("node:{port}"), "free again");
+    });
+}
+
+#[test]
+fn where_every_port_is_taken_the_packet_is_dropped() {
+    with_rig(|rig| {
+        rig.configure(|config| (config.port_min, config.port_max) = (2000, 2001));
+        for source in ["web:1", "web:2"] {
+            rig.send(At::Web, udp(source, "server:53")).sent();
+        }
+        rig.send(At::Web, udp("web:3", "server:53"))
+            .dropped(Drop::PortsExhausted);
+        // Another destination has ports of its own.
+        rig.send(At::Web, udp("web:3", "client:53")).sent();
+        // And flows that exist go on.
+        rig.send(At::Web, udp("web:1", "server:53")).sent();
+    });
+}
+
+#[test]
+fn what_cannot_be_translated_does_not_leave() {
+    with_rig(|rig| {
+        for packet in [
+            udp("web:5353", "server:53").fragment(0..8),
+            udp("web:5353", "server:53")
+                .payload(&[0; 100])
+                .fragment(8..108),
+            netfw_tests::packet::Packet::raw("172.31.0.2", "203.0.113.9", 47, &[0; 20]),
+            netfw_tests::packet::Packet::raw("172.31.0.2", "203.0.113.9", 132, &[0; 20]),
+            // An ICMP error, and a segment cut short.
+            netfw_tests::packet::Packet::raw(
+                "172.31.0.2",
+                "203.0.113.9",
+                1,
+                &[3, 1, 0, 0, 0, 0, 0, 0],
+            ),
+            netfw_tests::packet::Packet::raw("172.31.0.2", "203.0.113.9", 6, &[0; 12]),
+        ] {
+            rig.send(At::Web, packet).dropped(Drop::Untranslatable);
+        }
+        for packet in [
+            pong("web", "server", 7),
+            tcp("web:20000", "server:443", "."),
+        ] {
+            rig.send(At::Web, packet).dropped(Drop::NoFlow);
+        }
+    });
+}
+
+#[test]
+fn an_address_that_the_node_has_lost_is_not_sent_from() {
+    with_rig(|rig| {
+        rig.send(At::Web, udp("web:5353", "server:53")).sent();
+        rig.remove_local("node");
+        rig.next_tick();
+        rig.send(At::Web, udp("web:5353", "server:53"))
+            .dropped(Drop::NoRoute);
+    });
+}
+
+#[test]
+fn time_exceeded_is_the_stacks_answer() {
+    with_rig(|rig| {
+        rig.send(At::Web, udp("web:5353", "server:33434").ttl(1))
+            .passed();
+        rig.send(At::Web, udp("web:5353", "server:33434").ttl(2))
+            .sent();
+        rig.send(At::Web, udp("web:5353", "server:33434").ttl(1))
+            .passed();
+    });
+}
+
+#[test]
+fn packets_count_for_their_endpoint() {
+    with_rig(|rig| {
+        rig.send(At::Web, udp("web:5353", "server:53")).sent();
+        rig.send(At::World, udp("server:53", "node:5353")).sent();
+        rig.send(At::World, udp("server:53", "node:5353")).sent();
+        let counter = rig.counter(WEB_COUNTER);
+        assert_eq!((counter.tx_packets, counter.rx_packets), (1, 2));
+    });
+}

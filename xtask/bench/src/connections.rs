@@ -1,0 +1,114 @@
+//! New HTTP connections per second: connect, one request, one answer, closed by the server.
+//!
+//! The server is nginx in the container, on a CPU of its own where there are two; the client
+//! (`client`) has another. With two cores for client, server and the way between, the figure shows
+//! what the way takes from both.
+//!
+//! The server closes first, so TIME_WAIT is kept in the container, where a newer SYN may reuse it.
+//! The client goes through its addresses and ports in turn, so that no pair is used twice within a
+//! round and none is searched for. Flow tables are emptied before a round: entries of closed
+//! connections stay for minutes, and no table holds those of a whole run.
+
+mod client;
+
+use std::{
+    fs,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use netfw_tests::{Running, wait_until};
+use tempfile::TempDir;
+
+use self::client::{Client, SOURCES, source};
+use crate::{contender::Contender, cpu};
+
+pub struct Lane {
+    // Dropped in this order: nginx before its files and its namespace.
+    _nginx: Running,
+    _directory: TempDir,
+    client: Client,
+    contender: Contender,
+}
+
+impl Lane {
+    pub fn new(contender: Contender) -> Result<Self> {
+        // The client's own address is the first.
+        for n in 1..SOURCES {
+            let address = format!("{}/24", source(n));
+            contender
+                .lab
+                .client
+                .ip(&["addr", "add", &address, "dev", "eth0"]);
+        }
+        let SocketAddr::V4(target) = contender.http.0 else {
+            bail!("{}: the client speaks IPv4", contender.http.0);
+        };
+        let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
+        let nginx = nginx(&contender, &directory)?;
+        let mut client = Client::new(target);
+        wait_until("nginx to answer", Duration::from_secs(10), || {
+            let tried = contender
+                .lab
+                .client
+                .enter(|| client.run(1, Duration::from_millis(50)));
+            tried.is_ok_and(|counts| counts.done > 0)
+        });
+        Ok(Self {
+            _nginx: nginx,
+            _directory: directory,
+            client,
+            contender,
+        })
+    }
+
+    /// Connections per second.
+    pub fn run(&mut self, duration: Duration) -> Result<f64> {
+        /// Enough that neither client nor server ever waits for the other.
+        const AT_ONCE: usize = 64;
+        self.contender.forget_flows();
+        let cpu = cpu::sender()?;
+        let client = &mut self.client;
+        let (counts, took) = self.contender.lab.client.enter(|| {
+            cpu::pin(cpu)?;
+            let start = Instant::now();
+            let counts = client.run(AT_ONCE, duration)?;
+            anyhow::Ok((counts, start.elapsed()))
+        })?;
+        ensure!(
+            counts.failed * 1000 <= counts.done,
+            "{} connections failed, {} worked",
+            counts.failed,
+            counts.done
+        );
+        Ok(f64::from(counts.done) / took.as_secs_f64())
+    }
+}
+
+/// nginx in the container, with nothing to write and nothing to read.
+fn nginx(contender: &Contender, directory: &TempDir) -> Result<Running> {
+    let path = directory.path().display();
+    let configuration = format!(
+        "daemon off; user root; worker_processes 1; pid {path}/pid; error_log stderr;\n\
+         events {{ worker_connections 4096; multi_accept on; }}\n\
+         http {{\n\
+           access_log off; keepalive_timeout 0;\n\
+           client_body_temp_path {path}; proxy_temp_path {path}; fastcgi_temp_path {path};\n\
+           uwsgi_temp_path {path}; scgi_temp_path {path};\n\
+           server {{ listen {} backlog=4096; return 200 \"netfw\\n\"; }}\n\
+         }}\n",
+        contender.http.1
+    );
+    let file = directory.path().join("nginx.conf");
+    fs::write(&file, configuration).with_context(|| format!("cannot write {}", file.display()))?;
+    contender.container.sysctl("core/somaxconn", "4096");
+    let mut command = contender.container.command("taskset");
+    command
+        .args(["-c", &cpu::server()?.to_string(), "nginx", "-e", "stderr"])
+        .arg("-p")
+        .arg(directory.path())
+        .arg("-c")
+        .arg(&file);
+    Ok(Running::start(command))
+}
