@@ -25,7 +25,6 @@ impl Agent {
         }
         self.missing_uplinks = view.missing;
         self.mtu = view.mtu;
-        self.mend_bridges(&view.present).await?;
         let gone: Vec<Name> = self
             .up
             .iter()
@@ -41,7 +40,8 @@ impl Agent {
                 self.disconnect(&endpoint).await;
             }
         }
-        Ok(())
+        // Last: it makes interfaces that are not in this view.
+        self.mend_bridges(&view.present).await
     }
 
     /// A bridge that somebody deleted is made again, and endpoints with it; so is the gateway's
