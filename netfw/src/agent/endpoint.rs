@@ -269,7 +269,8 @@ impl Agent {
         self.set_records(endpoint, ifindex)?;
         self.dataplane
             .attach_container(ifindex, &endpoint.host_interface)?;
-        self.configure_container(endpoint, namespace).await?;
+        self.configure_container(endpoint, ifindex, namespace)
+            .await?;
         Ok(ifindex)
     }
 
@@ -302,10 +303,12 @@ impl Agent {
         Ok(())
     }
 
-    /// Inside: address, up, and a default route where there is none. Idempotent.
+    /// Inside: address, up, and a default route where there is none. Idempotent. `host_ifindex` is
+    /// the other end.
     pub(super) async fn configure_container(
         &self,
         endpoint: &Endpoint,
+        host_ifindex: u32,
         namespace: &Namespace,
     ) -> Result<(), AgentError> {
         let network = self
@@ -314,13 +317,16 @@ impl Agent {
             .get(&endpoint.network)
             .ok_or_else(|| AgentError::NoNetwork(endpoint.network.clone()))?;
         let inside = Netlink::within(namespace)?;
-        let link = inside.link(&endpoint.interface).await?.ok_or_else(|| {
-            AgentError::Fault(format!(
-                "{} is not in {}",
-                endpoint.interface,
-                namespace.label()
-            ))
-        })?;
+        // A name may stand for another namespace by now, with an interface of the same name.
+        let link = inside
+            .link(&endpoint.interface)
+            .await?
+            .filter(|link| link.peer == Some(host_ifindex))
+            .ok_or_else(|| AgentError::NotInside {
+                interface: endpoint.interface.clone(),
+                netns: namespace.label().to_owned(),
+                host_interface: endpoint.host_interface.clone(),
+            })?;
         let address = Ipv4Net::new(endpoint.ip4, network.subnet.prefix_len())
             .map_err(|e| AgentError::Fault(e.to_string()))?;
         inside.add_address(link.index, address.into()).await?;

@@ -82,6 +82,12 @@ pub enum AgentError {
     },
     #[error("endpoint \"{0}\" is gone (its namespace was deleted): remove it, and add it again")]
     Gone(Name),
+    #[error("{netns} has no {interface} whose other end is {host_interface}")]
+    NotInside {
+        interface: String,
+        netns: String,
+        host_interface: String,
+    },
     #[error("all {0} counters are in use: withdraw publishes or endpoints")]
     NoCounter(u32),
     #[error("no subnet is free: every private range overlaps a route of the node")]
