@@ -49,11 +49,20 @@ pub fn down(instance: &Name) -> Report {
     let mut report = Report::default();
     let paths = Paths::of(instance);
     let anything = paths.run.exists() || paths.state.exists() || DataPlane::exists(instance);
-    let _lock = match stop_agent(instance, &paths, &mut report) {
-        Some(lock) => lock,
-        None => return report,
+    let Some(_lock) = stop_agent(instance, &paths, &mut report) else {
+        return report;
     };
-    let wanted = read_store(&paths, &mut report);
+    clear(instance, &paths, &mut report);
+    if !anything {
+        report.removed.clear();
+    }
+    report
+}
+
+/// Removes the instance, which nobody else has: the caller holds its lock. Not to be called from
+/// within a runtime.
+pub fn clear(instance: &Name, paths: &Paths, report: &mut Report) {
+    let wanted = read_store(paths, report);
     let node = match &wanted.node {
         Some(node) => locate(node),
         None => Namespace::current().ok(),
@@ -62,7 +71,7 @@ pub fn down(instance: &Name) -> Report {
         Some(node) => {
             // Filters without TCX are found on interfaces, so this must run in there too.
             match node.enter() {
-                Ok(()) => remove_links(instance, &wanted, &mut report),
+                Ok(()) => remove_links(instance, &wanted, report),
                 Err(error) => report.errors.push(crate::chain(&error)),
             }
         }
@@ -91,13 +100,9 @@ pub fn down(instance: &Name) -> Report {
     }
     // Last: while anything is left, the store says what.
     if report.errors.is_empty() {
-        remove_directory(&paths.state, &mut report);
+        remove_directory(&paths.state, report);
     }
-    remove_directory(&paths.run, &mut report);
-    if !anything {
-        report.removed.clear();
-    }
-    report
+    remove_directory(&paths.run, report);
 }
 
 /// The lock, once no agent has it. None: it would not end.
