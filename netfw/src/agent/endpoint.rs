@@ -5,6 +5,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr},
+    os::unix::fs::MetadataExt,
     path::PathBuf,
 };
 
@@ -107,6 +108,9 @@ impl Agent {
             .cloned()
             .ok_or(AgentError::NoNetwork(network))?;
         let (target, namespace) = self.target(name, request.namespace.as_ref())?;
+        if let Some(namespace) = &namespace {
+            self.check_not_attached(&target, namespace, &network)?;
+        }
         let ip4 = self.address_for(request.ip, &mut network)?;
         let mac = request.mac.unwrap_or_else(|| ipam::mac_for(ip4));
         self.check_mac(mac, &network)?;
@@ -175,6 +179,28 @@ impl Agent {
             made: false,
         };
         Ok((target, Some(namespace)))
+    }
+
+    fn check_not_attached(
+        &self,
+        target: &Target,
+        namespace: &Namespace,
+        network: &Network,
+    ) -> Result<(), AgentError> {
+        let same = |e: &&Endpoint| {
+            e.network == network.name
+                && self.up.contains_key(&e.name)
+                && std::fs::metadata(&e.namespace.path)
+                    .is_ok_and(|file| (file.dev(), file.ino()) == namespace.id())
+        };
+        match self.wanted.endpoints.values().find(same) {
+            Some(endpoint) => Err(AgentError::AlreadyAttached {
+                netns: target.path.clone(),
+                network: network.name.clone(),
+                endpoint: endpoint.name.clone(),
+            }),
+            None => Ok(()),
+        }
     }
 
     fn address_for(
