@@ -74,21 +74,23 @@ pub fn clear(instance: &Name, paths: &Paths, report: &mut Report) {
             )),
         ),
     };
-    let node = match &wanted.node {
-        Some(node) => locate(node),
-        None => Namespace::current().ok(),
-    };
-    match node {
-        Some(node) => {
-            // Filters without TCX are found on interfaces, so this must run in there too.
-            match node.enter() {
-                Ok(()) => remove_links(instance, &wanted, report),
-                Err(error) => report.errors.push(crate::chain(&error)),
+    match wanted.node.as_ref().map(locate) {
+        Some(Some(node)) => {
+            remove_links(instance, &wanted, &node, report);
+            // Filters without TCX are found on interfaces: the data plane is removed in there.
+            if let Err(error) = node.enter() {
+                report.errors.push(crate::chain(&error));
             }
         }
-        None => report
+        Some(None) => report
             .removed
             .push("(the node's namespace is gone, and its interfaces with it)".into()),
+        // Nobody knows which namespace it was; the aliases do.
+        None => {
+            for namespace in Namespace::current().into_iter().chain(named()) {
+                remove_links(instance, &wanted, &namespace, report);
+            }
+        }
     }
     let pins = DataPlane::exists(instance);
     match DataPlane::remove(instance) {
@@ -156,10 +158,10 @@ fn read_store(paths: &Paths) -> Result<Wanted, StoreError> {
     Store::open(&paths.store())?.load()
 }
 
-fn remove_links(instance: &Name, wanted: &Wanted, report: &mut Report) {
+fn remove_links(instance: &Name, wanted: &Wanted, namespace: &Namespace, report: &mut Report) {
     crate::block_on(async {
         let links = async {
-            let netlink = Netlink::current()?;
+            let netlink = Netlink::within(namespace)?;
             let links = netlink.links().await?;
             Ok::<_, crate::net::NetError>((netlink, links))
         };
@@ -196,18 +198,21 @@ pub fn locate(node: &Node) -> Option<Namespace> {
             None => Namespace::current().ok(),
         };
     }
-    let named = fs::read_dir(namespace::DIRECTORY)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path());
-    let own = Namespace::current().ok();
     node.netns
         .clone()
         .into_iter()
         .chain([PathBuf::from("/proc/1/ns/net")])
-        .chain(named)
         .filter_map(|path| Namespace::at_path(&path).ok())
-        .chain(own)
+        .chain(Namespace::current())
+        .chain(named())
         .find(|namespace| namespace.id() == node.id)
+}
+
+/// All namespaces that have a name.
+fn named() -> impl Iterator<Item = Namespace> {
+    fs::read_dir(namespace::DIRECTORY)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| Namespace::at_path(&entry.path()).ok())
 }
