@@ -192,6 +192,29 @@ fn an_address_that_the_node_has_lost_is_not_sent_from() {
 }
 
 #[test]
+fn an_interface_that_is_not_served_is_closed() {
+    with_rig(|rig| {
+        rig.close_uplink();
+        rig.send(At::Web, udp("web:5353", "server:53"))
+            .dropped(Drop::NoRoute);
+        rig.send(At::World, udp("client:4000", "node:8080"))
+            .passed();
+        rig.send(At::World, udp("client:4000", "web:80"))
+            .dropped(Drop::DirectAccess);
+    });
+}
+
+#[test]
+fn without_a_route_the_stack_answers() {
+    with_rig(|rig| {
+        rig.send(At::Web, udp("web:5353", "198.51.100.7:53")).sent();
+        rig.blackhole("198.51.100.0/24");
+        rig.send(At::Web, udp("web:5354", "198.51.100.7:53"))
+            .passed();
+    });
+}
+
+#[test]
 fn time_exceeded_is_the_stacks_answer() {
     with_rig(|rig| {
         rig.send(At::Web, udp("web:5353", "server:33434").ttl(1))
