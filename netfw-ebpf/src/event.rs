@@ -1,12 +1,39 @@
-//! What the programs count.
+//! What the programs count, and what they log.
+//!
+//! Logs are aya-log's: with the level at 0, as the agent loads the programs unless asked, the
+//! verifier removes the calls as dead code.
 
-use netfw_common::{drop::Drop, record::Counter};
+use aya_log_ebpf::debug;
+use netfw_common::{addr::Ip4, drop::Drop, record::Counter};
 
-use crate::maps::{COUNTERS, DROPS};
+use crate::{
+    maps::{COUNTERS, DROPS},
+    work::Work,
+};
+
+/// Logs the flow that was made for the packet in `work`.
+#[inline(never)]
+pub fn opened4(work: &Work<Ip4>) {
+    let (key, flow) = (&work.key, &work.flow);
+    debug!(
+        (),
+        "new flow: protocol {} {:i}:{} -> {:i}:{} becomes {:i}:{} -> {:i}:{}",
+        key.proto,
+        key.src.octets(),
+        key.sport.get(),
+        key.dst.octets(),
+        key.dport.get(),
+        flow.src.octets(),
+        flow.sport.get(),
+        flow.dst.octets(),
+        flow.dport.get()
+    );
+}
 
 /// One more packet dropped for `reason`.
 #[inline(always)]
-pub fn dropped(reason: Drop) {
+pub fn dropped(reason: Drop, ifindex: u32) {
+    debug!((), "drop on interface {}: {}", ifindex, reason.name());
     if let Some(slot) = DROPS.get_ptr_mut(reason as u32) {
         // SAFETY: a per-CPU slot; nobody else writes it while this program runs.
         unsafe { *slot += 1 };

@@ -42,6 +42,9 @@ pub trait Family {
     /// Does the node hold a socket that would take a packet like this?
     fn has_socket<P: Packet>(packet: &P, tuple: &Tuple<Self::Addr>) -> bool;
 
+    /// Logs the flow that was made for the packet in `work`.
+    fn log_opened(work: &Work<Self::Addr>);
+
     fn endpoint_address(endpoint: &Endpoint) -> Self::Addr;
     fn endpoint_gateway(endpoint: &Endpoint) -> Self::Addr;
     fn uplink_address(uplink: &Uplink) -> Self::Addr;
@@ -193,6 +196,11 @@ impl Family for V4 {
     #[inline(always)]
     fn has_socket<P: Packet>(packet: &P, tuple: &Tuple<Ip4>) -> bool {
         packet.has_socket4(tuple)
+    }
+
+    #[inline(always)]
+    fn log_opened(work: &Work<Ip4>) {
+        crate::event::opened4(work);
     }
 
     #[inline(always)]

@@ -30,23 +30,26 @@ const HEADERS: usize = ETH_LEN + 60 + 20;
 #[classifier]
 pub fn netfw_uplink(ctx: TcContext) -> i32 {
     let mut packet = Skb::new(ctx);
-    act(match packet.protocol() {
+    let verdict = match packet.protocol() {
         ethertype::IPV4 => {
             packet.make_linear(HEADERS);
             nat::world::receive::<_, V4>(&mut packet)
         }
         _ => Verdict::Pass,
-    })
+    };
+    act(&packet, verdict)
 }
 
 /// Ingress of the host side of a container's veth pair: what a container sends.
 #[classifier]
 pub fn netfw_container(ctx: TcContext) -> i32 {
-    act(from_container(Skb::new(ctx)))
+    let mut packet = Skb::new(ctx);
+    let verdict = from_container(&mut packet);
+    act(&packet, verdict)
 }
 
 #[inline(always)]
-fn from_container(mut packet: Skb) -> Verdict {
+fn from_container(packet: &mut Skb) -> Verdict {
     // SAFETY: integers, written by the agent alone.
     let Some(sender) = (unsafe { ENDPOINTS.get(packet.ifindex()) }) else {
         // On its way in or out: nothing may pass unchecked.
@@ -64,7 +67,7 @@ fn from_container(mut packet: Skb) -> Verdict {
         return Verdict::Pass;
     }
     match ethernet.ethertype {
-        ethertype::IPV4 => nat::container::receive::<_, V4>(&mut packet, &ethernet, sender),
+        ethertype::IPV4 => nat::container::receive::<_, V4>(packet, &ethernet, sender),
         ethertype::ARP => match packet.read::<Arp>(ETH_LEN) {
             // A probe (RFC 5227) has no sender address.
             Some(arp)
@@ -83,7 +86,7 @@ fn from_container(mut packet: Skb) -> Verdict {
 #[classifier]
 pub fn netfw_guard(ctx: TcContext) -> i32 {
     let packet = Skb::new(ctx);
-    act(match packet.protocol() {
+    let verdict = match packet.protocol() {
         ethertype::IPV4 => {
             const SOURCE: u32 = 12;
             let mut src = Ip4::default();
@@ -105,22 +108,22 @@ pub fn netfw_guard(ctx: TcContext) -> i32 {
             }
         }
         _ => Verdict::Pass,
-    })
+    };
+    act(&packet, verdict)
 }
 
 /// The verdict as TC's action.
 #[inline(always)]
-fn act(verdict: Verdict) -> i32 {
-    // SAFETY (all): helper calls that only note where the packet goes.
+fn act(packet: &Skb, verdict: Verdict) -> i32 {
     match verdict {
         Verdict::Pass => TC_ACT_UNSPEC,
         Verdict::Drop(reason) => {
-            event::dropped(reason);
+            event::dropped(reason, packet.ifindex());
             TC_ACT_SHOT
         }
-        // SAFETY: see above.
+        // SAFETY (here and below): helper calls that note where the packet goes.
         Verdict::Peer { ifindex } => unsafe { bpf_redirect_peer(ifindex, 0) as i32 },
-        // SAFETY: see above.
+        // SAFETY: as above.
         Verdict::Redirect { ifindex } => unsafe { bpf_redirect(ifindex, 0) as i32 },
         Verdict::Neighbour4 { ifindex, next_hop } => {
             const AF_INET: u32 = 2;
@@ -129,7 +132,7 @@ fn act(verdict: Verdict) -> i32 {
                 __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: [0; 4] },
             };
             to.__bindgen_anon_1.ipv4_nh = next_hop;
-            // SAFETY: see above.
+            // SAFETY: as above.
             unsafe {
                 bpf_redirect_neigh(ifindex, &mut to, size_of::<bpf_redir_neigh>() as i32, 0) as i32
             }

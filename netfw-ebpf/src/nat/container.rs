@@ -47,57 +47,69 @@ pub fn receive<P: Packet, F: Family>(
         return Verdict::Pass;
     }
 
+    match flow_of::<P, F>(packet, ethernet, work, sender) {
+        Ok(()) => send::<P, F>(packet, work, sender),
+        Err(verdict) => verdict,
+    }
+}
+
+/// Puts the packet's flow into `work`, one that is made for it where it may open one. Otherwise
+/// the verdict on a packet without a flow.
+#[inline(always)]
+fn flow_of<P: Packet, F: Family>(
+    packet: &mut P,
+    ethernet: &Ethernet,
+    work: &mut Work<F::Addr>,
+    sender: &Endpoint,
+) -> Result<(), Verdict> {
     let translatable = parse::transport(packet, work);
     if translatable {
         work.key.zone = zone::CONTAINER;
         work.now = flow::now();
         match flow::lookup::<F>(work) {
-            Ok(()) => return send::<P, F>(packet, work, sender),
-            Err(Miss::TableFull) => return Verdict::Drop(Drop::TableFull),
+            Ok(()) => return Ok(()),
+            Err(Miss::TableFull) => return Err(Verdict::Drop(Drop::TableFull)),
             Err(Miss::Absent) => {}
         }
     }
 
     if let Some(receiver) = endpoint_at::<F>(&work.key.dst) {
-        return neighbour::<P, F>(packet, ethernet, work, sender, receiver);
+        return Err(neighbour::<P, F>(packet, ethernet, work, sender, receiver));
     }
     let subnet = F::subnet(work.key.dst);
     if F::is_local(&work.key.dst) {
         if work.opens
             && let Some(publish) = published::<F>(work)
         {
-            return match hairpin::<P, F>(packet, work, sender, publish) {
-                Ok(()) => send::<P, F>(packet, work, sender),
-                Err(reason) => Verdict::Drop(reason),
-            };
+            return hairpin::<P, F>(packet, work, sender, publish).map_err(Verdict::Drop);
         }
         // Another network's gateway is part of that network.
-        return match subnet {
+        return Err(match subnet {
             Some(subnet) if subnet.network != sender.network => Verdict::Drop(Drop::Isolated),
             _ => Verdict::Pass,
-        };
+        });
     }
     match subnet {
         // Somebody on the bridge whom netfw does not know.
-        Some(subnet) if subnet.network == sender.network => return Verdict::Pass,
-        Some(_) => return Verdict::Drop(Drop::Isolated),
+        Some(subnet) if subnet.network == sender.network => return Err(Verdict::Pass),
+        Some(_) => return Err(Verdict::Drop(Drop::Isolated)),
         None => {}
     }
     if sender.flags & network_flag::INTERNAL != 0 {
-        return Verdict::Drop(Drop::Internal);
+        return Err(Verdict::Drop(Drop::Internal));
     }
     if !work.key.dst.is_unicast() {
-        return Verdict::Drop(Drop::Martian);
+        return Err(Verdict::Drop(Drop::Martian));
     }
     // Untranslated networks are the stack's to route, and so is the answer "time exceeded".
     if sender.flags & network_flag::MASQUERADE == 0 || work.ttl <= 1 {
-        return Verdict::Pass;
+        return Err(Verdict::Pass);
     }
     if !translatable {
-        return Verdict::Drop(Drop::Untranslatable);
+        return Err(Verdict::Drop(Drop::Untranslatable));
     }
     if !work.opens {
-        return Verdict::Drop(Drop::NoFlow);
+        return Err(Verdict::Drop(Drop::NoFlow));
     }
     masquerade::<P, F>(packet, work, sender)
 }
@@ -202,7 +214,7 @@ fn masquerade<P: Packet, F: Family>(
     packet: &mut P,
     work: &mut Work<F::Addr>,
     sender: &Endpoint,
-) -> Verdict {
+) -> Result<(), Verdict> {
     let query = Query {
         bridge: sender.bridge,
         src: work.key.src,
@@ -211,10 +223,10 @@ fn masquerade<P: Packet, F: Family>(
     };
     // Without a route the stack answers for a router: "unreachable".
     let Route::Via(via) = F::route(packet, &query) else {
-        return Verdict::Pass;
+        return Err(Verdict::Pass);
     };
     let Some(source) = via.source else {
-        return Verdict::Drop(Drop::NoRoute);
+        return Err(Verdict::Drop(Drop::NoRoute));
     };
     let mapping = Mapping {
         src: source,
@@ -226,8 +238,5 @@ fn masquerade<P: Packet, F: Family>(
         back: Some(sender),
         source_is_node: true,
     };
-    match mapping::create::<P, F>(packet, work, &mapping) {
-        Ok(()) => send::<P, F>(packet, work, sender),
-        Err(reason) => Verdict::Drop(reason),
-    }
+    mapping::create::<P, F>(packet, work, &mapping).map_err(Verdict::Drop)
 }

@@ -79,7 +79,9 @@ pub fn create<P: Packet, F: Family>(
         lead_into(&mut work.reply, endpoint);
     }
     work.from_node = mapping.source_is_node;
-    insert::<P, F>(packet, work)
+    insert::<P, F>(packet, work)?;
+    F::log_opened(work);
+    Ok(())
 }
 
 /// Chooses the source port, claims it, and inserts both halves.

@@ -52,11 +52,7 @@ pub fn apply<P: Packet, F: Family>(packet: &mut P, work: &Work<F::Addr>) -> Resu
         // The identifier is a request's source "port" and a reply's destination "port". ICMP has no
         // pseudo-header (RFC 792).
         proto::ICMP => {
-            let id = if work.opens {
-                to.sport
-            } else {
-                to.dport
-            };
+            let id = if work.opens { to.sport } else { to.dport };
             if !packet.write(l4 + Icmp::ID, id) {
                 return short;
             }

@@ -35,29 +35,36 @@ pub fn receive<P: Packet, F: Family>(packet: &mut P) -> Verdict {
     if F::parse(packet, work).is_err() {
         return Verdict::Pass;
     }
+    match flow_of::<P, F>(packet, work) {
+        Ok(()) => deliver::<P, F>(packet, work),
+        Err(verdict) => verdict,
+    }
+}
+
+/// Puts the packet's flow into `work`, one that is made for it where it asks for a publish.
+/// Otherwise the verdict on a packet without a flow.
+#[inline(always)]
+fn flow_of<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result<(), Verdict> {
     if parse::transport(packet, work) {
         work.key.zone = zone::WORLD;
         work.now = flow::now();
         match flow::lookup::<F>(work) {
-            Ok(()) => return deliver::<P, F>(packet, work),
-            Err(Miss::TableFull) => return Verdict::Drop(Drop::TableFull),
+            Ok(()) => return Ok(()),
+            Err(Miss::TableFull) => return Err(Verdict::Drop(Drop::TableFull)),
             Err(Miss::Absent) => {}
         }
         if work.opens
             && let Some(publish) = published::<F>(work)
         {
-            return match dnat::<P, F>(packet, work, publish) {
-                Ok(()) => deliver::<P, F>(packet, work),
-                Err(reason) => Verdict::Drop(reason),
-            };
+            return dnat::<P, F>(packet, work, publish).map_err(Verdict::Drop);
         }
     }
-    match F::subnet(work.key.dst) {
+    Err(match F::subnet(work.key.dst) {
         Some(subnet) if subnet.flags & network_flag::ROUTED == 0 && !F::is_local(&work.key.dst) => {
             Verdict::Drop(Drop::DirectAccess)
         }
         _ => Verdict::Pass,
-    }
+    })
 }
 
 /// Into the container.

@@ -12,7 +12,7 @@ use std::{
 use super::{
     paths::{Lock, LockError, Paths},
     record::{Node, Wanted},
-    store::Store,
+    store::{Store, StoreError},
 };
 use crate::{
     api::client::{Client, ClientError},
@@ -49,11 +49,31 @@ pub fn down(instance: &Name) -> Report {
     let mut report = Report::default();
     let paths = Paths::of(instance);
     let anything = paths.run.exists() || paths.state.exists() || DataPlane::exists(instance);
-    let _lock = match stop_agent(instance, &paths, &mut report) {
-        Some(lock) => lock,
-        None => return report,
+    let Some(_lock) = stop_agent(instance, &paths, &mut report) else {
+        return report;
     };
-    let wanted = read_store(&paths, &mut report);
+    clear(instance, &paths, &mut report);
+    if !anything {
+        report.removed.clear();
+    }
+    report
+}
+
+/// Removes the instance, which nobody else has: the caller holds its lock. Not to be called from
+/// within a runtime.
+pub fn clear(instance: &Name, paths: &Paths, report: &mut Report) {
+    let (wanted, unreadable) = match read_store(paths) {
+        Ok(wanted) => (wanted, None),
+        // Interfaces are known by their alias and pins by their path all the same; only namespaces
+        // that netfw made are known from nowhere else.
+        Err(error) => (
+            Wanted::default(),
+            Some(format!(
+                "{}; namespaces that netfw made may remain (`ip netns` lists all)",
+                crate::chain(&error)
+            )),
+        ),
+    };
     let node = match &wanted.node {
         Some(node) => locate(node),
         None => Namespace::current().ok(),
@@ -62,7 +82,7 @@ pub fn down(instance: &Name) -> Report {
         Some(node) => {
             // Filters without TCX are found on interfaces, so this must run in there too.
             match node.enter() {
-                Ok(()) => remove_links(instance, &wanted, &mut report),
+                Ok(()) => remove_links(instance, &wanted, report),
                 Err(error) => report.errors.push(crate::chain(&error)),
             }
         }
@@ -91,13 +111,10 @@ pub fn down(instance: &Name) -> Report {
     }
     // Last: while anything is left, the store says what.
     if report.errors.is_empty() {
-        remove_directory(&paths.state, &mut report);
+        remove_directory(&paths.state, report);
     }
-    remove_directory(&paths.run, &mut report);
-    if !anything {
-        report.removed.clear();
-    }
-    report
+    remove_directory(&paths.run, report);
+    report.errors.extend(unreadable);
 }
 
 /// The lock, once no agent has it. None: it would not end.
@@ -132,19 +149,11 @@ fn ask(instance: &Name) -> Result<(), ClientError> {
     crate::block_on(Client::new(instance).shutdown())
 }
 
-fn read_store(paths: &Paths, report: &mut Report) -> Wanted {
+fn read_store(paths: &Paths) -> Result<Wanted, StoreError> {
     if !paths.store().exists() {
-        return Wanted::default();
+        return Ok(Wanted::default());
     }
-    match Store::open(&paths.store()).and_then(|store| store.load()) {
-        Ok(wanted) => wanted,
-        Err(error) => {
-            // Interfaces are known by their alias and pins by their path all the same; only
-            // namespaces that netfw made are known from nowhere else.
-            report.errors.push(crate::chain(&error));
-            Wanted::default()
-        }
-    }
+    Store::open(&paths.store())?.load()
 }
 
 fn remove_links(instance: &Name, wanted: &Wanted, report: &mut Report) {

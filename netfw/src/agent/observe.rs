@@ -1,7 +1,7 @@
 //! What happens to the node while the agent runs: interfaces come and go, addresses change,
 //! namespaces are deleted. The agent looks at everything anew and acts on the difference.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use super::{Agent, AgentError, UplinkState, node};
 use crate::{bpf::Attachment, name::Name};
@@ -38,6 +38,34 @@ impl Agent {
             );
             if let Some(endpoint) = self.wanted.endpoints.get(&name).cloned() {
                 self.disconnect(&endpoint).await;
+            }
+        }
+        // Last: it makes interfaces that are not in this view.
+        self.mend_bridges(&view.present).await
+    }
+
+    /// A bridge that somebody deleted is made again, and endpoints with it; so is the gateway's
+    /// address.
+    async fn mend_bridges(&mut self, present: &HashSet<u32>) -> Result<(), AgentError> {
+        let networks: Vec<Name> = self.wanted.networks.keys().cloned().collect();
+        for name in networks {
+            let there = self
+                .bridges
+                .get(&name)
+                .is_some_and(|bridge| present.contains(&bridge.ifindex));
+            let gateway = self.wanted.networks[&name].gateway;
+            if there && self.locals.contains_key(&gateway) {
+                continue;
+            }
+            if !self.bridges.contains_key(&name) {
+                // Not made yet.
+                continue;
+            }
+            tracing::warn!(network = %name, "its bridge or the gateway's address was removed: made again");
+            self.ensure_bridge(&name).await?;
+            if !there {
+                self.ensure_endpoints().await?;
+                self.forget_strangers()?;
             }
         }
         Ok(())

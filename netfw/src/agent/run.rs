@@ -19,9 +19,15 @@ use tokio::{
     sync::{Mutex, Notify},
 };
 
-use super::{Agent, AgentError, config::Config, paths::Paths};
+use super::{
+    Agent, AgentError,
+    config::Config,
+    down::{Report, clear},
+    paths::Paths,
+};
 use crate::{
     api::server::{Shared, router},
+    bpf::DataPlane,
     net::{Change, Monitor, Namespace},
 };
 
@@ -47,12 +53,22 @@ pub fn run(config: Config) -> Result<(), AgentError> {
         let path = path.to_owned();
         move |source| AgentError::Io { path, source }
     };
-    tokio::runtime::Builder::new_multi_thread()
+    let fresh = !paths.store().exists() && !DataPlane::exists(&config.instance);
+    let result = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(io(Path::new("the runtime")))?
-        .block_on(serve(config, &paths))
+        .block_on(serve(config, &paths));
+    if result.is_err() && fresh {
+        // It could not start, and nothing was there before: so nothing stays.
+        let mut report = Report::default();
+        clear(&paths.instance, &paths, &mut report);
+        for error in report.errors {
+            tracing::warn!("{error}");
+        }
+    }
+    result
 }
 
 async fn serve(config: Config, paths: &Paths) -> Result<(), AgentError> {

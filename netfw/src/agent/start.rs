@@ -179,7 +179,7 @@ impl Agent {
     }
 
     /// The bridge with its address and its rules, made or kept.
-    async fn ensure_bridge(&mut self, name: &Name) -> Result<(), AgentError> {
+    pub(super) async fn ensure_bridge(&mut self, name: &Name) -> Result<(), AgentError> {
         let mut network = self.wanted.networks[name].clone();
         let instance = &self.config.instance;
         let found = self.netlink.link(&network.bridge).await?;
@@ -218,7 +218,7 @@ impl Agent {
         Ok(())
     }
 
-    async fn ensure_endpoints(&mut self) -> Result<(), AgentError> {
+    pub(super) async fn ensure_endpoints(&mut self) -> Result<(), AgentError> {
         let links = self.netlink.links().await?;
         let names: Vec<Name> = self.wanted.endpoints.keys().cloned().collect();
         for name in names {
@@ -242,6 +242,7 @@ impl Agent {
                     self.up.insert(name, ifindex);
                 }
                 Err(error) => {
+                    self.up.remove(&name);
                     tracing::warn!(endpoint = %name, error = %crate::chain(&error), "gone");
                 }
             }
@@ -259,14 +260,19 @@ impl Agent {
         if link.master != Some(bridge.ifindex) {
             // The bridge was made anew. A port cannot be moved without a gap; a new pair is as
             // good, and says so.
-            self.netlink.delete_link(link.index).await?;
+            self.disconnect(endpoint).await;
             return self.recreate(endpoint).await;
         }
         self.set_records(endpoint, link.index)?;
         self.dataplane.attach_container(link.index, &link.name)?;
         // Killed between making the pair and giving it its address?
-        if let Ok(namespace) = self.open_target(endpoint) {
-            self.configure_container(endpoint, &namespace).await?;
+        // What the container made of its interface since is its own business.
+        if let Ok(namespace) = self.open_target(endpoint)
+            && let Err(error) = self
+                .configure_container(endpoint, link.index, &namespace)
+                .await
+        {
+            tracing::warn!(endpoint = %endpoint.name, error = %crate::chain(&error), "left as it is");
         }
         Ok(link.index)
     }
@@ -286,7 +292,7 @@ impl Agent {
     }
 
     /// Entries of the maps that nothing wanted accounts for, and flows that they made.
-    fn forget_strangers(&mut self) -> Result<(), AgentError> {
+    pub(super) fn forget_strangers(&mut self) -> Result<(), AgentError> {
         let up: HashSet<u32> = self.up.values().copied().collect();
         for endpoint in self.dataplane.endpoints() {
             if !up.contains(&endpoint.ifindex) {

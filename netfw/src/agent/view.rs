@@ -30,6 +30,9 @@ impl Agent {
             hook: None,
             error: Some("there is no such interface (yet)".into()),
         });
+        // What cannot be read is not there to be shown; `stats` says why.
+        let mut drops = self.drop_views().unwrap_or_default();
+        drops.retain(|d| d.packets > 0);
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
             instance: self.config.instance.clone(),
@@ -46,11 +49,8 @@ impl Agent {
                 .sum(),
             flows: used as u64,
             flows_max: max as u64,
-            dropped: self
-                .dataplane
-                .drops()
-                .map(|drops| drops.iter().map(|(_, packets)| packets).sum())
-                .unwrap_or_default(),
+            dropped: drops.iter().map(|d| d.packets).sum(),
+            drops,
             programs: self
                 .dataplane
                 .program_stats()
@@ -140,17 +140,22 @@ impl Agent {
                 publishes,
             });
         }
-        let drops = self
-            .dataplane
-            .drops()?
+        let drops = self.drop_views()?;
+        Ok(Stats { endpoints, drops })
+    }
+}
+
+impl Agent {
+    fn drop_views(&self) -> Result<Vec<DropStats>, AgentError> {
+        let drops = self.dataplane.drops()?;
+        Ok(drops
             .into_iter()
             .map(|(reason, packets)| DropStats {
                 reason: reason.name().into(),
                 description: reason.description().into(),
                 packets,
             })
-            .collect();
-        Ok(Stats { endpoints, drops })
+            .collect())
     }
 }
 

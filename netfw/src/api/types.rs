@@ -198,8 +198,10 @@ pub struct Status {
     /// Assured flows, and how many there is room for.
     pub flows: u64,
     pub flows_max: u64,
-    /// Packets dropped, for whatever reason (`stats --drops` tells which).
+    /// Packets dropped, for whatever reason.
     pub dropped: u64,
+    /// The reasons that were met.
+    pub drops: Vec<DropStats>,
     pub programs: Vec<Program>,
 }
 

@@ -50,7 +50,8 @@ pub fn run(global: &Global, args: Args) -> anyhow::Result<()> {
 
 fn filter(level: Option<tracing::level_filters::LevelFilter>) -> anyhow::Result<EnvFilter> {
     if let Some(level) = level {
-        return Ok(EnvFilter::default().add_directive(level.into()));
+        // aya tells a thousand details of loading that are nobody's concern but its own.
+        return Ok(EnvFilter::new(format!("{level},aya=warn,aya_obj=warn")));
     }
     match std::env::var("NETFW_LOG") {
         Ok(text) if !text.is_empty() => text

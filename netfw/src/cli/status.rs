@@ -44,7 +44,18 @@ fn show(s: &Status) -> String {
             100.0 * s.flows as f64 / (s.flows_max.max(1)) as f64
         ),
     );
-    row("dropped", format!("{} packets", s.dropped));
+    let reasons: Vec<String> = s
+        .drops
+        .iter()
+        .map(|d| format!("{} {}", d.packets, d.reason))
+        .collect();
+    row(
+        "dropped",
+        match s.dropped {
+            0 => "0 packets".into(),
+            n => format!("{n} packets: {}", reasons.join(", ")),
+        },
+    );
     let mut text = head.to_string();
 
     let mut uplinks = Table::new(&["UPLINK", "INDEX", "HOOK"]);

@@ -136,6 +136,21 @@ fn where_every_port_is_taken_the_packet_is_dropped() {
 }
 
 #[test]
+fn a_published_range_leaves_ports_for_masquerade() {
+    with_rig(|rig| {
+        for port in 20_000..30_000 {
+            rig.publish("0.0.0.0", port, 6, ("web", port), 0);
+        }
+        for port in 40_000..40_100 {
+            let packet = tcp(&format!("web:{port}"), "server:443", "S");
+            let (from, _) = rig.send(At::Web, packet).sent();
+            let port: u16 = from.strip_prefix("node:").unwrap().parse().unwrap();
+            assert!(!(20_000..30_000).contains(&port));
+        }
+    });
+}
+
+#[test]
 fn what_cannot_be_translated_does_not_leave() {
     with_rig(|rig| {
         for packet in [
