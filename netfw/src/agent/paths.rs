@@ -18,6 +18,9 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::name::Name;
 
+/// Below it each instance has a directory.
+pub const RUN: &str = "/run/netfw";
+
 /// How long a process that was killed gets to let go of the lock.
 const DYING: Duration = Duration::from_secs(5);
 
@@ -42,7 +45,7 @@ impl Paths {
     pub fn of(instance: &Name) -> Self {
         Self {
             instance: instance.clone(),
-            run: PathBuf::from("/run/netfw").join(instance.as_str()),
+            run: PathBuf::from(RUN).join(instance.as_str()),
             state: PathBuf::from("/var/lib/netfw").join(instance.as_str()),
         }
     }

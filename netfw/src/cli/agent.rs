@@ -1,6 +1,9 @@
 //! `netfw agent`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
 
 use tracing_subscriber::EnvFilter;
 
@@ -10,7 +13,8 @@ use crate::{
         config::{Config, File},
         run,
     },
-    net::{Namespace, namespace},
+    bpf::BPFFS,
+    net::{Namespace, mounts, namespace},
 };
 
 #[derive(Debug, clap::Args)]
@@ -40,13 +44,26 @@ pub fn run(global: &Global, args: Args) -> anyhow::Result<()> {
         .is_none_or(|level| level >= tracing::level_filters::LevelFilter::DEBUG);
     let config = resolve(global, args, program_log)?;
     need_root("the agent")?;
+    mounts::check(Path::new(BPFFS))?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_target(false)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_ansi(colours(
+            std::io::IsTerminal::is_terminal(&std::io::stderr()),
+            |name| std::env::var_os(name),
+        ))
+        // It would tell of a closed stderr on stderr, and panic over that.
+        .log_internal_errors(false)
         .init();
     Ok(run::run(config)?)
+}
+
+/// no-color.org: any value that is not empty means none.
+fn colours(terminal: bool, variable: impl Fn(&str) -> Option<OsString>) -> bool {
+    terminal
+        && variable("NO_COLOR").is_none_or(|value| value.is_empty())
+        && variable("TERM").is_none_or(|value| value != "dumb")
 }
 
 fn filter(level: Option<tracing::level_filters::LevelFilter>) -> anyhow::Result<EnvFilter> {
@@ -91,4 +108,21 @@ pub fn namespace_path(text: &str) -> anyhow::Result<PathBuf> {
     // For its words: it says how to make one.
     Namespace::named(text)?;
     Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn colours_are_for_terminals_that_want_them() {
+        let with = |name: &'static str, value: &'static str| {
+            colours(true, move |asked| (asked == name).then(|| value.into()))
+        };
+        assert!(with("TERM", "xterm"));
+        assert!(with("NO_COLOR", ""));
+        assert!(!with("NO_COLOR", "1"));
+        assert!(!with("TERM", "dumb"));
+        assert!(!colours(false, |_| None));
+    }
 }

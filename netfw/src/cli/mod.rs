@@ -92,15 +92,10 @@ enum Command {
 }
 
 pub fn main() -> ExitCode {
-    // A closed pipe (`netfw flow ls | head`) ends the process quietly, as it does any Unix tool.
-    // SAFETY: the default disposition runs no code of ours.
-    let _ = unsafe {
-        nix::sys::signal::signal(
-            nix::sys::signal::Signal::SIGPIPE,
-            nix::sys::signal::SigHandler::SigDfl,
-        )
-    };
     let Cli { global, command } = Cli::parse();
+    if !command.outlives_its_readers() {
+        die_of_closed_pipes();
+    }
     let result = match command {
         Command::Agent(args) => agent::run(&global, args),
         Command::Down => down::run(&global),
@@ -121,6 +116,25 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+impl Command {
+    /// The agent has clients that hang up, and the demo has things to remove: to both a closed pipe
+    /// is an error like any other, as Rust has it by default.
+    fn outlives_its_readers(&self) -> bool {
+        matches!(self, Self::Agent(_) | Self::Demo(_))
+    }
+}
+
+/// A closed pipe (`netfw flow ls | head`) ends the process quietly, as it does any Unix tool.
+fn die_of_closed_pipes() {
+    // SAFETY: the default disposition runs no code of ours.
+    let _ = unsafe {
+        nix::sys::signal::signal(
+            nix::sys::signal::Signal::SIGPIPE,
+            nix::sys::signal::SigHandler::SigDfl,
+        )
+    };
 }
 
 /// Some commands change the kernel themselves.
