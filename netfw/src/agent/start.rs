@@ -33,6 +33,8 @@ pub const DEFAULT_NETWORK: &str = "bridge";
 impl Agent {
     /// Runs in the node's namespace.
     pub async fn start(config: Config, store_path: &Path) -> Result<Self, AgentError> {
+        // Before anything is written.
+        DataPlane::check_layout(&config.instance)?;
         let store = Store::open(store_path)?;
         let mut wanted = store.load()?;
         let node = this_node(&config)?;
