@@ -14,6 +14,7 @@ use crate::{
         run,
     },
     bpf::BPFFS,
+    name::parse_interface,
     net::{Namespace, mounts, namespace},
 };
 
@@ -25,7 +26,7 @@ pub struct Args {
     netns: Option<String>,
     /// Serve this interface only; may be given several times, and need not exist yet. Default:
     /// every interface but lo and netfw's own.
-    #[arg(long = "uplink", value_name = "IF")]
+    #[arg(long = "uplink", value_name = "IF", value_parser = parse_interface)]
     uplinks: Vec<String>,
     /// A TOML file with table sizes, timeouts, ports for masquerade and the socket's group.
     #[arg(long, value_name = "FILE")]
@@ -84,12 +85,6 @@ fn resolve(global: &Global, args: Args, program_log: bool) -> anyhow::Result<Con
         Some(path) => File::read(path)?,
         None => File::default(),
     };
-    for name in &args.uplinks {
-        anyhow::ensure!(
-            !name.is_empty() && name.len() < 16 && !name.contains(['/', ' ']),
-            "--uplink {name:?}: no interface can have that name"
-        );
-    }
     let netns = args.netns.map(|text| namespace_path(&text)).transpose()?;
     if let Some(path) = &netns {
         // Before the lock and anything else is touched.
