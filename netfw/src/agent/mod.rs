@@ -11,6 +11,7 @@
 //! | [`endpoint`], [`publish`], [`flow`] | requests |
 //! | [`observe`] | what happens to the node meanwhile |
 //! | [`view`] | answers |
+//! | [`notify`] | telling a service manager |
 //! | [`run`] | the process: signals, socket, timers |
 //! | [`down`] | everything away |
 //!
@@ -26,6 +27,7 @@ pub mod error;
 pub mod flow;
 pub mod ipam;
 pub mod node;
+mod notify;
 pub mod observe;
 pub mod paths;
 pub mod publish;

@@ -250,7 +250,7 @@ impl Agent {
         loop {
             match client.status().await {
                 Ok(_) => return Ok(()),
-                Err(ClientError::NotRunning { .. })
+                Err(ClientError::NotRunning { .. } | ClientError::Starting { .. })
                     if Instant::now() < deadline && self.lives() =>
                 {
                     tokio::time::sleep(Duration::from_millis(20)).await;
