@@ -3,15 +3,15 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader, Write as _},
-    os::unix::net::UnixStream,
+    os::unix::net::{UnixDatagram, UnixStream},
     path::Path,
     process::{Child, Command, ExitStatus, Output, Stdio},
     time::Duration,
 };
 
 use netfw_tests::{
-    Agent, Lab, Namespace,
-    agent::{FAILED, binary},
+    Agent, Lab, Namespace, Running,
+    agent::{FAILED, USAGE, binary},
     wait::{wait_for, wait_until},
 };
 use nix::{
@@ -178,4 +178,129 @@ fn a_client_that_hung_up_could_end_the_agent() {
     }
     agent.netfw(&["status"]);
     assert!(agent.process().ended().is_none());
+}
+
+#[test]
+fn the_machine_s_own_namespace_became_an_endpoint() {
+    let lab = Lab::new();
+    let agent = Agent::start(&lab);
+    let own = agent.refuses(
+        FAILED,
+        &["endpoint", "add", "x", "--netns", "/proc/2/ns/net"],
+    );
+    assert!(own.contains("the machine's own"), "{own}");
+    agent.refuses(FAILED, &["endpoint", "add", "x", "--pid", "1"]);
+    let node = lab.node.path().display().to_string();
+    let node = agent.refuses(FAILED, &["endpoint", "add", "x", "--netns", &node]);
+    assert!(node.contains("the agent serves"), "{node}");
+    assert_eq!(
+        agent.json(&["endpoint", "ls"]).as_array().map(Vec::len),
+        Some(0)
+    );
+}
+
+#[test]
+fn a_publish_that_reaches_nobody_was_taken_without_a_word() {
+    let lab = Lab::new();
+    let agent = Agent::start(&lab);
+    let added = agent.output(&["endpoint", "add", "web", "-p", "127.0.0.1:8080:80"]);
+    assert!(added.status.success());
+    assert!(said(&added).contains("warning: 127.0.0.1:8080:80/tcp serves nobody yet"));
+    let json = agent.json(&["publish", "web", "8081:80"]);
+    assert_eq!(json["warnings"].as_array().map(Vec::len), Some(1));
+    agent.netfw(&["unpublish", "web", "127.0.0.1:8080:80"]);
+    let json = agent.json(&["endpoint", "inspect", "web"]);
+    assert_eq!(json["warnings"], serde_json::json!([]));
+}
+
+#[test]
+fn an_uplink_that_cannot_be_was_a_failure_and_not_wrong_usage() {
+    let wrong = output(binary(), &["agent", "--uplink", "a/b"]);
+    assert_eq!(wrong.status.code(), Some(USAGE));
+    assert!(said(&wrong).contains("a/b"));
+}
+
+#[test]
+fn exec_of_a_missing_command_ended_as_any_failure() {
+    let lab = Lab::new();
+    let agent = Agent::start(&lab);
+    agent.netfw(&["endpoint", "add", "web"]);
+    let status = |command: &str| agent.output(&["exec", "web", "--", command]).status.code();
+    assert_eq!(status("no-such-command"), Some(127));
+    assert_eq!(status("/etc/passwd"), Some(126));
+    assert_eq!(status("true"), Some(0));
+}
+
+#[test]
+fn exec_ran_in_whatever_bore_the_endpoint_s_name() {
+    let lab = Lab::new();
+    let web = lab.container("web");
+    let agent = Agent::start(&lab);
+    agent.netfw(&["endpoint", "add", "web", "--netns", web.name()]);
+    // Its interface may have another name.
+    web.ip(&["link", "set", "eth0", "down"]);
+    web.ip(&["link", "set", "eth0", "name", "net7"]);
+    agent.netfw(&["exec", "web", "--", "true"]);
+    web.delete();
+    Command::new("ip")
+        .args(["netns", "add", web.name()])
+        .status()
+        .expect("ip can be started");
+    wait_until("the endpoint's namespace to be refused", LONG, || {
+        let output = agent.output(&["exec", "web", "--", "true"]);
+        output.status.code() == Some(FAILED)
+            && said(&output).contains("is not the namespace that endpoint \"web\" was made for")
+    });
+}
+
+#[test]
+fn an_error_was_text_also_where_json_was_asked_for() {
+    let lab = Lab::new();
+    let agent = Agent::start(&lab);
+    let kind = |output: &Output| {
+        let error: serde_json::Value =
+            serde_json::from_slice(&output.stderr).expect("JSON on stderr");
+        assert!(!error["error"].as_str().expect("a sentence").is_empty());
+        error["kind"].as_str().expect("a kind").to_owned()
+    };
+    let json = |words: &[&str]| agent.output(&[&["-o", "json"], words].concat());
+    assert_eq!(kind(&json(&["endpoint", "inspect", "x"])), "not_found");
+    let wrong = json(&["publish", "x"]);
+    assert_eq!(
+        (kind(&wrong).as_str(), wrong.status.code()),
+        ("usage", Some(USAGE))
+    );
+    let other = ["-o", "json", "--instance", "no-such-agent", "status"];
+    assert_eq!(kind(&output(binary(), &other)), "not_running");
+}
+
+#[test]
+fn a_command_right_after_the_agent_s_start_found_none() {
+    let node = Namespace::new("node");
+    let instance = format!("at-once-{}", std::process::id());
+    let words = |words: &[&'static str]| {
+        let mut command = Command::new(binary());
+        command.args(["--instance", &instance]).args(words);
+        command
+    };
+    let directory = tempfile::tempdir().expect("a directory can be made");
+    let address = directory.path().join("notify");
+    let manager = UnixDatagram::bind(&address).expect("a socket can be bound");
+    manager.set_read_timeout(Some(LONG)).expect("a time limit");
+    let mut agent = words(&["agent"]);
+    agent
+        .args(["--netns", node.name()])
+        .env("NOTIFY_SOCKET", &address);
+    let mut agent = Running::start(agent);
+    let status = words(&["status"]).output().expect("netfw can be started");
+    assert!(status.status.success(), "{}", said(&status));
+    let mut told = [0; 64];
+    let length = manager.recv(&mut told).expect("the agent tells");
+    assert_eq!(&told[..length], b"READY=1");
+    assert!(agent.stop().success());
+    let length = manager.recv(&mut told).expect("the agent tells");
+    assert_eq!(&told[..length], b"STOPPING=1");
+    let down = words(&["down"]).output().expect("netfw can be started");
+    assert!(down.status.success(), "{}", said(&down));
+    assert_eq!(traces(&instance), [""; 0]);
 }
