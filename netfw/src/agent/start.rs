@@ -84,6 +84,10 @@ impl Agent {
         }
         self.ensure_endpoints().await?;
         self.forget_strangers()?;
+        // Without cgroups the node's own processes do without; the world and containers do not care.
+        if let Err(error) = self.dataplane.attach_sockets() {
+            tracing::warn!(error = %crate::chain(&error), "processes of the node do not reach publishes");
+        }
         // Last: from here on packets of the world reach containers, and everything is there.
         self.observe().await?;
         Ok(())

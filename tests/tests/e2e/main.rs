@@ -2,3 +2,4 @@
 
 mod agent;
 mod fixtures;
+mod sockets;
