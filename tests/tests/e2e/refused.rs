@@ -29,9 +29,8 @@ fn state(site: &Site) -> Vec<String> {
     ];
     for namespace in [&lab.node, web] {
         state.push(namespace.links().join(" "));
-        // No lifetimes in there.
-        state.push(namespace.ip(&["-o", "addr"]));
-        state.push(namespace.ip(&["route", "show", "table", "all"]));
+        state.push(namespace.ip(&["-4", "-o", "addr"]));
+        state.push(namespace.ip(&["-4", "route", "show", "table", "all"]));
     }
     state
 }
