@@ -48,7 +48,8 @@ reasons! {
     Martian = 8, "martian";
     /// Time to live ran out.
     TtlExceeded = 9, "ttl-exceeded";
-    /// The node has no route or no address towards the destination.
+    /// The node has no route or no address towards the destination, or the way out is an interface
+    /// that netfw does not serve.
     NoRoute = 10, "no-route";
     /// Every port tried for masquerade was taken.
     PortsExhausted = 11, "ports-exhausted";

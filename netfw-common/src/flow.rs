@@ -57,8 +57,8 @@ pub mod flag {
 
 /// One direction of a flow.
 ///
-/// Layout, no padding: the rewritten tuple (`src, dst, sport, dport`), then fixed fields; 48 bytes
-/// for IPv4, 72 for IPv6.
+/// Layout, no padding: the rewritten tuple (`src, dst, sport, dport`), then fixed fields; 44 bytes
+/// for IPv4, 68 for IPv6.
 #[repr(C)]
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Flow<A> {

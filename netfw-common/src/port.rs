@@ -5,9 +5,13 @@
 //! internal port keeps one external port towards all destinations for as long as it is free
 //! (endpoint-independent mapping, as far as a port-restricted NAT goes).
 
-/// Ports tried before the packet is dropped. With half of the range taken towards one destination,
-/// all tries fail once in 2^32 packets.
+/// Ports tried before the packet is dropped. With half of the range taken, all tries fail once in
+/// 2^32 packets.
 pub const TRIES: u32 = 32;
+
+/// From one try to the next. A prime above every range's size, so that tries meet each port once;
+/// far, so that they leave a block of ports that is published as a range.
+const STRIDE: u64 = 2_654_435_761;
 
 /// Ports to choose from, first and last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,8 +35,8 @@ impl Range {
         } else {
             scale(hash, size)
         };
-        // `start` and `attempt` are below 2^16 each.
-        self.min + ((start + attempt) % size) as u16
+        let offset = u64::from(start) + u64::from(attempt) * STRIDE;
+        self.min + (offset % u64::from(size)) as u16
     }
 
     #[inline(always)]
@@ -95,6 +99,21 @@ mod tests {
         fn a_port_in_the_range_is_kept(port in 1024u16..=32767, hash in any::<u32>()) {
             let range = Range { min: 1024, max: 32767 };
             prop_assert_eq!(range.candidate(port, hash, 0), port);
+        }
+    }
+
+    #[test]
+    fn a_published_range_does_not_catch_the_search() {
+        let range = Range {
+            min: 1024,
+            max: 32767,
+        };
+        let published = 20_000..30_000;
+        for port in 40_000..50_000 {
+            let free = (0..TRIES)
+                .map(|attempt| range.candidate(port, hash(0x0a00_0001, port, 6), attempt))
+                .position(|port| !published.contains(&port));
+            assert!(free.is_some_and(|tries| tries < 12), "{port}: {free:?}");
         }
     }
 

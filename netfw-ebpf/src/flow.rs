@@ -18,7 +18,7 @@ use core::ptr::addr_of_mut;
 use netfw_common::{
     addr::{Address, Mac},
     drop::Drop,
-    flow::{Flow, TICK_SHIFT, Timeouts, flag, next_tcp_state, state, tcp},
+    flow::{Flow, TICK_SHIFT, Timeouts, flag, next_tcp_state, state, tcp, ticks},
     record::Config,
     tuple::{Tuple, proto},
 };
@@ -27,6 +27,9 @@ use crate::{family::Family, maps::CONFIG, work::Work};
 
 const BPF_NOEXIST: u64 = 1;
 const EEXIST: i32 = -17;
+
+/// How long a refused connection keeps its embryo: nf_conntrack's 10 s.
+const REFUSED: u32 = ticks(10);
 
 /// The tick of now.
 #[inline(always)]
@@ -203,8 +206,13 @@ fn advance<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
 
     entry.set_seen(work.now);
     other.set_seen(work.now);
-    if new != old {
-        let timeout = config().timeouts.of(work.key.proto, new);
+    let refused = work.flags & tcp::RST != 0 && new < state::ESTABLISHED;
+    if new != old || refused {
+        let timeout = if refused {
+            REFUSED
+        } else {
+            config().timeouts.of(work.key.proto, new)
+        };
         for half in [entry, other] {
             half.set_state(new, timeout);
         }

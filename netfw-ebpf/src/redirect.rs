@@ -43,8 +43,10 @@ pub struct Query<A> {
 /// The answer.
 pub enum Route<A> {
     Via(Via<A>),
-    /// No route, one that forbids it, or one that does not lead out of an uplink.
+    /// No route, or one that forbids it.
     None,
+    /// Out of an interface that netfw does not serve.
+    Closed,
 }
 
 pub struct Via<A> {
@@ -85,7 +87,7 @@ pub fn route4<P: Packet>(packet: &P, query: &Query<Ip4>) -> Route<Ip4> {
     }
     // SAFETY: records are plain integers; the agent replaces them whole.
     let Some(uplink) = (unsafe { UPLINKS.get(fib.ifindex) }) else {
-        return Route::None;
+        return Route::Closed;
     };
     let source = if preferred_source {
         // SAFETY: a union of integers.

@@ -4,7 +4,7 @@
 //! calls is 512 bytes; and the verifier follows the values on the stack but not those in a map, so
 //! that paths which differ in nothing but what they found (TCP or UDP, which header length, which
 //! table) are one path to it from there on. Without this the programs exceed a million verified
-//! instructions; with it they are about ten thousand.
+//! instructions; with it they stay below a tenth of that, most of it the search for a port.
 //!
 //! A program's run owns its CPU's record: programs of this kind do not nest, and nothing in it is
 //! read before it was written in the same run.

@@ -221,9 +221,11 @@ fn masquerade<P: Packet, F: Family>(
         dst: work.key.dst,
         source: true,
     };
-    // Without a route the stack answers for a router: "unreachable".
-    let Route::Via(via) = F::route(packet, &query) else {
-        return Err(Verdict::Pass);
+    let via = match F::route(packet, &query) {
+        Route::Via(via) => via,
+        // The stack answers for a router: "unreachable".
+        Route::None => return Err(Verdict::Pass),
+        Route::Closed => return Err(Verdict::Drop(Drop::NoRoute)),
     };
     let Some(source) = via.source else {
         return Err(Verdict::Drop(Drop::NoRoute));

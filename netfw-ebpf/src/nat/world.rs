@@ -15,7 +15,7 @@ use super::{
 use crate::{
     family::Family,
     flow::{self, Miss},
-    maps::ENDPOINTS,
+    maps::{ENDPOINTS, UPLINKS},
     packet::Packet,
     parse,
     verdict::Verdict,
@@ -53,7 +53,9 @@ fn flow_of<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result
             Err(Miss::TableFull) => return Err(Verdict::Drop(Drop::TableFull)),
             Err(Miss::Absent) => {}
         }
+        // An interface that the agent does not serve is closed.
         if work.opens
+            && UPLINKS.get_ptr(packet.ifindex()).is_some()
             && let Some(publish) = published::<F>(work)
         {
             return dnat::<P, F>(packet, work, publish).map_err(Verdict::Drop);

@@ -12,7 +12,7 @@ use std::{
 use super::{
     paths::{Lock, LockError, Paths},
     record::{Node, Wanted},
-    store::Store,
+    store::{Store, StoreError},
 };
 use crate::{
     api::client::{Client, ClientError},
@@ -62,22 +62,35 @@ pub fn down(instance: &Name) -> Report {
 /// Removes the instance, which nobody else has: the caller holds its lock. Not to be called from
 /// within a runtime.
 pub fn clear(instance: &Name, paths: &Paths, report: &mut Report) {
-    let wanted = read_store(paths, report);
-    let node = match &wanted.node {
-        Some(node) => locate(node),
-        None => Namespace::current().ok(),
+    let (wanted, unreadable) = match read_store(paths) {
+        Ok(wanted) => (wanted, None),
+        // Interfaces are known by their alias and pins by their path all the same; only namespaces
+        // that netfw made are known from nowhere else.
+        Err(error) => (
+            Wanted::default(),
+            Some(format!(
+                "{}; namespaces that netfw made may remain (`ip netns` lists all)",
+                crate::chain(&error)
+            )),
+        ),
     };
-    match node {
-        Some(node) => {
-            // Filters without TCX are found on interfaces, so this must run in there too.
-            match node.enter() {
-                Ok(()) => remove_links(instance, &wanted, report),
-                Err(error) => report.errors.push(crate::chain(&error)),
+    match wanted.node.as_ref().map(locate) {
+        Some(Some(node)) => {
+            remove_links(instance, &wanted, &node, report);
+            // Filters without TCX are found on interfaces: the data plane is removed in there.
+            if let Err(error) = node.enter() {
+                report.errors.push(crate::chain(&error));
             }
         }
-        None => report
+        Some(None) => report
             .removed
             .push("(the node's namespace is gone, and its interfaces with it)".into()),
+        // Nobody knows which namespace it was; the aliases do.
+        None => {
+            for namespace in Namespace::current().into_iter().chain(named()) {
+                remove_links(instance, &wanted, &namespace, report);
+            }
+        }
     }
     let pins = DataPlane::exists(instance);
     match DataPlane::remove(instance) {
@@ -103,6 +116,7 @@ pub fn clear(instance: &Name, paths: &Paths, report: &mut Report) {
         remove_directory(&paths.state, report);
     }
     remove_directory(&paths.run, report);
+    report.errors.extend(unreadable);
 }
 
 /// The lock, once no agent has it. None: it would not end.
@@ -137,25 +151,17 @@ fn ask(instance: &Name) -> Result<(), ClientError> {
     crate::block_on(Client::new(instance).shutdown())
 }
 
-fn read_store(paths: &Paths, report: &mut Report) -> Wanted {
+fn read_store(paths: &Paths) -> Result<Wanted, StoreError> {
     if !paths.store().exists() {
-        return Wanted::default();
+        return Ok(Wanted::default());
     }
-    match Store::open(&paths.store()).and_then(|store| store.load()) {
-        Ok(wanted) => wanted,
-        Err(error) => {
-            // Interfaces are known by their alias and pins by their path all the same; only
-            // namespaces that netfw made are known from nowhere else.
-            report.errors.push(crate::chain(&error));
-            Wanted::default()
-        }
-    }
+    Store::open(&paths.store())?.load()
 }
 
-fn remove_links(instance: &Name, wanted: &Wanted, report: &mut Report) {
+fn remove_links(instance: &Name, wanted: &Wanted, namespace: &Namespace, report: &mut Report) {
     crate::block_on(async {
         let links = async {
-            let netlink = Netlink::current()?;
+            let netlink = Netlink::within(namespace)?;
             let links = netlink.links().await?;
             Ok::<_, crate::net::NetError>((netlink, links))
         };
@@ -192,18 +198,21 @@ pub fn locate(node: &Node) -> Option<Namespace> {
             None => Namespace::current().ok(),
         };
     }
-    let named = fs::read_dir(namespace::DIRECTORY)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path());
-    let own = Namespace::current().ok();
     node.netns
         .clone()
         .into_iter()
         .chain([PathBuf::from("/proc/1/ns/net")])
-        .chain(named)
         .filter_map(|path| Namespace::at_path(&path).ok())
-        .chain(own)
+        .chain(Namespace::current())
+        .chain(named())
         .find(|namespace| namespace.id() == node.id)
+}
+
+/// All namespaces that have a name.
+fn named() -> impl Iterator<Item = Namespace> {
+    fs::read_dir(namespace::DIRECTORY)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| Namespace::at_path(&entry.path()).ok())
 }

@@ -5,6 +5,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr},
+    os::unix::fs::MetadataExt,
     path::PathBuf,
 };
 
@@ -107,6 +108,9 @@ impl Agent {
             .cloned()
             .ok_or(AgentError::NoNetwork(network))?;
         let (target, namespace) = self.target(name, request.namespace.as_ref())?;
+        if let Some(namespace) = &namespace {
+            self.check_not_attached(&target, namespace, &network)?;
+        }
         let ip4 = self.address_for(request.ip, &mut network)?;
         let mac = request.mac.unwrap_or_else(|| ipam::mac_for(ip4));
         self.check_mac(mac, &network)?;
@@ -175,6 +179,28 @@ impl Agent {
             made: false,
         };
         Ok((target, Some(namespace)))
+    }
+
+    fn check_not_attached(
+        &self,
+        target: &Target,
+        namespace: &Namespace,
+        network: &Network,
+    ) -> Result<(), AgentError> {
+        let same = |e: &&Endpoint| {
+            e.network == network.name
+                && self.up.contains_key(&e.name)
+                && std::fs::metadata(&e.namespace.path)
+                    .is_ok_and(|file| (file.dev(), file.ino()) == namespace.id())
+        };
+        match self.wanted.endpoints.values().find(same) {
+            Some(endpoint) => Err(AgentError::AlreadyAttached {
+                netns: target.path.clone(),
+                network: network.name.clone(),
+                endpoint: endpoint.name.clone(),
+            }),
+            None => Ok(()),
+        }
     }
 
     fn address_for(
@@ -269,7 +295,8 @@ impl Agent {
         self.set_records(endpoint, ifindex)?;
         self.dataplane
             .attach_container(ifindex, &endpoint.host_interface)?;
-        self.configure_container(endpoint, namespace).await?;
+        self.configure_container(endpoint, ifindex, namespace)
+            .await?;
         Ok(ifindex)
     }
 
@@ -302,10 +329,12 @@ impl Agent {
         Ok(())
     }
 
-    /// Inside: address, up, and a default route where there is none. Idempotent.
+    /// Inside: address, up, and a default route where there is none. Idempotent. `host_ifindex` is
+    /// the other end.
     pub(super) async fn configure_container(
         &self,
         endpoint: &Endpoint,
+        host_ifindex: u32,
         namespace: &Namespace,
     ) -> Result<(), AgentError> {
         let network = self
@@ -314,13 +343,16 @@ impl Agent {
             .get(&endpoint.network)
             .ok_or_else(|| AgentError::NoNetwork(endpoint.network.clone()))?;
         let inside = Netlink::within(namespace)?;
-        let link = inside.link(&endpoint.interface).await?.ok_or_else(|| {
-            AgentError::Fault(format!(
-                "{} is not in {}",
-                endpoint.interface,
-                namespace.label()
-            ))
-        })?;
+        // A name may stand for another namespace by now, with an interface of the same name.
+        let link = inside
+            .link(&endpoint.interface)
+            .await?
+            .filter(|link| link.peer == Some(host_ifindex))
+            .ok_or_else(|| AgentError::NotInside {
+                interface: endpoint.interface.clone(),
+                netns: namespace.label().to_owned(),
+                host_interface: endpoint.host_interface.clone(),
+            })?;
         let address = Ipv4Net::new(endpoint.ip4, network.subnet.prefix_len())
             .map_err(|e| AgentError::Fault(e.to_string()))?;
         inside.add_address(link.index, address.into()).await?;

@@ -31,6 +31,14 @@ pub enum AgentError {
     NamespaceExists(Name),
     #[error("{0} is the namespace that the agent serves: a container needs one of its own")]
     NodeNamespace(PathBuf),
+    #[error(
+        "{netns} is attached to network \"{network}\" already, as endpoint \"{endpoint}\": two interfaces in one subnet would answer for each other"
+    )]
+    AlreadyAttached {
+        netns: PathBuf,
+        network: Name,
+        endpoint: Name,
+    },
     #[error(transparent)]
     Address(#[from] AddressError),
     #[error("{ip} is an address of the node: ask for another one")]
@@ -82,6 +90,12 @@ pub enum AgentError {
     },
     #[error("endpoint \"{0}\" is gone (its namespace was deleted): remove it, and add it again")]
     Gone(Name),
+    #[error("{netns} has no {interface} whose other end is {host_interface}")]
+    NotInside {
+        interface: String,
+        netns: String,
+        host_interface: String,
+    },
     #[error("all {0} counters are in use: withdraw publishes or endpoints")]
     NoCounter(u32),
     #[error("no subnet is free: every private range overlaps a route of the node")]
@@ -132,6 +146,7 @@ impl AgentError {
             E::EndpointExists(_)
             | E::EndpointGone(_)
             | E::NamespaceExists(_)
+            | E::AlreadyAttached { .. }
             | E::Address(_)
             | E::NodeAddress { .. }
             | E::MacTaken { .. }

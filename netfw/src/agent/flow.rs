@@ -14,35 +14,52 @@ use crate::{
     name::Name,
 };
 
+/// Flows as they were at one moment.
+pub struct Listing {
+    /// Entries of the original direction.
+    flows: Vec<(Tuple4, Flow4)>,
+    /// The endpoints that counters belong to.
+    owners: HashMap<u32, Name>,
+    now: u32,
+}
+
+impl Listing {
+    /// Ordered by protocol and original tuple.
+    pub fn views(mut self) -> Vec<Flow> {
+        self.flows
+            .sort_by_key(|(t, _)| (t.proto, t.src, t.sport, t.dst, t.dport));
+        self.flows
+            .iter()
+            .map(|(key, flow)| view(key, flow, self.owners.get(&flow.counter), self.now))
+            .collect()
+    }
+}
+
 impl Agent {
-    /// All flows, or those of one endpoint; ordered by protocol and original tuple.
-    pub fn flow_views(&self, endpoint: Option<&Name>) -> Result<Vec<Flow>, AgentError> {
+    /// All flows, or those of one endpoint.
+    pub fn list_flows(&self, endpoint: Option<&Name>) -> Result<Listing, AgentError> {
         let only = endpoint
             .map(|name| self.wanted_endpoint(name))
             .transpose()?;
-        let owners: HashMap<u32, &Name> = self
+        let owners: HashMap<u32, Name> = self
             .wanted
             .endpoints
             .values()
             .flat_map(|e| {
                 std::iter::once(e.counter)
                     .chain(e.publishes.iter().map(|p| p.counter))
-                    .map(move |counter| (counter, &e.name))
+                    .map(move |counter| (counter, e.name.clone()))
             })
             .collect();
-        let now = now();
-        let mut flows: Vec<(Tuple4, Flow4)> = self
-            .dataplane
-            .flows()?
-            .into_iter()
-            .filter(|(_, flow)| !flow.has(flag::REPLY))
-            .filter(|(_, flow)| only.is_none_or(|e| e.owns_counter(flow.counter)))
-            .collect();
-        flows.sort_by_key(|(t, _)| (t.proto, t.src, t.sport, t.dst, t.dport));
-        Ok(flows
-            .iter()
-            .map(|(key, flow)| view(key, flow, owners.get(&flow.counter).copied(), now))
-            .collect())
+        let mut flows = self.dataplane.flows()?;
+        flows.retain(|(_, flow)| {
+            !flow.has(flag::REPLY) && only.is_none_or(|e| e.owns_counter(flow.counter))
+        });
+        Ok(Listing {
+            flows,
+            owners,
+            now: now(),
+        })
     }
 
     pub fn flush(&mut self, endpoint: Option<&Name>) -> Result<usize, AgentError> {

@@ -31,11 +31,28 @@ pub struct View {
     pub present: HashSet<u32>,
 }
 
+/// An interface that leads out of the node.
+///
+/// One that is not served is closed: no publish is reached through it and nothing masqueraded
+/// leaves by it. The programs sit on it all the same, so that a node which forwards lets nobody
+/// through to a container's own address, and no such address out.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Uplink {
     pub name: String,
+    /// Why it is not served.
+    pub closed: Option<&'static str>,
     pub record: record::Uplink,
 }
+
+impl Uplink {
+    /// Do its frames begin with an Ethernet header, as what comes in must?
+    pub fn is_ethernet(&self) -> bool {
+        self.record.mac != [0; 6]
+    }
+}
+
+const NOT_NAMED: &str = "not named with --uplink";
+const NOT_ETHERNET: &str = "interfaces without Ethernet header are not served yet";
 
 /// `named` are the interfaces that `--uplink` names; none: all but netfw's own.
 pub fn observe(links: &[Link], addresses: &[Address], named: &[String]) -> View {
@@ -53,7 +70,7 @@ pub fn observe(links: &[Link], addresses: &[Address], named: &[String]) -> View 
     }
     let uplinks: BTreeMap<u32, Uplink> = links
         .iter()
-        .filter(|link| is_uplink(link, named))
+        .filter(|link| leads_out(link, named))
         .map(|link| {
             let record = record::Uplink {
                 ip4: first
@@ -65,8 +82,19 @@ pub fn observe(links: &[Link], addresses: &[Address], named: &[String]) -> View 
                 mac: link.mac.unwrap_or_default(),
                 ..Default::default()
             };
-            let name = link.name.clone();
-            (link.index, Uplink { name, record })
+            let closed = if !named.is_empty() && !named.contains(&link.name) {
+                Some(NOT_NAMED)
+            } else if link.mac.is_none() {
+                Some(NOT_ETHERNET)
+            } else {
+                None
+            };
+            let uplink = Uplink {
+                name: link.name.clone(),
+                closed,
+                record,
+            };
+            (link.index, uplink)
         })
         .collect();
     let missing = named
@@ -78,7 +106,9 @@ pub fn observe(links: &[Link], addresses: &[Address], named: &[String]) -> View 
     let mtu = links
         .iter()
         .filter(|link| link.up)
-        .filter_map(|link| Some(uplinks.get(&link.index)?.record.mtu))
+        .filter_map(|link| uplinks.get(&link.index))
+        .filter(|uplink| uplink.closed.is_none())
+        .map(|uplink| uplink.record.mtu)
         .min()
         .unwrap_or(DEFAULT_MTU)
         .clamp(LEAST_MTU, u32::from(u16::MAX));
@@ -91,19 +121,14 @@ pub fn observe(links: &[Link], addresses: &[Address], named: &[String]) -> View 
     }
 }
 
-fn is_uplink(link: &Link, named: &[String]) -> bool {
+fn leads_out(link: &Link, named: &[String]) -> bool {
     // A port of a bridge or bond sees frames before its master does, but the node's routing knows
     // the master only. Interfaces of any instance of netfw are no way to the world.
     let own = link
         .alias
         .as_deref()
         .is_some_and(|a| a.starts_with("netfw:"));
-    let eligible = !link.loopback && !own;
-    if named.is_empty() {
-        eligible && link.master.is_none()
-    } else {
-        eligible && named.contains(&link.name)
-    }
+    !link.loopback && !own && (link.master.is_none() || named.contains(&link.name))
 }
 
 #[cfg(test)]
@@ -181,12 +206,27 @@ mod tests {
         (links, addresses)
     }
 
+    fn served(view: &View) -> Vec<&str> {
+        let served = view.uplinks.values().filter(|u| u.closed.is_none());
+        served.map(|u| u.name.as_str()).collect()
+    }
+
+    #[test]
+    fn an_interface_without_ethernet_header_is_closed() {
+        let tunnel = Link {
+            mac: None,
+            ..link(2, "tun0")
+        };
+        let view = observe(&[tunnel], &[], &[]);
+        assert_eq!(view.uplinks[&2].closed, Some(NOT_ETHERNET));
+        assert!(!view.uplinks[&2].is_ethernet());
+    }
+
     #[test]
     fn everything_that_leads_out_is_an_uplink() {
         let (links, addresses) = lab();
         let view = observe(&links, &addresses, &[]);
-        let names: Vec<_> = view.uplinks.values().map(|u| u.name.as_str()).collect();
-        assert_eq!(names, ["eth0", "wg0", "tunl0", "docker0"]);
+        assert_eq!(served(&view), ["eth0", "wg0", "tunl0", "docker0"]);
         assert_eq!(
             view.uplinks[&2].record.ip4,
             Ipv4Addr::new(192, 0, 2, 1).into()
@@ -202,8 +242,10 @@ mod tests {
         let (links, addresses) = lab();
         let named = ["eth0".into(), "eht1".into(), "netfw0".into()];
         let view = observe(&links, &addresses, &named);
-        let names: Vec<_> = view.uplinks.values().map(|u| u.name.as_str()).collect();
-        assert_eq!(names, ["eth0"]);
+        assert_eq!(served(&view), ["eth0"]);
+        let closed = view.uplinks.values().filter(|u| u.closed.is_some());
+        let closed: Vec<_> = closed.map(|u| u.name.as_str()).collect();
+        assert_eq!(closed, ["wg0", "tunl0", "docker0"]);
         assert_eq!(view.missing, ["eht1", "netfw0"]);
         assert_eq!(view.mtu, 1500);
     }

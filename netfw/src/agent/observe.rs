@@ -118,7 +118,10 @@ impl Agent {
             match (&attached, served_before) {
                 // Said before.
                 (Ok(_), Some(true)) | (Err(_), Some(false)) => {}
-                (Ok(hook), _) => tracing::info!(uplink = %uplink.name, hook, "serving"),
+                (Ok(hook), _) => match uplink.closed {
+                    None => tracing::info!(uplink = %uplink.name, hook, "serving"),
+                    Some(why) => tracing::info!(uplink = %uplink.name, hook, why, "closed"),
+                },
                 (Err(error), _) => tracing::warn!(uplink = %uplink.name, error, "not served"),
             }
             self.uplinks
@@ -128,9 +131,12 @@ impl Agent {
 
     /// The record first: the programs find it from their first packet on.
     fn serve(&mut self, ifindex: u32, uplink: &node::Uplink) -> Result<&'static str, String> {
-        self.dataplane
-            .set_uplink(ifindex, &uplink.record)
-            .map_err(|e| crate::chain(&e))?;
+        let recorded = if uplink.closed.is_none() {
+            self.dataplane.set_uplink(ifindex, &uplink.record)
+        } else {
+            self.dataplane.remove_uplink(ifindex)
+        };
+        recorded.map_err(|e| crate::chain(&e))?;
         let known = self.uplinks.get(&ifindex);
         if let Some(UplinkState {
             attached: Ok(hook), ..
@@ -138,7 +144,12 @@ impl Agent {
         {
             return Ok(hook);
         }
-        match self.dataplane.attach_uplink(ifindex, &uplink.name) {
+        let attached = if uplink.is_ethernet() {
+            self.dataplane.attach_uplink(ifindex, &uplink.name)
+        } else {
+            self.dataplane.attach_guard(ifindex, &uplink.name)
+        };
+        match attached {
             Ok(Attachment::Tcx) => Ok("tcx"),
             Ok(Attachment::Clsact) => Ok("clsact"),
             Err(error) => Err(crate::chain(&error)),

@@ -11,11 +11,15 @@ use std::{
     io::{self, Read, Seek, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::PathBuf,
+    time::{Duration, Instant},
 };
 
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::name::Name;
+
+/// How long a process that was killed gets to let go of the lock.
+const DYING: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
@@ -62,6 +66,7 @@ impl Paths {
             path: path.clone(),
             source,
         };
+        let deadline = Instant::now() + DYING;
         loop {
             // Traversable: whether somebody may connect is the socket's mode to say.
             fs::DirBuilder::new()
@@ -80,11 +85,16 @@ impl Paths {
             let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(lock) => lock,
                 Err((mut file, nix::errno::Errno::EAGAIN)) => {
-                    let mut pid = String::new();
-                    let _ = file.read_to_string(&mut pid);
+                    let mut text = String::new();
+                    let _ = file.read_to_string(&mut text);
+                    let pid = text.trim().parse().ok();
+                    if pid.is_some_and(is_dying) && Instant::now() < deadline {
+                        std::thread::sleep(Duration::from_millis(10));
+                        continue;
+                    }
                     return Err(LockError::Held {
                         instance: self.instance.clone(),
-                        pid: pid.trim().parse().ok(),
+                        pid,
                     });
                 }
                 Err((_, errno)) => return Err(io(errno.into())),
@@ -99,6 +109,17 @@ impl Paths {
                 return Ok(Lock { _file: lock });
             }
         }
+    }
+}
+
+/// Killed, and not quite gone: it holds its files until the kernel has put its memory away.
+fn is_dying(pid: u32) -> bool {
+    match fs::read_to_string(format!("/proc/{pid}/stat")) {
+        // `PID (COMMAND) STATE …`, and a command may hold parentheses.
+        Ok(stat) => stat
+            .rsplit_once(") ")
+            .is_some_and(|(_, rest)| rest.starts_with(['Z', 'X'])),
+        Err(_) => true,
     }
 }
 

@@ -231,7 +231,16 @@ impl Agent {
     /// Forgets masqueraded flows whose answers come to ports that are published now: they would be
     /// found before the publish is.
     pub(super) fn flush_shadows(&mut self, published: &[Published]) {
-        if published.is_empty() {
+        let config = &self.config.dataplane;
+        let masquerade = PortRange {
+            first: config.port_min,
+            last: config.port_max,
+        };
+        // A walk over all flows: not where there can be none.
+        if !published
+            .iter()
+            .any(|p| p.publish.host_ports.overlaps(masquerade))
+        {
             return;
         }
         let shadows = self.dataplane.remove_flows(|key, flow| {

@@ -109,7 +109,7 @@ async fn serve(config: Config, paths: &Paths) -> Result<(), AgentError> {
     tracing::info!(
         instance = %ready.instance,
         netns = %ready.netns.as_deref().unwrap_or(Path::new("the agent's own")).display(),
-        uplinks = ready.uplinks.iter().filter(|u| u.hook.is_some()).count(),
+        uplinks = ready.uplinks.iter().filter(|u| u.served).count(),
         endpoints = ready.endpoints,
         socket = %socket.display(),
         "netfw {} is ready", ready.version

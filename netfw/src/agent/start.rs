@@ -266,8 +266,13 @@ impl Agent {
         self.set_records(endpoint, link.index)?;
         self.dataplane.attach_container(link.index, &link.name)?;
         // Killed between making the pair and giving it its address?
-        if let Ok(namespace) = self.open_target(endpoint) {
-            self.configure_container(endpoint, &namespace).await?;
+        // What the container made of its interface since is its own business.
+        if let Ok(namespace) = self.open_target(endpoint)
+            && let Err(error) = self
+                .configure_container(endpoint, link.index, &namespace)
+                .await
+        {
+            tracing::warn!(endpoint = %endpoint.name, error = %crate::chain(&error), "left as it is");
         }
         Ok(link.index)
     }

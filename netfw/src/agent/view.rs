@@ -22,12 +22,17 @@ impl Agent {
             name: state.uplink.name.clone(),
             ifindex: Some(*ifindex),
             hook: state.attached.as_ref().ok().map(|hook| (*hook).to_owned()),
-            error: state.attached.as_ref().err().cloned(),
+            served: state.uplink.closed.is_none() && state.attached.is_ok(),
+            error: match &state.attached {
+                Ok(_) => state.uplink.closed.map(str::to_owned),
+                Err(error) => Some(error.clone()),
+            },
         });
         let missing = self.missing_uplinks.iter().map(|name| Uplink {
             name: name.clone(),
             ifindex: None,
             hook: None,
+            served: false,
             error: Some("there is no such interface (yet)".into()),
         });
         // What cannot be read is not there to be shown; `stats` says why.

@@ -224,7 +224,10 @@ pub struct Uplink {
     pub ifindex: Option<u32>,
     /// `tcx` or `clsact`; null where the programs are not attached.
     pub hook: Option<String>,
-    /// Why they are not attached.
+    /// Do publishes and masquerade work through it? One that is not served is closed: containers
+    /// and what lies beyond it cannot reach each other.
+    pub served: bool,
+    /// Why it is not served.
     pub error: Option<String>,
 }
 

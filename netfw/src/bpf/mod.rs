@@ -127,6 +127,11 @@ impl DataPlane {
         self.attach(Hook::Uplink, ifindex, name)
     }
 
+    /// The guard alone, on an interface whose frames the other programs cannot read.
+    pub fn attach_guard(&mut self, ifindex: u32, name: &str) -> Result<Attachment, BpfError> {
+        self.attach(Hook::Guard, ifindex, name)
+    }
+
     /// What a container sends, on the host side of its veth pair.
     pub fn attach_container(&mut self, ifindex: u32, name: &str) -> Result<Attachment, BpfError> {
         self.attach(Hook::Container, ifindex, name)

@@ -26,8 +26,9 @@ pub struct Args {
     /// A TOML file with table sizes, timeouts, ports for masquerade and the socket's group.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// What is logged: error, warn, info, debug, trace. From debug on the eBPF programs log too,
-    /// every packet that they decide on. NETFW_LOG sets the same, in tracing's filter syntax.
+    /// What is logged: error, warn, info (the default), debug, trace. From debug on the eBPF
+    /// programs log too: every new flow and every packet dropped. NETFW_LOG sets the same, in
+    /// tracing's filter syntax; this option wins.
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<tracing::level_filters::LevelFilter>,
 }

@@ -31,9 +31,9 @@ pub fn run(global: &Global) -> anyhow::Result<()> {
     })?;
     anyhow::ensure!(
         errors.is_empty(),
-        "instance \"{}\" is not all gone; run `{}` again once this is mended:\n  {}",
+        "instance \"{}\" is not all gone; run `netfw down{}` again once this is mended:\n  {}",
         global.instance,
-        "netfw down",
+        crate::agent::run::instance_option(&global.instance),
         errors.join("\n  ")
     );
     Ok(())

@@ -64,7 +64,8 @@ fn show(s: &Status) -> String {
             u.name.clone(),
             u.ifindex.map_or_else(|| "-".into(), |i| i.to_string()),
             match (&u.hook, &u.error) {
-                (Some(hook), _) => hook.clone(),
+                (Some(hook), None) => hook.clone(),
+                (Some(hook), Some(why)) => format!("{hook}, closed: {why}"),
                 (None, Some(error)) => format!("not served: {error}"),
                 (None, None) => "not served".into(),
             },

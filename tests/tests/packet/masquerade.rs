@@ -136,6 +136,21 @@ fn where_every_port_is_taken_the_packet_is_dropped() {
 }
 
 #[test]
+fn a_published_range_leaves_ports_for_masquerade() {
+    with_rig(|rig| {
+        for port in 20_000..30_000 {
+            rig.publish("0.0.0.0", port, 6, ("web", port), 0);
+        }
+        for port in 40_000..40_100 {
+            let packet = tcp(&format!("web:{port}"), "server:443", "S");
+            let (from, _) = rig.send(At::Web, packet).sent();
+            let port: u16 = from.strip_prefix("node:").unwrap().parse().unwrap();
+            assert!(!(20_000..30_000).contains(&port));
+        }
+    });
+}
+
+#[test]
 fn what_cannot_be_translated_does_not_leave() {
     with_rig(|rig| {
         for packet in [
@@ -173,6 +188,29 @@ fn an_address_that_the_node_has_lost_is_not_sent_from() {
         rig.next_tick();
         rig.send(At::Web, udp("web:5353", "server:53"))
             .dropped(Drop::NoRoute);
+    });
+}
+
+#[test]
+fn an_interface_that_is_not_served_is_closed() {
+    with_rig(|rig| {
+        rig.close_uplink();
+        rig.send(At::Web, udp("web:5353", "server:53"))
+            .dropped(Drop::NoRoute);
+        rig.send(At::World, udp("client:4000", "node:8080"))
+            .passed();
+        rig.send(At::World, udp("client:4000", "web:80"))
+            .dropped(Drop::DirectAccess);
+    });
+}
+
+#[test]
+fn without_a_route_the_stack_answers() {
+    with_rig(|rig| {
+        rig.send(At::Web, udp("web:5353", "198.51.100.7:53")).sent();
+        rig.blackhole("198.51.100.0/24");
+        rig.send(At::Web, udp("web:5354", "198.51.100.7:53"))
+            .passed();
     });
 }
 

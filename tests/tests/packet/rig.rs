@@ -18,6 +18,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr},
+    process::Command,
     time::Duration,
 };
 
@@ -329,6 +330,22 @@ impl Rig {
         let mut map: HashMap<&mut MapData, K, V> =
             HashMap::try_from(self.ebpf.map_mut(map).expect("a map")).expect("a hash");
         map.insert(key, value, 0).expect("room");
+    }
+
+    /// As the agent does where `--uplink` does not name it.
+    pub fn close_uplink(&mut self) {
+        let map = self.ebpf.map_mut("UPLINKS").expect("a map");
+        let mut map: HashMap<&mut MapData, u32, Uplink> = HashMap::try_from(map).expect("a hash");
+        map.remove(&self.uplink.ifindex).expect("it was there");
+    }
+
+    /// Takes the route to a destination away.
+    pub fn blackhole(&self, destination: &str) {
+        let made = Command::new("ip")
+            .args(["route", "add", "blackhole", destination])
+            .status()
+            .expect("iproute2 is there");
+        assert!(made.success(), "no blackhole route to {destination}");
     }
 
     pub fn remove_local(&mut self, name: &str) {

@@ -2,7 +2,7 @@
 
 use netfw_common::{
     drop::Drop,
-    flow::{flag, state},
+    flow::{flag, state, ticks},
 };
 
 use crate::rig::{At, tcp, udp, with_rig};
@@ -128,6 +128,21 @@ fn a_forged_reset_does_not_end_a_flow() {
                 .iter()
                 .all(|(_, flow)| flow.state == state::ESTABLISHED)
         );
+    });
+}
+
+#[test]
+fn a_refused_connection_is_soon_forgotten() {
+    with_rig(|rig| {
+        rig.send(At::World, tcp("client:4000", "node:8080", "S"))
+            .sent();
+        rig.send(At::Web, tcp("web:80", "client:4000", "R.")).sent();
+        let (_, embryos) = rig.entries();
+        assert!(embryos.iter().all(|(_, flow)| flow.timeout == ticks(10)));
+        // The client may try again at once.
+        rig.connect("client:4000", "node:8080", "web:80");
+        let (flows, _) = rig.entries();
+        assert!(flows.iter().all(|(_, flow)| flow.timeout == ticks(7440)));
     });
 }
 
