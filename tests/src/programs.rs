@@ -144,9 +144,14 @@ fn curl_with(
         .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// One echo request, with half a second for the answer.
+/// One echo request. The time is for a busy machine, and for ARP's second try.
 pub fn ping(from: &Namespace, to: IpAddr) -> bool {
-    from.succeeds(&["ping", "-n", "-c1", "-W0.5", &to.to_string()])
+    from.succeeds(&["ping", "-n", "-c1", "-W3", &to.to_string()])
+}
+
+/// As [`ping`], for what must not be answered: it gives up soon.
+pub fn ping_in_vain(from: &Namespace, to: IpAddr) -> bool {
+    !from.succeeds(&["ping", "-n", "-c1", "-W0.3", &to.to_string()])
 }
 
 /// Answers every UDP datagram with `PEER MESSAGE`, where PEER is whom it saw.
@@ -188,18 +193,29 @@ impl Drop for UdpEcho {
     }
 }
 
-/// A UDP socket in a namespace that gives up waiting for an answer soon.
 #[track_caller]
 pub fn udp_socket(namespace: &Namespace) -> UdpSocket {
-    let socket = namespace.enter(|| UdpSocket::bind(("0.0.0.0", 0)).expect("any port"));
-    socket
-        .set_read_timeout(Some(Duration::from_millis(500)))
-        .expect("a timeout that is not 0");
-    socket
+    namespace.enter(|| UdpSocket::bind(("0.0.0.0", 0)).expect("any port"))
 }
 
-/// Sends `message` and returns what came back, from where it was sent to.
+/// Sends `message` once and returns what came back, from where it was sent to. The time is for a
+/// busy machine: whoever loses a packet fails.
 pub fn ask(socket: &UdpSocket, to: (IpAddr, u16), message: &str) -> Option<String> {
+    ask_within(Duration::from_secs(5), socket, to, message)
+}
+
+/// As [`ask`], for what may or must not be answered: it gives up soon.
+pub fn ask_in_vain(socket: &UdpSocket, to: (IpAddr, u16), message: &str) -> bool {
+    ask_within(Duration::from_millis(300), socket, to, message).is_none()
+}
+
+pub fn ask_within(
+    time: Duration,
+    socket: &UdpSocket,
+    to: (IpAddr, u16),
+    message: &str,
+) -> Option<String> {
+    socket.set_read_timeout(Some(time)).expect("not 0");
     socket.send_to(message.as_bytes(), to).ok()?;
     let mut buffer = [0; 2048];
     let (length, from) = socket.recv_from(&mut buffer).ok()?;
