@@ -1,5 +1,13 @@
 //! End-to-end tests: real packets between namespaces, through a real agent.
 
 mod agent;
+mod bulk;
+mod exec;
 mod fixtures;
+mod masquerade;
+mod network;
+mod output;
+mod publish;
+mod refused;
+mod setting;
 mod sockets;
