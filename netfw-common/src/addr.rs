@@ -81,6 +81,9 @@ pub trait Address: Copy + Eq + Default + 'static {
     /// must not forward ("martians").
     fn is_unicast(&self) -> bool;
 
+    /// Does it name the host that speaks: `127.0.0.0/8`, `::1`?
+    fn is_loopback(&self) -> bool;
+
     /// Is it a link's own business: multicast, limited broadcast, link-local (RFC 3927, 4291)?
     fn is_link_scope(&self) -> bool;
 }
@@ -125,6 +128,11 @@ impl Address for Ip4 {
         let host = self.0.get();
         let top = host >> 24;
         top != 0 && top != 127 && top < 224
+    }
+
+    #[inline(always)]
+    fn is_loopback(&self) -> bool {
+        self.0.get() >> 24 == 127
     }
 
     #[inline(always)]
@@ -188,6 +196,12 @@ impl Address for Ip6 {
         let [a, b, c, d] = self.0;
         let loopback_or_any = a.get() | b.get() | c.get() == 0 && d.get() <= 1;
         !loopback_or_any && a.get() >> 24 != 0xff
+    }
+
+    #[inline(always)]
+    fn is_loopback(&self) -> bool {
+        let [a, b, c, d] = self.0;
+        a.get() | b.get() | c.get() == 0 && d.get() == 1
     }
 
     #[inline(always)]

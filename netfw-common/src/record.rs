@@ -119,6 +119,32 @@ pub struct Local {
     pub ifindex: u32,
 }
 
+/// A socket of the node that speaks to a container in place of the publish it asked for. Map
+/// `SOCKETS4|6`: LRU hash, the value is the [`SocketPeer`] that it asked for. 16 bytes for IPv4, 32
+/// for IPv6.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Debug)]
+pub struct SocketKey<A> {
+    /// `SO_COOKIE`: names a socket as long as the machine runs.
+    pub cookie: u64,
+    /// Whom it speaks to.
+    pub peer: SocketPeer<A>,
+}
+
+/// An address and a port. 8 bytes for IPv4, 20 for IPv6.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Debug)]
+pub struct SocketPeer<A> {
+    pub addr: A,
+    pub port: Be16,
+    pub reserved: u16,
+}
+
+pub type SocketKey4 = SocketKey<Ip4>;
+pub type SocketPeer4 = SocketPeer<Ip4>;
+
+const _: () = assert!(size_of::<SocketKey4>() == 16 && size_of::<SocketPeer4>() == 8);
+
 /// Settings. Map `CONFIG`: array of one.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -13,7 +13,8 @@ use netfw_common::{
     drop::SLOTS,
     flow::Flow4,
     record::{
-        Config, Counter, Endpoint, EndpointIfindex, Local, Publish4, PublishKey4, Subnet, Uplink,
+        Config, Counter, Endpoint, EndpointIfindex, Local, Publish4, PublishKey4, SocketKey4,
+        SocketPeer4, Subnet, Uplink,
     },
     tuple::Tuple4,
 };
@@ -49,6 +50,9 @@ pub static ENDPOINTS: HashMap<u32, Endpoint> =
     HashMap::with_max_entries(ENDPOINT_ENTRIES, ON_DEMAND);
 #[map]
 pub static UPLINKS: HashMap<u32, Uplink> = HashMap::with_max_entries(1024, ON_DEMAND);
+/// A pushed out entry costs a socket no more than the name by which it sees its peer.
+#[map]
+pub static SOCKETS4: LruHashMap<SocketKey4, SocketPeer4> = LruHashMap::with_max_entries(1 << 16, 0);
 /// Not pinned and never shared: see [`Work`].
 #[map]
 pub static WORK4: PerCpuArray<Work<Ip4>> = PerCpuArray::with_max_entries(1, 0);

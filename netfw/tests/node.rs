@@ -673,4 +673,8 @@ fn a_million_flows_do_not_stall() {
     let started = Instant::now();
     let listed = plane.flows().unwrap().len();
     eprintln!("listed {listed} entries: {:?}", started.elapsed());
+    // What `unpublish` and `endpoint rm` do.
+    let started = Instant::now();
+    assert_eq!(plane.remove_flows(|_, flow| flow.counter == 77).unwrap(), 0);
+    eprintln!("looked for flows to remove: {:?}", started.elapsed());
 }

@@ -191,7 +191,7 @@ impl Agent {
                 Ok(output) => left.extend(
                     String::from_utf8_lossy(&output.stdout)
                         .lines()
-                        .filter(|line| line.contains(": netfw"))
+                        .filter(|line| line.contains(": netfw") || line.contains(": nf"))
                         .map(|line| format!("link {line}")),
                 ),
                 Err(error) => left.push(format!("cannot list links: {error}")),

@@ -5,6 +5,7 @@
 //! * [`reaper`]: undoes what is left even when the test process is killed
 //! * [`topology`]: [`Lab`], a client, a node and the outside world in one line
 //! * [`agent`]: a `netfw agent` that serves a lab's node, and the command line towards it
+//! * [`programs`]: nginx, echo servers, tcpdump and the like, in a namespace
 //! * [`packet`]: builds packets, good and damaged ones, and checks those that come back
 //! * [`testrun`]: runs TC and XDP programs on a packet, without a wire
 //!
@@ -16,6 +17,7 @@
 pub mod agent;
 pub mod netns;
 pub mod packet;
+pub mod programs;
 pub mod reaper;
 pub mod testrun;
 pub mod topology;

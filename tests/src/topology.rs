@@ -15,9 +15,12 @@
 //!
 //! Container namespaces are empty but for `lo`; netfw attaches them.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
-use crate::netns::Namespace;
+use crate::{netns::Namespace, wait::wait_until};
 
 pub const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 1, 0, 2));
 /// The node as the client knows it: where published ports are.
@@ -123,6 +126,13 @@ pub fn wire(
             end.ip(&words.iter().map(String::as_str).collect::<Vec<_>>());
         }
         end.ip(&["link", "set", name, "up"]);
+    }
+    // The kernel notes the carrier when it comes to it; until then routes are `linkdown`.
+    for (end, name) in [(left, left_name), (right, right_name)] {
+        let what = format!("{name} to be up");
+        wait_until(&what, Duration::from_secs(10), || {
+            end.ip(&["-o", "link", "show", name]).contains(" state UP ")
+        });
     }
 }
 

@@ -1,3 +1,4 @@
 //! The entry points: they turn a verdict into the hook's action and nothing else.
 
+mod sock;
 mod tc;

@@ -11,7 +11,7 @@ use netfw_common::{
 use super::{
     mapping::{self, Mapping},
     translate,
-    world::{endpoint_at, published},
+    world::{asked_for, endpoint_at},
 };
 use crate::{
     event::{self, Direction},
@@ -79,7 +79,7 @@ fn flow_of<P: Packet, F: Family>(
     let subnet = F::subnet(work.key.dst);
     if F::is_local(&work.key.dst) {
         if work.opens
-            && let Some(publish) = published::<F>(work)
+            && let Some(publish) = asked_for::<F>(work)
         {
             return hairpin::<P, F>(packet, work, sender, publish).map_err(Verdict::Drop);
         }

@@ -1,7 +1,7 @@
 //! What comes from the world, on an uplink.
 
 use netfw_common::{
-    addr::Address,
+    addr::{Address, Be16},
     drop::Drop,
     flow::flag,
     record::{Endpoint, Publish, PublishKey, network_flag},
@@ -56,7 +56,7 @@ fn flow_of<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result
         // An interface that the agent does not serve is closed.
         if work.opens
             && UPLINKS.get_ptr(packet.ifindex()).is_some()
-            && let Some(publish) = published::<F>(work)
+            && let Some(publish) = asked_for::<F>(work)
         {
             return dnat::<P, F>(packet, work, publish).map_err(Verdict::Drop);
         }
@@ -112,13 +112,28 @@ fn dnat<P: Packet, F: Family>(
     mapping::create::<P, F>(packet, work, &mapping)
 }
 
-/// The publish for a packet's destination, which is an address of the node.
+/// The publish that a packet asks for. Loopback addresses are not for packets: on a wire they are
+/// martians.
 #[inline(always)]
-pub fn published<F: Family>(work: &Work<F::Addr>) -> Option<&'static Publish<F::Addr>> {
+pub fn asked_for<F: Family>(work: &Work<F::Addr>) -> Option<&'static Publish<F::Addr>> {
+    let key = &work.key;
+    if key.dst.is_loopback() {
+        return None;
+    }
+    published::<F>(key.dst, key.dport, key.proto)
+}
+
+/// The publish for a destination, which is an address of the node.
+#[inline(always)]
+pub fn published<F: Family>(
+    addr: F::Addr,
+    port: Be16,
+    proto: u8,
+) -> Option<&'static Publish<F::Addr>> {
     let mut wanted = PublishKey {
-        addr: work.key.dst,
-        port: work.key.dport,
-        proto: work.key.proto,
+        addr,
+        port,
+        proto,
         reserved: 0,
     };
     // SAFETY: integers; a publish is replaced whole, and removed before its endpoint is.
@@ -128,7 +143,7 @@ pub fn published<F: Family>(work: &Work<F::Addr>) -> Option<&'static Publish<F::
     wanted.addr = F::Addr::ANY;
     // SAFETY: as above.
     let publish = unsafe { F::publishes().get(wanted) }?;
-    F::is_local(&work.key.dst).then_some(publish)
+    (F::is_local(&addr) || addr.is_loopback()).then_some(publish)
 }
 
 /// The endpoint that has this address.

@@ -70,6 +70,8 @@ pub struct Agent {
     uplinks: BTreeMap<u32, UplinkState>,
     missing_uplinks: Vec<String>,
     locals: HashMap<Ipv4Addr, u32>,
+    /// Why the node's own processes do not reach publishes, if so.
+    sockets: Result<(), String>,
     mtu: u32,
     started: Instant,
 }

@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use netfw_common::tuple::zone;
+
 use super::{Agent, AgentError, UplinkState, node};
 use crate::{bpf::Attachment, name::Name};
 
@@ -16,6 +18,7 @@ impl Agent {
         if view.locals != self.locals {
             self.dataplane.set_locals(&view.locals)?;
             self.locals = view.locals;
+            self.flush_foreign()?;
         }
         self.follow_uplinks(view.uplinks);
         for name in &view.missing {
@@ -67,6 +70,19 @@ impl Agent {
                 self.ensure_endpoints().await?;
                 self.forget_strangers()?;
             }
+        }
+        Ok(())
+    }
+
+    /// Forgets flows by addresses that the node has lost: nothing comes back to them, and what a
+    /// container sends would keep them from expiring. Its next packet starts a new one.
+    fn flush_foreign(&mut self) -> Result<(), AgentError> {
+        let locals = &self.locals;
+        let flows = self.dataplane.remove_flows(|key, _| {
+            key.zone == zone::WORLD && !locals.contains_key(&key.dst.into())
+        })?;
+        if flows > 0 {
+            tracing::info!(flows, "forgotten: their address is not the node's any more");
         }
         Ok(())
     }

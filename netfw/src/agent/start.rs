@@ -66,6 +66,7 @@ impl Agent {
             uplinks: Default::default(),
             missing_uplinks: Vec::new(),
             locals: Default::default(),
+            sockets: Ok(()),
             mtu: 0,
             started: Instant::now(),
         };
@@ -86,6 +87,14 @@ impl Agent {
         }
         self.ensure_endpoints().await?;
         self.forget_strangers()?;
+        // Without cgroups the node's own processes do without; the world and containers do not care.
+        self.sockets = self
+            .dataplane
+            .attach_sockets()
+            .map_err(|error| crate::chain(&error));
+        if let Err(error) = &self.sockets {
+            tracing::warn!(%error, "processes of the node do not reach publishes");
+        }
         // Last: from here on packets of the world reach containers, and everything is there.
         self.observe().await?;
         Ok(())

@@ -126,7 +126,7 @@ impl Agent {
             warnings: e
                 .publishes
                 .iter()
-                .filter_map(|p| unreachable(&p.publish))
+                .filter_map(|p| unreachable(&p.publish, &self.sockets))
                 .collect(),
         }
     }
@@ -170,13 +170,11 @@ impl Agent {
     }
 }
 
-/// Why nobody reaches a publish, if so: scripts written for `docker run` ask for 127.0.0.1.
-fn unreachable(publish: &Publish) -> Option<String> {
+/// Why nobody reaches a publish, if so: 127.0.0.1 is for the node's own processes alone.
+fn unreachable(publish: &Publish, sockets: &Result<(), String>) -> Option<String> {
+    let why = sockets.as_ref().err()?;
     publish.host_ip.is_loopback().then(|| {
-        format!(
-            "{publish} serves nobody yet: the node's own processes, the only ones that could ask for {}, are not connected to publishes so far",
-            publish.host_ip
-        )
+        format!("{publish} serves nobody: processes of the node do not reach publishes ({why})")
     })
 }
 
@@ -196,6 +194,7 @@ mod tests {
 
     #[test]
     fn only_a_publish_that_nobody_reaches_is_warned_of() {
+        let broken = Err("no cgroups".to_owned());
         for (text, warned) in [
             ("127.0.0.1:8080:80", true),
             ("127.0.0.2:8080:80/udp", true),
@@ -204,7 +203,8 @@ mod tests {
         ] {
             let spec: Spec = text.parse().unwrap();
             let publish = spec.resolve(spec.host_ports.unwrap());
-            assert_eq!(unreachable(&publish).is_some(), warned, "{text}");
+            assert_eq!(unreachable(&publish, &broken).is_some(), warned, "{text}");
+            assert_eq!(unreachable(&publish, &Ok(())), None, "{text}");
         }
     }
 }

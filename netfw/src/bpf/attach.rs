@@ -148,7 +148,7 @@ pub fn attach(
 
 /// Pins the program, only for the name: bpffs holds no plain files.
 fn remember(program: &mut SchedClassifier, pin: PathBuf) -> Result<(), BpfError> {
-    remove_file(&pin)?;
+    pin::remove(&pin)?;
     program
         .pin(&pin)
         .map_err(|source| BpfError::Pin { path: pin, source })
@@ -187,7 +187,7 @@ fn swap(
         }
     }
     detach_link(&link, hook, ifindex)?;
-    remove_file(pin)?;
+    pin::remove(pin)?;
     Ok(false)
 }
 
@@ -269,12 +269,12 @@ pub fn detach(links: &Path, ifindex: u32) -> Vec<BpfError> {
             Ok(None) => {}
             Err(error) => errors.push(error),
         }
-        errors.extend(remove_file(&pin).err());
+        errors.extend(pin::remove(&pin).err());
 
         let pin = clsact_pin(links, ifindex, hook);
         if pin.exists() {
             errors.extend(detach_clsact(hook, ifindex).err());
-            errors.extend(remove_file(&pin).err());
+            errors.extend(pin::remove(&pin).err());
         }
     }
     let pin = qdisc_pin(links, ifindex);
@@ -282,7 +282,7 @@ pub fn detach(links: &Path, ifindex: u32) -> Vec<BpfError> {
         if let Err(source) = clsact::remove_unused(ifindex) {
             errors.push(BpfError::RemoveClsact { source });
         }
-        errors.extend(remove_file(&pin).err());
+        errors.extend(pin::remove(&pin).err());
     }
     errors
 }
@@ -380,17 +380,6 @@ fn open_tcx(path: &Path) -> Result<Option<(OwnedFd, sys::LinkInfo)>, BpfError> {
         return Err(failed(io::Error::other("it is not a TCX link")));
     }
     Ok(Some((link, info)))
-}
-
-fn remove_file(path: &Path) -> Result<(), BpfError> {
-    match fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(BpfError::Directory {
-            call: "remove",
-            path: path.into(),
-            source,
-        }),
-        _ => Ok(()),
-    }
 }
 
 /// The interface of an index in the calling thread's namespace.

@@ -102,6 +102,19 @@ pub enum BpfError {
         source: Box<ProgramError>,
     },
 
+    #[error("cannot attach {program} to the cgroup at {}: {source}", path.display())]
+    AttachCgroup {
+        program: &'static str,
+        path: PathBuf,
+        source: Box<ProgramError>,
+    },
+
+    #[error("no cgroup v2 hierarchy is mounted (`mount -t cgroup2 none /sys/fs/cgroup`)")]
+    NoCgroup,
+
+    #[error("cannot tell this network namespace's cookie: {source}")]
+    Cookie { source: io::Error },
+
     #[error("cannot attach {program} to {interface}: clsact queueing discipline: {source}")]
     Clsact {
         program: &'static str,

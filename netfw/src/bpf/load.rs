@@ -13,7 +13,7 @@ use aya::{
 };
 use aya_obj::Object;
 
-use super::{BpfError, Options, attach::Hook, pin::Pins};
+use super::{BpfError, Options, attach::Hook, cgroup, pin::Pins};
 
 /// The eBPF programs, built by the build script.
 pub static PROGRAMS_OBJECT: &[u8] =
@@ -27,6 +27,7 @@ const PINNED: &[&str] = &[
     "ADDRESSES4",
     "SUBNETS4",
     "LOCALS4",
+    "SOCKETS4",
     "ENDPOINTS",
     "UPLINKS",
     "COUNTERS",
@@ -68,8 +69,10 @@ pub fn load(options: &Options, pins: &Pins) -> Result<Ebpf, BpfError> {
 
     // aya's log filter: 0 is off, and the verifier then removes the log calls as dead code.
     let log_level = options.log_level.map_or(0u8, |level| level as u8);
+    let netns = cgroup::netns_cookie().map_err(|source| BpfError::Cookie { source })?;
     let mut loader = EbpfLoader::new();
     loader.override_global("AYA_LOG_LEVEL", &log_level, false);
+    loader.override_global("NODE_NETNS", &netns, true);
     for (name, size) in sizes {
         loader.map_max_entries(name, size);
     }
@@ -82,6 +85,14 @@ pub fn load(options: &Options, pins: &Pins) -> Result<Ebpf, BpfError> {
             .load()
             .map_err(|source| BpfError::Load {
                 program: hook.program(),
+                source: Box::new(source),
+            })?;
+    }
+    for name in cgroup::PROGRAMS {
+        cgroup::program(&mut ebpf, name)?
+            .load()
+            .map_err(|source| BpfError::Load {
+                program: name,
                 source: Box::new(source),
             })?;
     }

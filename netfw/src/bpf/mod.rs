@@ -11,6 +11,7 @@
 //! |---|---|
 //! | `load` | the object, checked against what is pinned |
 //! | `attach` | links on interfaces: TCX, or clsact |
+//! | `cgroup` | socket programs on the root cgroup |
 //! | `pin` | the directories in bpffs |
 //! | `maps` | endpoints, publishes, subnets, …, counters |
 //! | `flows` | the flow tables |
@@ -18,6 +19,7 @@
 //! | `sys` | the only raw `bpf(2)` |
 
 mod attach;
+mod cgroup;
 mod error;
 mod flows;
 mod load;
@@ -115,6 +117,7 @@ impl DataPlane {
         let mut errors = Vec::new();
         for version in pins.versions() {
             let links = version.join("links");
+            errors.extend(cgroup::detach(&links));
             for ifindex in attach::pinned(&links) {
                 errors.extend(attach::detach(&links, ifindex));
             }
@@ -148,6 +151,11 @@ impl DataPlane {
     /// What a container sends, on the host side of its veth pair.
     pub fn attach_container(&mut self, ifindex: u32, name: &str) -> Result<Attachment, BpfError> {
         self.attach(Hook::Container, ifindex, name)
+    }
+
+    /// The sockets of the node's own processes, on the whole machine's root cgroup.
+    pub fn attach_sockets(&mut self) -> Result<(), BpfError> {
+        cgroup::attach(&mut self.ebpf, &self.pins.links())
     }
 
     fn attach(&mut self, hook: Hook, ifindex: u32, name: &str) -> Result<Attachment, BpfError> {

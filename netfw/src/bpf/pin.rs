@@ -146,6 +146,18 @@ fn is_used(version: &Path) -> bool {
     })
 }
 
+/// Removes one pin, if it is there.
+pub fn remove(path: &Path) -> Result<(), BpfError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(BpfError::Directory {
+            call: "remove",
+            path: path.into(),
+            source,
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// The paths in a directory; none where there is no such directory.
 pub fn entries(directory: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(directory) else {

@@ -1,5 +1,14 @@
 //! End-to-end tests: real packets between namespaces, through a real agent.
 
 mod agent;
+mod bulk;
+mod exec;
 mod fixtures;
+mod masquerade;
 mod mended;
+mod network;
+mod output;
+mod publish;
+mod refused;
+mod setting;
+mod sockets;

@@ -201,16 +201,40 @@ fn the_machine_s_own_namespace_became_an_endpoint() {
 
 #[test]
 fn a_publish_that_reaches_nobody_was_taken_without_a_word() {
+    let node = Namespace::new("node");
+    let instance = format!("no-cgroup-{}", std::process::id());
+    let netfw = |words: &[&str]| {
+        let mut all = vec!["--instance", &instance];
+        all.extend(words);
+        output(binary(), &all)
+    };
+    // No cgroup hierarchy in here, and nothing of it gets out: /sys is made private first. The rest
+    // is shared with the machine, as the agent wants it.
+    let script = "mount --make-rprivate /sys
+        grep ' cgroup2 ' /proc/mounts | cut -d' ' -f2 | grep ^/sys/ | xargs -r umount -l
+        exec \"$@\"";
+    let mut agent = Command::new("unshare");
+    agent
+        .args(["--mount", "--propagation", "unchanged", "sh", "-c", script])
+        .arg("sh")
+        .arg(binary())
+        .args(["--instance", &instance, "agent", "--netns", node.name()]);
+    let mut agent = Running::start(agent);
+    wait_until("the agent", LONG, || netfw(&["status"]).status.success());
+    let added = netfw(&["endpoint", "add", &instance, "-p", "127.0.0.1:8080:80"]);
+    assert!(added.status.success(), "{}", said(&added));
+    let warning = "warning: 127.0.0.1:8080:80/tcp serves nobody: ";
+    assert!(said(&added).contains(warning), "{}", said(&added));
+    let shown = netfw(&["publish", &instance, "8081:80", "-o", "json"]);
+    let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).expect("JSON");
+    assert_eq!(shown["warnings"].as_array().map(Vec::len), Some(1));
+    agent.stop();
+    assert!(netfw(&["down"]).status.success());
+
     let lab = Lab::new();
     let agent = Agent::start(&lab);
-    let added = agent.output(&["endpoint", "add", "web", "-p", "127.0.0.1:8080:80"]);
-    assert!(added.status.success());
-    assert!(said(&added).contains("warning: 127.0.0.1:8080:80/tcp serves nobody yet"));
-    let json = agent.json(&["publish", "web", "8081:80"]);
-    assert_eq!(json["warnings"].as_array().map(Vec::len), Some(1));
-    agent.netfw(&["unpublish", "web", "127.0.0.1:8080:80"]);
-    let json = agent.json(&["endpoint", "inspect", "web"]);
-    assert_eq!(json["warnings"], serde_json::json!([]));
+    let json = agent.json(&["endpoint", "add", &instance, "-p", "127.0.0.1:8080:80"]);
+    assert_eq!(json["warnings"], serde_json::json!([]), "it is served");
 }
 
 #[test]

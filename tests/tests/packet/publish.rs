@@ -155,6 +155,21 @@ fn direct_access_to_a_container_is_dropped() {
 }
 
 #[test]
+fn localhost_is_not_reached_from_a_wire() {
+    with_rig(|rig| {
+        rig.publish("127.0.0.1", 7070, 6, ("web", 80), 0);
+        for port in [7070, 8080] {
+            let to = format!("127.0.0.1:{port}");
+            rig.send(At::World, tcp("client:4000", &to, "S")).passed();
+            rig.send(At::Peer, tcp("peer:4000", &to, "S"))
+                .dropped(Drop::Martian);
+        }
+        rig.send(At::World, tcp("client:4000", "node:7070", "S"))
+            .passed();
+    });
+}
+
+#[test]
 fn answers_without_a_flow_do_not_leave() {
     with_rig(|rig| {
         for flags in [".", "S.", "P.", "F.", "R"] {

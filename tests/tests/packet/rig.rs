@@ -130,7 +130,9 @@ pub fn at(text: &str) -> String {
 }
 
 fn ip(name: &str) -> Ip4 {
-    let addr: Ipv4Addr = at(name).parse().expect("a name of the table");
+    let addr: Ipv4Addr = at(name)
+        .parse()
+        .expect("a name of the table, or an address");
     addr.into()
 }
 

@@ -1,0 +1,123 @@
+//! What is printed: tables for people, JSON for programs.
+
+use serde_json::{Value, json};
+
+use crate::setting::{Site, text};
+
+#[test]
+fn json_may_be_asked_for_before_and_after_the_command() {
+    let Site { agent, .. } = &Site::new(&["8080:80"]);
+    let parse = |words: &[&str]| -> Value {
+        let printed = agent.netfw(words);
+        serde_json::from_str(&printed)
+            .unwrap_or_else(|error| panic!("{words:?}: {error}\n{printed}"))
+    };
+    for command in [
+        &["endpoint", "ls"] as &[&str],
+        &["endpoint", "inspect", "web"],
+        &["port"],
+        &["port", "web"],
+        &["flow", "ls"],
+        &["stats"],
+        &["stats", "--drops"],
+    ] {
+        let before = parse(&[&["-o", "json"], command].concat());
+        let after = parse(&[command, &["-o", "json"]].concat());
+        let long = parse(&[&[command[0], "--output=json"], &command[1..]].concat());
+        // Counters count on.
+        if command[0] != "stats" {
+            assert_eq!(before, after, "{command:?}");
+            assert_eq!(before, long, "{command:?}");
+        }
+        let table = agent.netfw(command);
+        assert!(
+            serde_json::from_str::<Value>(&table).is_err(),
+            "{command:?} prints a table"
+        );
+    }
+    // Its uptime may pass a second meanwhile.
+    let status = parse(&["status", "-o", "json"]);
+    assert_eq!(status["instance"], agent.instance());
+    assert_eq!(status["endpoints"], 1);
+    assert_eq!(status["published_ports"], 1);
+    let mut uplinks: Vec<_> = status["uplinks"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|uplink| text(&uplink["name"]))
+        .collect();
+    uplinks.sort();
+    assert_eq!(uplinks, ["up0", "up1"]);
+}
+
+#[test]
+fn ports_are_printed_as_docker_prints_them() {
+    let Site { agent, .. } = &Site::new(&["8080:80", "10.1.0.1:5300:53/udp", "9000-9002:90-92"]);
+    assert_eq!(
+        agent.netfw(&["port", "web"]),
+        "80/tcp -> 0.0.0.0:8080\n\
+         53/udp -> 10.1.0.1:5300\n\
+         90-92/tcp -> 0.0.0.0:9000-9002\n"
+    );
+    let table = agent.netfw(&["port"]);
+    assert!(table.starts_with("ENDPOINT"), "{table}");
+    assert!(
+        table.lines().skip(1).all(|line| line.starts_with("web ")),
+        "{table}"
+    );
+    assert_eq!(
+        agent.json(&["port", "web"])[0],
+        json!({
+            "endpoint": "web",
+            "protocol": "tcp",
+            "host_ip": "0.0.0.0",
+            "host_ports": {"first": 8080, "last": 8080},
+            "container_ports": {"first": 80, "last": 80},
+        })
+    );
+}
+
+#[test]
+fn endpoints_are_listed_with_what_docker_ps_shows() {
+    let Site { agent, ip, web, .. } = &Site::new(&["8080:80"]);
+    let table = agent.netfw(&["endpoint", "ls"]);
+    let mut lines = table.lines();
+    assert!(
+        lines.next().is_some_and(|head| head.starts_with("NAME ")),
+        "{table}"
+    );
+    let line = lines.next().expect("a line for web");
+    for part in [
+        "web ",
+        "up",
+        "bridge",
+        &ip.to_string(),
+        web.name(),
+        "0.0.0.0:8080->80/tcp",
+    ] {
+        assert!(line.contains(part), "{part} is missing in {line}");
+    }
+    assert_eq!(lines.next(), None);
+    // What adds an endpoint, and what shows it, say the same.
+    let listed = agent.json(&["endpoint", "ls"])[0].clone();
+    assert_eq!(listed, agent.json(&["endpoint", "inspect", "web"]));
+    assert_eq!(listed["state"], "up");
+    assert_eq!(listed["interface"], "eth0");
+}
+
+#[test]
+fn a_closed_pipe_ends_netfw_quietly() {
+    let Site { agent, .. } = &Site::new(&["8080-8099:80-99"]);
+    let netfw = netfw_tests::agent::binary();
+    let line = format!(
+        "{} --instance {} endpoint inspect web -o json | head -1",
+        netfw.display(),
+        agent.instance()
+    );
+    let output = std::process::Command::new("sh")
+        .args(["-c", &line])
+        .output()
+        .expect("a shell");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    assert_eq!(output.stdout, b"{\n");
+}
