@@ -119,11 +119,18 @@ impl DataPlane {
         &mut self,
         mut select: impl FnMut(&Tuple4, &Flow4) -> bool,
     ) -> Result<usize, BpfError> {
-        let mut selected = self.flows.assured.entries()?;
-        selected.extend(self.flows.embryos.entries()?);
-        selected.retain(|(key, flow)| select(key, flow));
+        let mut selected = Vec::new();
+        for table in [&self.flows.assured, &self.flows.embryos] {
+            let mut walk = Walk::default();
+            // No copy of a table that may hold millions, for the few that are meant.
+            while !table.step(&mut walk, |key, flow| {
+                if select(key, flow) {
+                    selected.push(*key);
+                }
+            })? {}
+        }
         let mut count = 0;
-        for (key, _) in &selected {
+        for key in &selected {
             // Its other half may have been selected too, and gone.
             count += usize::from(self.flows.remove_if(key, |_, _| true)?);
         }
