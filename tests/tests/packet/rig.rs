@@ -350,6 +350,20 @@ impl Rig {
         assert!(made.success(), "no blackhole route to {destination}");
     }
 
+    pub fn evict(&mut self, table: &str, key: Tuple4) {
+        let map = self.ebpf.map_mut(table).expect("a map");
+        let mut map: HashMap<&mut MapData, Tuple4, Flow4> = HashMap::try_from(map).expect("a hash");
+        map.remove(&key).expect("it was there");
+    }
+
+    pub fn ip_cmd(&self, args: &str) {
+        let made = Command::new("ip")
+            .args(args.split(' '))
+            .status()
+            .expect("iproute2");
+        assert!(made.success(), "ip {args}");
+    }
+
     pub fn remove_local(&mut self, name: &str) {
         let map = self.ebpf.map_mut("LOCALS4").expect("a map");
         let mut map: HashMap<&mut MapData, Ip4, Local> = HashMap::try_from(map).expect("a hash");
