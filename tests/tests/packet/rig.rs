@@ -195,6 +195,8 @@ pub fn with_rig(test: impl FnOnce(&mut Rig) + Send) {
     });
 }
 
+type Entries = Vec<(Tuple4, Flow4)>;
+
 impl Rig {
     fn new(devices: &TestDevices) -> Self {
         let mut ebpf = EbpfLoader::new()
@@ -468,7 +470,7 @@ impl Rig {
     }
 
     /// Entries of the assured flows, and of the embryos.
-    pub fn entries(&self) -> (Vec<(Tuple4, Flow4)>, Vec<(Tuple4, Flow4)>) {
+    pub fn entries(&self) -> (Entries, Entries) {
         let [flows, embryos] = ["FLOWS4", "EMBRYOS4"].map(|name| {
             let map: HashMap<&MapData, Tuple4, Flow4> =
                 HashMap::try_from(self.ebpf.map(name).expect("a map")).expect("a hash");
