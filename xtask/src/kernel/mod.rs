@@ -12,7 +12,8 @@
 //! * [`guest`]: what runs in there, and qemu around it
 //!
 //! Nothing of this needs root but the installation of missing packages, and all of it stays below
-//! target/. Where this machine has KVM, qemu uses it; without, a test takes some ten times as long.
+//! target/. qemu emulates the processor, which takes some ten times as long as running on it does.
+//! `NETFW_QEMU_ACCEL=kvm` has it use KVM, where that works.
 
 mod guest;
 mod image;
