@@ -1,7 +1,7 @@
 //! [`Packet`] for TC: an skb, perhaps non-linear, perhaps a GSO super-packet with its checksum
 //! still to be filled in by hardware.
 
-use core::ffi::c_void;
+use core::{ffi::c_void, hint::black_box};
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -82,7 +82,10 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn copy(&self, offset: usize, to: &mut [u32; 10], len: usize) -> Option<()> {
-        let len = len.clamp(1, size_of_val(to)) as u32;
+        // The bounds, in a form that Linux 6.1's verifier follows: it learns a lower bound from no
+        // `!= 0`, so the last step adds one. And unseen by the compiler, which drops a bound that
+        // it knows from comparisons of another register, as the verifier does not.
+        let len = black_box(len).saturating_sub(1).min(size_of_val(to) - 1) as u32 + 1;
         let to = to.as_mut_ptr().cast();
         // SAFETY: a helper call that writes `len` bytes, which `to` has.
         let read = unsafe { bpf_skb_load_bytes(self.raw().cast(), offset as u32, to, len) };
