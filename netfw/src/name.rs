@@ -100,6 +100,30 @@ pub fn parse_instance(s: &str) -> Result<Name, NameError> {
     Ok(name)
 }
 
+/// The name of an interface that may exist: what the kernel's `dev_valid_name` takes.
+pub fn parse_interface(s: &str) -> Result<String, InterfaceError> {
+    let reason = match s {
+        "" => "it is empty",
+        "." | ".." => "the kernel keeps it for directories",
+        _ if s.len() > 15 => "it is longer than 15 bytes",
+        _ if s.contains(|c: char| c == '/' || c == ':' || c.is_ascii_whitespace()) => {
+            "it contains a slash, a colon or a blank"
+        }
+        _ => return Ok(s.to_owned()),
+    };
+    Err(InterfaceError {
+        name: s.to_owned(),
+        reason,
+    })
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("no interface can have the name {name:?}: {reason}")]
+pub struct InterfaceError {
+    name: String,
+    reason: &'static str,
+}
+
 /// A unicast MAC address, written `02:6e:ac:12:00:02`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

@@ -341,7 +341,15 @@ fn the_data_plane_outlives_its_agent_and_goes_without_a_trace() {
             };
             let error = DataPlane::load(&other).map(drop).unwrap_err();
             eprintln!("{error}");
-            assert!(matches!(error, BpfError::IncompatibleMap { .. }));
+            assert!(matches!(
+                error,
+                BpfError::FlowRoom {
+                    option: "max_flows",
+                    found: 4096,
+                    wanted: 99,
+                    ..
+                }
+            ));
 
             // An interface that goes takes its programs along.
             netlink.delete_link(host).await.unwrap();
@@ -382,6 +390,32 @@ fn the_data_plane_outlives_its_agent_and_goes_without_a_trace() {
 
 /// The links that are pinned, by name: the number that the kernel gave each, and its program's. None
 /// for what stands for a filter under clsact.
+#[test]
+fn beside_the_data_plane_of_another_layout_a_second_one_was_attached() {
+    if !root() {
+        return;
+    }
+    let instance = Instance::new();
+    let plane = DataPlane::load(&instance.options()).unwrap();
+    let root = Path::new(BPFFS).join(&instance.0);
+    let own = root.join(format!("v{}", netfw_common::ABI));
+    let other = root.join(format!("v{}", netfw_common::ABI + 1));
+    for part in ["maps", "links"] {
+        std::fs::create_dir_all(other.join(part)).unwrap();
+    }
+    // Nothing in it: an upgrade that ended there.
+    DataPlane::check_layout(&instance.0).unwrap();
+    std::fs::rename(own.join("maps/CONFIG"), other.join("maps/CONFIG")).unwrap();
+    let error = DataPlane::load(&instance.options()).map(drop).unwrap_err();
+    assert!(matches!(error, BpfError::OtherLayout { .. }), "{error}");
+    let down = format!("netfw down --instance {}", instance.0);
+    assert!(error.to_string().contains(&down), "{error}");
+    assert!(other.join("maps/CONFIG").exists(), "it stays as it was");
+    drop(plane);
+    DataPlane::remove(&instance.0).unwrap();
+    assert!(!root.exists());
+}
+
 fn links(instance: &str) -> HashMap<String, Option<(u32, u32)>> {
     let links = Path::new(BPFFS)
         .join(instance)
@@ -639,4 +673,8 @@ fn a_million_flows_do_not_stall() {
     let started = Instant::now();
     let listed = plane.flows().unwrap().len();
     eprintln!("listed {listed} entries: {:?}", started.elapsed());
+    // What `unpublish` and `endpoint rm` do.
+    let started = Instant::now();
+    assert_eq!(plane.remove_flows(|_, flow| flow.counter == 77).unwrap(), 0);
+    eprintln!("looked for flows to remove: {:?}", started.elapsed());
 }

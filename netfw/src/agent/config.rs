@@ -13,7 +13,7 @@ use netfw_common::{
 };
 use serde::Deserialize;
 
-use crate::name::Name;
+use crate::name::{InterfaceError, Name, parse_interface};
 
 pub const DEFAULT_INSTANCE: &str = "netfw";
 
@@ -48,6 +48,8 @@ pub enum ConfigError {
         path: PathBuf,
         source: Box<toml::de::Error>,
     },
+    #[error("uplinks: {0}")]
+    Uplink(InterfaceError),
     #[error("{key} = {value}: {why}")]
     Value {
         key: &'static str,
@@ -108,6 +110,9 @@ impl File {
                 (default.port_min, default.port_max)
             }
         };
+        for name in &self.uplinks {
+            parse_interface(name).map_err(ConfigError::Uplink)?;
+        }
         Ok(Config {
             instance,
             netns,
@@ -237,6 +242,7 @@ mod tests {
             "ports = \"5\"",
             "ports = \"9-8\"",
             "ports = \"0-8\"",
+            "uplinks = [\"a/b\"]",
             "[timeouts]\nicmp = 0",
             "[timeouts]\nicmp = 4294967295",
         ] {

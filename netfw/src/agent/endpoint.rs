@@ -173,6 +173,9 @@ impl Agent {
         if self.wanted.node.as_ref().map(|n| n.id) == Some(namespace.id()) {
             return Err(AgentError::NodeNamespace(path));
         }
+        if Namespace::of_machine().is_some_and(|machine| machine == namespace) {
+            return Err(AgentError::MachineNamespace(path));
+        }
         let target = Target {
             id: path.starts_with("/proc").then_some(namespace.id()),
             path,

@@ -32,6 +32,10 @@ pub enum AgentError {
     #[error("{0} is the namespace that the agent serves: a container needs one of its own")]
     NodeNamespace(PathBuf),
     #[error(
+        "{0} is the machine's own namespace, where no container lives: give the endpoint one of its own, or none to have one made"
+    )]
+    MachineNamespace(PathBuf),
+    #[error(
         "{netns} is attached to network \"{network}\" already, as endpoint \"{endpoint}\": two interfaces in one subnet would answer for each other"
     )]
     AlreadyAttached {
@@ -132,6 +136,7 @@ impl AgentError {
             E::Request(_)
             | E::Name(_)
             | E::NodeNamespace(_)
+            | E::MachineNamespace(_)
             | E::NotLocal { .. }
             | E::NoPublish
             | E::PublishTwice { .. }

@@ -11,6 +11,7 @@
 //! | [`endpoint`], [`publish`], [`flow`] | requests |
 //! | [`observe`] | what happens to the node meanwhile |
 //! | [`view`] | answers |
+//! | [`notify`] | telling a service manager |
 //! | [`run`] | the process: signals, socket, timers |
 //! | [`down`] | everything away |
 //!
@@ -26,6 +27,7 @@ pub mod error;
 pub mod flow;
 pub mod ipam;
 pub mod node;
+mod notify;
 pub mod observe;
 pub mod paths;
 pub mod publish;
@@ -68,6 +70,8 @@ pub struct Agent {
     uplinks: BTreeMap<u32, UplinkState>,
     missing_uplinks: Vec<String>,
     locals: HashMap<Ipv4Addr, u32>,
+    /// Why the node's own processes do not reach publishes, if so.
+    sockets: Result<(), String>,
     mtu: u32,
     started: Instant,
 }

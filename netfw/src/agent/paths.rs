@@ -18,6 +18,9 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::name::Name;
 
+/// Below it each instance has a directory.
+pub const RUN: &str = "/run/netfw";
+
 /// How long a process that was killed gets to let go of the lock.
 const DYING: Duration = Duration::from_secs(5);
 
@@ -42,7 +45,7 @@ impl Paths {
     pub fn of(instance: &Name) -> Self {
         Self {
             instance: instance.clone(),
-            run: PathBuf::from("/run/netfw").join(instance.as_str()),
+            run: PathBuf::from(RUN).join(instance.as_str()),
             state: PathBuf::from("/var/lib/netfw").join(instance.as_str()),
         }
     }
@@ -57,6 +60,18 @@ impl Paths {
 
     fn lock_file(&self) -> PathBuf {
         self.run.join("agent.lock")
+    }
+
+    /// Has a process the instance's lock? Looked at without taking it, which could be in the way of an
+    /// agent that starts this moment. False where nobody can tell.
+    pub fn is_locked(&self) -> bool {
+        let (Ok(file), Ok(locks)) = (
+            fs::metadata(self.lock_file()),
+            fs::read_to_string("/proc/locks"),
+        ) else {
+            return false;
+        };
+        is_listed(&locks, file.ino())
     }
 
     /// Takes the instance, or says which process has it.
@@ -112,6 +127,16 @@ impl Paths {
     }
 }
 
+/// Lines of `/proc/locks`: `1: FLOCK  ADVISORY  WRITE PID MAJOR:MINOR:INODE 0 EOF`. Devices are left
+/// out: some file systems have another one here than stat(2) says. Those with `->` only wait.
+fn is_listed(locks: &str, inode: u64) -> bool {
+    let inode = inode.to_string();
+    locks.lines().any(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        matches!(words[..], [_, "FLOCK", _, _, _, file, ..] if file.rsplit(':').next() == Some(&*inode))
+    })
+}
+
 /// Killed, and not quite gone: it holds its files until the kernel has put its memory away.
 fn is_dying(pid: u32) -> bool {
     match fs::read_to_string(format!("/proc/{pid}/stat")) {
@@ -138,13 +163,25 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut paths = Paths::of(&"x".parse().unwrap());
         paths.run = dir.path().join("run");
+        assert!(!paths.is_locked());
         let first = paths.lock().unwrap();
+        assert!(paths.is_locked());
         let pid = std::process::id();
         assert!(matches!(
             paths.lock(),
             Err(LockError::Held { pid: Some(p), .. }) if p == pid
         ));
         drop(first);
+        assert!(!paths.is_locked());
         paths.lock().unwrap();
+    }
+
+    #[test]
+    fn a_lock_is_listed_by_its_inode() {
+        let locks = "1: POSIX  ADVISORY  WRITE 7 00:17:42 0 EOF\n\
+                     2: FLOCK  ADVISORY  WRITE 8 fe:00:43 0 EOF\n\
+                     2: -> FLOCK  ADVISORY  WRITE 9 fe:00:44 0 EOF\n";
+        let listed: Vec<u64> = (40..46).filter(|inode| is_listed(locks, *inode)).collect();
+        assert_eq!(listed, [43]);
     }
 }

@@ -23,6 +23,7 @@ use super::{
     Agent, AgentError,
     config::Config,
     down::{Report, clear},
+    notify::ServiceManager,
     paths::Paths,
 };
 use crate::{
@@ -46,6 +47,7 @@ const GRACE: Duration = Duration::from_secs(5);
 pub fn run(config: Config) -> Result<(), AgentError> {
     let paths = Paths::of(&config.instance);
     let _lock = paths.lock()?;
+    let notify = ServiceManager::from_environment();
     if let Some(path) = &config.netns {
         Namespace::at_path(path)?.enter()?;
     }
@@ -59,7 +61,7 @@ pub fn run(config: Config) -> Result<(), AgentError> {
         .enable_all()
         .build()
         .map_err(io(Path::new("the runtime")))?
-        .block_on(serve(config, &paths));
+        .block_on(serve(config, &paths, &notify));
     if result.is_err() && fresh {
         // It could not start, and nothing was there before: so nothing stays.
         let mut report = Report::default();
@@ -71,7 +73,7 @@ pub fn run(config: Config) -> Result<(), AgentError> {
     result
 }
 
-async fn serve(config: Config, paths: &Paths) -> Result<(), AgentError> {
+async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result<(), AgentError> {
     // Before anything is made: a signal that comes during the start ends the agent in order.
     let socket = paths.socket();
     let io = |path: &Path| {
@@ -114,6 +116,7 @@ async fn serve(config: Config, paths: &Paths) -> Result<(), AgentError> {
         socket = %socket.display(),
         "netfw {} is ready", ready.version
     );
+    notify.tell("READY=1");
     let why = loop {
         tokio::select! {
             _ = terminate.recv() => break "SIGTERM",
@@ -131,6 +134,7 @@ async fn serve(config: Config, paths: &Paths) -> Result<(), AgentError> {
             () = tokio::time::sleep(LOOK_AGAIN) => look(&shared.agent).await,
         }
     };
+    notify.tell("STOPPING=1");
     sweeper.abort();
     stop.notify_one();
     if tokio::time::timeout(GRACE, server).await.is_err() {

@@ -33,6 +33,8 @@ pub const DEFAULT_NETWORK: &str = "bridge";
 impl Agent {
     /// Runs in the node's namespace.
     pub async fn start(config: Config, store_path: &Path) -> Result<Self, AgentError> {
+        // Before anything is written.
+        DataPlane::check_layout(&config.instance)?;
         let store = Store::open(store_path)?;
         let mut wanted = store.load()?;
         let node = this_node(&config)?;
@@ -64,6 +66,7 @@ impl Agent {
             uplinks: Default::default(),
             missing_uplinks: Vec::new(),
             locals: Default::default(),
+            sockets: Ok(()),
             mtu: 0,
             started: Instant::now(),
         };
@@ -86,8 +89,12 @@ impl Agent {
         self.ensure_endpoints().await?;
         self.forget_strangers()?;
         // Without cgroups the node's own processes do without; the world and containers do not care.
-        if let Err(error) = self.dataplane.attach_sockets() {
-            tracing::warn!(error = %crate::chain(&error), "processes of the node do not reach publishes");
+        self.sockets = self
+            .dataplane
+            .attach_sockets()
+            .map_err(|error| crate::chain(&error));
+        if let Err(error) = &self.sockets {
+            tracing::warn!(%error, "processes of the node do not reach publishes");
         }
         // Last: from here on packets of the world reach containers, and everything is there.
         self.observe().await?;

@@ -11,6 +11,7 @@ use crate::{
         Stats, Status, Uplink,
     },
     name::Name,
+    publish::Publish,
 };
 
 impl Agent {
@@ -122,6 +123,11 @@ impl Agent {
             host_interface: e.host_interface.clone(),
             host_ifindex: ifindex,
             publishes: e.publishes.iter().map(|p| p.publish.into()).collect(),
+            warnings: e
+                .publishes
+                .iter()
+                .filter_map(|p| unreachable(&p.publish, &self.sockets))
+                .collect(),
         }
     }
 
@@ -164,11 +170,41 @@ impl Agent {
     }
 }
 
+/// Why nobody reaches a publish, if so: 127.0.0.1 is for the node's own processes alone.
+fn unreachable(publish: &Publish, sockets: &Result<(), String>) -> Option<String> {
+    let why = sockets.as_ref().err()?;
+    publish.host_ip.is_loopback().then(|| {
+        format!("{publish} serves nobody: processes of the node do not reach publishes ({why})")
+    })
+}
+
 fn counter_view(c: record::Counter) -> Counter {
     Counter {
         rx_packets: c.rx_packets,
         rx_bytes: c.rx_bytes,
         tx_packets: c.tx_packets,
         tx_bytes: c.tx_bytes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::publish::Spec;
+
+    #[test]
+    fn only_a_publish_that_nobody_reaches_is_warned_of() {
+        let broken = Err("no cgroups".to_owned());
+        for (text, warned) in [
+            ("127.0.0.1:8080:80", true),
+            ("127.0.0.2:8080:80/udp", true),
+            ("8080:80", false),
+            ("192.0.2.1:8080:80", false),
+        ] {
+            let spec: Spec = text.parse().unwrap();
+            let publish = spec.resolve(spec.host_ports.unwrap());
+            assert_eq!(unreachable(&publish, &broken).is_some(), warned, "{text}");
+            assert_eq!(unreachable(&publish, &Ok(())), None, "{text}");
+        }
     }
 }

@@ -1,6 +1,10 @@
 //! The client of the API: one connection a request, over the agent's unix socket.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
@@ -21,6 +25,12 @@ use crate::{agent::paths::Paths, name::Name, publish::Spec};
 /// Longest answer: a million flows take about 300 MB.
 const LIMIT: usize = 1 << 30;
 
+/// An agent that is starting gets this long; the kernel's verifier takes most of it.
+const STARTING: Duration = Duration::from_secs(3);
+/// And a process that may be about to become one, this long.
+const BEFORE: Duration = Duration::from_millis(200);
+const PAUSE: Duration = Duration::from_millis(10);
+
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     #[error(
@@ -28,6 +38,10 @@ pub enum ClientError {
         crate::agent::run::instance_option(instance)
     )]
     NotRunning { instance: Name },
+    #[error(
+        "the agent for instance \"{instance}\" runs, but does not listen (yet): it is starting or ending; its log says more"
+    )]
+    Starting { instance: Name },
     #[error("{socket} may be opened by root only: run the command as root, or with sudo")]
     Permission { socket: PathBuf },
     #[error("the agent cannot be reached on {socket}: {source}")]
@@ -46,7 +60,7 @@ pub enum ClientError {
 
 #[derive(Clone, Debug)]
 pub struct Client {
-    instance: Name,
+    paths: Paths,
     socket: PathBuf,
 }
 
@@ -54,9 +68,10 @@ type Result<T> = std::result::Result<T, ClientError>;
 
 impl Client {
     pub fn new(instance: &Name) -> Self {
+        let paths = Paths::of(instance);
         Self {
-            instance: instance.clone(),
-            socket: Paths::of(instance).socket(),
+            socket: paths.socket(),
+            paths,
         }
     }
 
@@ -168,13 +183,35 @@ impl Client {
         })
     }
 
+    /// Waits for an agent that is starting: `netfw agent & netfw endpoint add …` is one line.
     async fn connect(&self) -> Result<UnixStream> {
+        let asked = Instant::now();
+        loop {
+            let held = self.paths.is_locked();
+            let error = match self.try_connect().await {
+                Err(error @ ClientError::NotRunning { .. }) => error,
+                done => return done,
+            };
+            let (patience, error) = if held {
+                let instance = self.paths.instance.clone();
+                (STARTING, ClientError::Starting { instance })
+            } else {
+                (BEFORE, error)
+            };
+            if asked.elapsed() >= patience {
+                return Err(error);
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn try_connect(&self) -> Result<UnixStream> {
         UnixStream::connect(&self.socket)
             .await
             .map_err(|source| match source.kind() {
                 io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                     ClientError::NotRunning {
-                        instance: self.instance.clone(),
+                        instance: self.paths.instance.clone(),
                     }
                 }
                 io::ErrorKind::PermissionDenied => ClientError::Permission {

@@ -101,6 +101,9 @@ pub struct Endpoint {
     /// Index of the host side, while it is up.
     pub host_ifindex: Option<u32>,
     pub publishes: Vec<Publish>,
+    /// What does not work as its user may expect; sentences for people.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

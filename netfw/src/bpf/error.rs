@@ -45,6 +45,32 @@ pub enum BpfError {
         instance: String,
     },
 
+    /// The size of a table is that of its making.
+    #[error(
+        "{option} = {wanted}, but the table in use was made for {found} flows and keeps its size \
+         while it is pinned: set {option} = {found}, or `netfw down --instance {instance}` removes \
+         it, and all flows with it"
+    )]
+    FlowRoom {
+        option: &'static str,
+        found: u32,
+        wanted: u32,
+        instance: String,
+    },
+
+    /// Two data planes on one interface would both translate.
+    #[error(
+        "the data plane of another version of netfw is in use ({}; this netfw has layout v{own}), \
+         and its flows cannot be taken over: `netfw down --instance {instance}` removes it, and all \
+         flows with it",
+        path.display()
+    )]
+    OtherLayout {
+        path: PathBuf,
+        own: u32,
+        instance: String,
+    },
+
     #[error("cannot read what is pinned at {}: {source}", path.display())]
     Pinned { path: PathBuf, source: io::Error },
 

@@ -35,13 +35,21 @@ const PINNED: &[&str] = &[
     "CONFIG",
 ];
 
+const MAX_FLOWS: &str = "max_flows";
+
+/// The maps whose size is configured, and the option that says it.
+const SIZED: [(&str, &str); 2] = [("FLOWS4", MAX_FLOWS), ("EMBRYOS4", "max_embryos")];
+
 /// Loads maps and programs of an instance; its directories must be there.
 pub fn load(options: &Options, pins: &Pins) -> Result<Ebpf, BpfError> {
     // Two entries a flow, one for each direction.
-    let sizes = [
-        ("FLOWS4", options.max_flows.saturating_mul(2)),
-        ("EMBRYOS4", options.max_embryos.saturating_mul(2)),
-    ];
+    let sizes = SIZED.map(|(name, option)| {
+        let flows = match option {
+            MAX_FLOWS => options.max_flows,
+            _ => options.max_embryos,
+        };
+        (name, flows.saturating_mul(2))
+    });
     let object = Object::parse(PROGRAMS_OBJECT).map_err(|error| BpfError::object(error.into()))?;
     let directory = pins.maps();
     for &name in PINNED {
@@ -56,7 +64,7 @@ pub fn load(options: &Options, pins: &Pins) -> Result<Ebpf, BpfError> {
             entries: size.map_or(map.max_entries(), |(_, size)| *size),
             flags: map.map_flags(),
         };
-        check(&directory.join(name), &wanted, pins.instance())?;
+        check(name, &directory.join(name), &wanted, pins.instance())?;
     }
 
     // aya's log filter: 0 is off, and the verifier then removes the log calls as dead code.
@@ -113,7 +121,7 @@ struct Shape {
 }
 
 /// Is the pin at `path` missing, or a map of this shape?
-fn check(path: &Path, wanted: &Shape, instance: &str) -> Result<(), BpfError> {
+fn check(name: &str, path: &Path, wanted: &Shape, instance: &str) -> Result<(), BpfError> {
     if !path.exists() {
         return Ok(());
     }
@@ -133,15 +141,25 @@ fn check(path: &Path, wanted: &Shape, instance: &str) -> Result<(), BpfError> {
         ("room for", found.max_entries(), wanted.entries),
         ("flags", found.map_flags(), wanted.flags),
     ] {
-        if found != wanted {
-            return Err(BpfError::IncompatibleMap {
-                path: path.into(),
-                what,
-                found: found.to_string(),
-                wanted: wanted.to_string(),
+        if found == wanted {
+            continue;
+        }
+        let option = SIZED.iter().find(|(sized, _)| *sized == name);
+        if let ("room for", Some((_, option))) = (what, option) {
+            return Err(BpfError::FlowRoom {
+                option,
+                found: found / 2,
+                wanted: wanted / 2,
                 instance: instance.into(),
             });
         }
+        return Err(BpfError::IncompatibleMap {
+            path: path.into(),
+            what,
+            found: found.to_string(),
+            wanted: wanted.to_string(),
+            instance: instance.into(),
+        });
     }
     Ok(())
 }

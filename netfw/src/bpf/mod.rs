@@ -67,6 +67,7 @@ impl DataPlane {
     /// Loads the programs over the maps that are pinned, or makes those. Attaches nothing: programs
     /// that are attached stay what they are until `attach_*` swaps them.
     pub fn load(options: &Options) -> Result<Self, BpfError> {
+        Self::check_layout(&options.instance)?;
         let pins = pin::Pins::of(&options.instance)?;
         let fresh = !pins.exist();
         let loaded = pins
@@ -90,6 +91,18 @@ impl DataPlane {
         };
         plane.set_config(&options.config)?;
         Ok(plane)
+    }
+
+    /// Fails where a data plane of another layout is there, beside which ours must not be attached.
+    pub fn check_layout(instance: &str) -> Result<(), BpfError> {
+        match pin::Pins::of(instance)?.other_layout() {
+            Some(path) => Err(BpfError::OtherLayout {
+                path,
+                own: netfw_common::ABI,
+                instance: instance.into(),
+            }),
+            None => Ok(()),
+        }
     }
 
     /// Is anything of this instance in the kernel, such as an agent that died leaves?

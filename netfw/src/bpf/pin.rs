@@ -104,11 +104,15 @@ impl Pins {
 
     /// Is anything pinned?
     pub fn exist(&self) -> bool {
-        self.versions().iter().any(|version| {
-            ["maps", "links"].iter().any(|part| {
-                fs::read_dir(version.join(part)).is_ok_and(|mut entries| entries.next().is_some())
-            })
-        })
+        self.versions().iter().any(|version| is_used(version))
+    }
+
+    /// The directory of another layout's data plane, if one is there: it may run.
+    pub fn other_layout(&self) -> Option<PathBuf> {
+        let own = self.version();
+        self.versions()
+            .into_iter()
+            .find(|version| *version != own && is_used(version))
     }
 
     /// Removes all files and directories of the instance, past errors. Links must have been
@@ -133,6 +137,13 @@ impl Pins {
         }
         errors
     }
+}
+
+/// Is anything pinned in the directory of this layout version?
+fn is_used(version: &Path) -> bool {
+    ["maps", "links"].iter().any(|part| {
+        fs::read_dir(version.join(part)).is_ok_and(|mut entries| entries.next().is_some())
+    })
 }
 
 /// Removes one pin, if it is there.

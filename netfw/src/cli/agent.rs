@@ -1,6 +1,9 @@
 //! `netfw agent`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
 
 use tracing_subscriber::EnvFilter;
 
@@ -10,7 +13,9 @@ use crate::{
         config::{Config, File},
         run,
     },
-    net::{Namespace, namespace},
+    bpf::BPFFS,
+    name::parse_interface,
+    net::{Namespace, mounts, namespace},
 };
 
 #[derive(Debug, clap::Args)]
@@ -21,7 +26,7 @@ pub struct Args {
     netns: Option<String>,
     /// Serve this interface only; may be given several times, and need not exist yet. Default:
     /// every interface but lo and netfw's own.
-    #[arg(long = "uplink", value_name = "IF")]
+    #[arg(long = "uplink", value_name = "IF", value_parser = parse_interface)]
     uplinks: Vec<String>,
     /// A TOML file with table sizes, timeouts, ports for masquerade and the socket's group.
     #[arg(long, value_name = "FILE")]
@@ -40,13 +45,26 @@ pub fn run(global: &Global, args: Args) -> anyhow::Result<()> {
         .is_none_or(|level| level >= tracing::level_filters::LevelFilter::DEBUG);
     let config = resolve(global, args, program_log)?;
     need_root("the agent")?;
+    mounts::check(Path::new(BPFFS))?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_target(false)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_ansi(colours(
+            std::io::IsTerminal::is_terminal(&std::io::stderr()),
+            |name| std::env::var_os(name),
+        ))
+        // It would tell of a closed stderr on stderr, and panic over that.
+        .log_internal_errors(false)
         .init();
     Ok(run::run(config)?)
+}
+
+/// no-color.org: any value that is not empty means none.
+fn colours(terminal: bool, variable: impl Fn(&str) -> Option<OsString>) -> bool {
+    terminal
+        && variable("NO_COLOR").is_none_or(|value| value.is_empty())
+        && variable("TERM").is_none_or(|value| value != "dumb")
 }
 
 fn filter(level: Option<tracing::level_filters::LevelFilter>) -> anyhow::Result<EnvFilter> {
@@ -67,12 +85,6 @@ fn resolve(global: &Global, args: Args, program_log: bool) -> anyhow::Result<Con
         Some(path) => File::read(path)?,
         None => File::default(),
     };
-    for name in &args.uplinks {
-        anyhow::ensure!(
-            !name.is_empty() && name.len() < 16 && !name.contains(['/', ' ']),
-            "--uplink {name:?}: no interface can have that name"
-        );
-    }
     let netns = args.netns.map(|text| namespace_path(&text)).transpose()?;
     if let Some(path) = &netns {
         // Before the lock and anything else is touched.
@@ -91,4 +103,21 @@ pub fn namespace_path(text: &str) -> anyhow::Result<PathBuf> {
     // For its words: it says how to make one.
     Namespace::named(text)?;
     Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn colours_are_for_terminals_that_want_them() {
+        let with = |name: &'static str, value: &'static str| {
+            colours(true, move |asked| (asked == name).then(|| value.into()))
+        };
+        assert!(with("TERM", "xterm"));
+        assert!(with("NO_COLOR", ""));
+        assert!(!with("NO_COLOR", "1"));
+        assert!(!with("TERM", "dumb"));
+        assert!(!colours(false, |_| None));
+    }
 }

@@ -1,6 +1,9 @@
 //! `netfw demo`.
 
+use std::path::Path;
+
 use super::{Global, need_root};
+use crate::{bpf::BPFFS, net::mounts};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -11,5 +14,6 @@ pub struct Args {
 
 pub fn run(global: &Global, args: Args) -> anyhow::Result<()> {
     need_root("the demo")?;
+    mounts::check(Path::new(BPFFS))?;
     crate::demo::run(args.keep, global.output)
 }

@@ -1,9 +1,15 @@
 //! `netfw down`.
 
+use std::path::Path;
+
 use serde::Serialize;
 
 use super::{Global, need_root, output::print};
-use crate::agent::down::{Report, down};
+use crate::{
+    agent::down::{Report, down},
+    bpf::BPFFS,
+    net::mounts,
+};
 
 /// What `-o json` prints.
 #[derive(Serialize)]
@@ -14,6 +20,7 @@ struct Shown<'a> {
 
 pub fn run(global: &Global) -> anyhow::Result<()> {
     need_root("down")?;
+    mounts::check(Path::new(BPFFS))?;
     let Report { removed, errors } = down(&global.instance);
     let shown = Shown {
         removed: &removed,

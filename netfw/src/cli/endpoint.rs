@@ -3,8 +3,8 @@
 use std::net::Ipv4Addr;
 
 use super::{
-    Format, Global,
-    output::{Table, print},
+    Global,
+    output::{Table, print, warn},
 };
 use crate::{
     api::types::{Endpoint, EndpointRequest, EndpointState, NamespaceRequest},
@@ -54,6 +54,7 @@ pub fn run(global: &Global, command: Command) -> anyhow::Result<()> {
         Command::Add(add) => {
             let request = add.request()?;
             let endpoint = crate::block_on(client.add_endpoint(&request))?;
+            warn(global.output, &endpoint);
             print(global.output, &endpoint, |e| {
                 let mut text = format!("{}   {}\n", e.name, e.ip);
                 for publish in &e.publishes {
@@ -72,10 +73,8 @@ pub fn run(global: &Global, command: Command) -> anyhow::Result<()> {
         }
         Command::Rm { name } => {
             crate::block_on(client.remove_endpoint(&name))?;
-            if global.output == Format::Json {
-                println!("{}", serde_json::json!({ "removed": name }));
-            }
-            Ok(())
+            let removed = serde_json::json!({ "removed": name });
+            print(global.output, &removed, |_| String::new())
         }
     }
 }

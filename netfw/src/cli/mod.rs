@@ -1,13 +1,14 @@
 //! The command line: what is parsed, and which file runs it.
 //!
-//! Exit status: 0 done, 1 failed, 2 wrong usage (clap's own). Results go to stdout, errors and
-//! logs to stderr.
+//! Exit status: 0 done, 1 failed, 2 wrong usage (clap's own); `exec` has its command's. Results go
+//! to stdout, errors and logs to stderr.
 
 mod agent;
 mod demo;
 mod down;
 mod endpoint;
 mod exec;
+mod failure;
 mod flow;
 mod output;
 mod port;
@@ -92,15 +93,13 @@ enum Command {
 }
 
 pub fn main() -> ExitCode {
-    // A closed pipe (`netfw flow ls | head`) ends the process quietly, as it does any Unix tool.
-    // SAFETY: the default disposition runs no code of ours.
-    let _ = unsafe {
-        nix::sys::signal::signal(
-            nix::sys::signal::Signal::SIGPIPE,
-            nix::sys::signal::SigHandler::SigDfl,
-        )
+    let Cli { global, command } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => failure::usage(&error, std::env::args_os()),
     };
-    let Cli { global, command } = Cli::parse();
+    if !command.outlives_its_readers() {
+        die_of_closed_pipes();
+    }
     let result = match command {
         Command::Agent(args) => agent::run(&global, args),
         Command::Down => down::run(&global),
@@ -116,20 +115,42 @@ pub fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("netfw: {}", crate::chain(error.as_ref()));
-            ExitCode::FAILURE
-        }
+        Err(error) => failure::report(&error, global.output),
     }
 }
 
+impl Command {
+    /// The agent has clients that hang up, and the demo has things to remove: to both a closed pipe
+    /// is an error like any other, as Rust has it by default.
+    fn outlives_its_readers(&self) -> bool {
+        matches!(self, Self::Agent(_) | Self::Demo(_))
+    }
+}
+
+/// A closed pipe (`netfw flow ls | head`) ends the process quietly, as it does any Unix tool.
+fn die_of_closed_pipes() {
+    // SAFETY: the default disposition runs no code of ours.
+    let _ = unsafe {
+        nix::sys::signal::signal(
+            nix::sys::signal::Signal::SIGPIPE,
+            nix::sys::signal::SigHandler::SigDfl,
+        )
+    };
+}
+
 /// Some commands change the kernel themselves.
-fn need_root(what: &str) -> anyhow::Result<()> {
-    anyhow::ensure!(
-        nix::unistd::geteuid().is_root(),
-        "{what} needs root: run it as root, or with sudo"
-    );
-    Ok(())
+fn need_root(what: &'static str) -> Result<(), NeedsRoot> {
+    if nix::unistd::geteuid().is_root() {
+        Ok(())
+    } else {
+        Err(NeedsRoot { what })
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{what} needs root: run it as root, or with sudo")]
+struct NeedsRoot {
+    what: &'static str,
 }
 
 #[cfg(test)]
@@ -172,6 +193,8 @@ mod tests {
             "netfw publish x 80-90:80",
             "netfw exec x --",
             "netfw exec x ls",
+            "netfw agent --uplink a/b",
+            "netfw agent --uplink eth0 --uplink sixteen-letters-",
         ] {
             let error = Cli::try_parse_from(line.split(' ')).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{line}");

@@ -4,6 +4,8 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
+use crate::api::types::Endpoint;
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub enum Format {
     Table,
@@ -21,6 +23,15 @@ pub fn print<T: Serialize>(
         Format::Table => print!("{}", table(value)),
     }
     Ok(())
+}
+
+/// Says on stderr what JSON says in `warnings`.
+pub fn warn(format: Format, endpoint: &Endpoint) {
+    if format == Format::Table {
+        for warning in &endpoint.warnings {
+            eprintln!("netfw: warning: {warning}");
+        }
+    }
 }
 
 /// Columns under headings, as wide as they must be.

@@ -1,6 +1,9 @@
 //! `netfw publish` and `netfw unpublish`.
 
-use super::{Global, output::print};
+use super::{
+    Global,
+    output::{print, warn},
+};
 use crate::{
     api::types::Endpoint,
     name::Name,
@@ -19,6 +22,7 @@ pub struct Args {
 
 pub fn publish(global: &Global, args: Args) -> anyhow::Result<()> {
     let endpoint = crate::block_on(global.client().publish(&args.name, args.publish))?;
+    warn(global.output, &endpoint);
     print(global.output, &endpoint, list)
 }
 

@@ -5,7 +5,7 @@
 
 use std::{
     fs::File,
-    io::Read,
+    io::{Read, Write},
     net::{IpAddr, Ipv4Addr},
     os::unix::process::CommandExt,
     process::{Child, Command, Stdio},
@@ -15,11 +15,19 @@ use std::{
 use anyhow::Context;
 use ipnet::Ipv4Net;
 use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
+    errno::Errno,
+    sys::{
+        prctl::set_pdeathsig,
+        signal::{Signal, kill},
+    },
+    unistd::{Pid, getpid, getppid},
 };
 
-use super::http::{self, Seen};
+use super::{
+    http::{self, Seen},
+    leftovers::{self, Mark},
+    report::say,
+};
 use crate::{
     api::{
         client::{Client, ClientError},
@@ -60,13 +68,17 @@ pub struct Lab {
     pub web_saw: Seen,
     pub world_saw: Seen,
     instance: Name,
-    // Fields drop in order: the agent and what it made, then the namespaces.
+    // Fields drop in order: the agent and what it made, then the namespaces, then the mark that
+    // tells of them.
     _agent: Agent,
     _names: Names,
+    _mark: Mark,
 }
 
 impl Lab {
     pub async fn build() -> anyhow::Result<Self> {
+        let instance = leftovers::instance(std::process::id());
+        let mark = Mark::make(&instance)?;
         let mut names = Names::default();
         let client = names.make("client")?;
         let node = names.make("node")?;
@@ -76,7 +88,6 @@ impl Lab {
         wire(&node, "world0", NODE_WORLD_SIDE, &world, WORLD).await?;
         let web_saw = http::serve(&container, INSIDE)?;
         let world_saw = http::serve(&world, WORLD_PORT)?;
-        let instance: Name = format!("demo-{}", std::process::id()).parse()?;
         let agent = Agent::start(&instance, &names.of("node"))?;
         agent.ready(&instance).await?;
         let web: Name = "web".parse()?;
@@ -100,6 +111,7 @@ impl Lab {
             instance,
             _agent: agent,
             _names: names,
+            _mark: mark,
         })
     }
 
@@ -108,12 +120,12 @@ impl Lab {
     }
 
     /// For `--keep`.
-    pub fn explain(&self) {
+    pub fn explain(&self) -> anyhow::Result<()> {
         let netfw = std::env::current_exe()
             .map_or_else(|_| "netfw".into(), |path| path.display().to_string());
         let i = &self.instance;
         let [client, node] = ["client", "node"].map(|role| self._names.of(role));
-        println!(
+        say(&format!(
             "
 Look around from another terminal:
   {netfw} --instance {i} status          (also: endpoint ls, port, flow ls, stats, stats --drops)
@@ -122,8 +134,9 @@ Look around from another terminal:
   {netfw} --instance {i} exec web -- curl http://{WORLD}/
   ip netns exec {node} tcpdump -ni world0
 Ctrl-C ends the demo and removes everything.
+
 "
-        );
+        ))
     }
 }
 
@@ -133,7 +146,7 @@ struct Names(Vec<String>);
 
 impl Names {
     fn of(&self, role: &str) -> String {
-        format!("netfw-demo-{}-{role}", std::process::id())
+        format!("{}{role}", leftovers::prefix(std::process::id()))
     }
 
     fn make(&mut self, role: &str) -> anyhow::Result<Namespace> {
@@ -148,7 +161,7 @@ impl Drop for Names {
     fn drop(&mut self) {
         for name in &self.0 {
             if let Err(error) = Namespace::delete(name) {
-                eprintln!("netfw: {error}");
+                complain(&error.to_string());
             }
         }
     }
@@ -204,13 +217,26 @@ impl Agent {
             nix::sys::memfd::MFdFlags::MFD_CLOEXEC,
         )?;
         let log = File::from(log);
-        let process = netfw(instance)?
+        let mut command = netfw(instance);
+        command
             .args(["agent", "--netns", netns])
             .stderr(log.try_clone()?)
             // Ctrl-C is for the demo, which ends the agent when it is done with it.
-            .process_group(0)
-            .spawn()
-            .context("the agent cannot be started")?;
+            .process_group(0);
+        let demo = getpid();
+        // SAFETY: prctl(2) and getppid(2) are all that runs between fork and exec.
+        unsafe {
+            command.pre_exec(move || {
+                // SIGKILL leaves the demo no time to do so.
+                set_pdeathsig(Signal::SIGTERM)?;
+                // Before that it died unseen.
+                if getppid() != demo {
+                    return Err(Errno::ESRCH.into());
+                }
+                Ok(())
+            });
+        }
+        let process = command.spawn().context("the agent cannot be started")?;
         Ok(Self {
             instance: instance.clone(),
             process,
@@ -224,7 +250,7 @@ impl Agent {
         loop {
             match client.status().await {
                 Ok(_) => return Ok(()),
-                Err(ClientError::NotRunning { .. })
+                Err(ClientError::NotRunning { .. } | ClientError::Starting { .. })
                     if Instant::now() < deadline && self.lives() =>
                 {
                     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -269,32 +295,37 @@ impl Drop for Agent {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        let down = netfw(&self.instance).and_then(|mut command| {
-            let done = command
-                .arg("down")
-                .stdout(Stdio::null())
-                .process_group(0)
-                .status()?;
-            anyhow::ensure!(
-                done.success(),
-                "`netfw down --instance {}` failed",
-                self.instance
-            );
-            Ok(())
-        });
-        if let Err(error) = down {
-            eprintln!("netfw: {error:#}");
-        }
+        down(&self.instance);
     }
 }
 
+/// `netfw down`, a process of its own because it enters namespaces.
+pub fn down(instance: &Name) {
+    let done = netfw(instance)
+        .arg("down")
+        .stdout(Stdio::null())
+        .process_group(0)
+        .status();
+    match done {
+        Ok(status) if status.success() => {}
+        // It said itself what is in the way.
+        Ok(_) => complain(&format!("`netfw down --instance {instance}` failed")),
+        Err(error) => complain(&format!("`netfw down` cannot be started: {error}")),
+    }
+}
+
+/// On stderr, which may be closed as well: `eprintln!` would panic, in the middle of removing.
+pub fn complain(what: &str) {
+    let _ = writeln!(std::io::stderr(), "netfw: {what}");
+}
+
 /// This very binary, for the demo's instance.
-fn netfw(instance: &Name) -> anyhow::Result<Command> {
+fn netfw(instance: &Name) -> Command {
     // By the link: right even where the file was replaced since.
     let mut command = Command::new("/proc/self/exe");
     command
         .arg0("netfw")
         .args(["--instance", instance])
         .stdin(Stdio::null());
-    Ok(command)
+    command
 }

@@ -3,6 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | [`lab`] | namespaces, wires, the agent; all of it goes when the value drops |
+//! | [`leftovers`] | what demos that were killed left, removed by the next one |
 //! | [`http`] | a server that answers with the address it saw, and a client |
 //! | [`rules`] | what netfilter has in a namespace: tables, rules, tracked connections |
 //! | [`report`] | the checks, printed |
@@ -12,6 +13,7 @@
 
 mod http;
 mod lab;
+mod leftovers;
 mod report;
 mod rules;
 
@@ -22,7 +24,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use self::{
     lab::{CLIENT, Lab, NODE_CLIENT_SIDE, NODE_WORLD_SIDE, WORLD},
-    report::Report,
+    report::{Report, say},
 };
 use crate::{
     api::types::{Endpoint, Stats, Status},
@@ -40,11 +42,13 @@ pub fn run(keep: bool, format: Format) -> anyhow::Result<()> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut hangup = signal(SignalKind::hangup())?;
+        let mut quit = signal(SignalKind::quit())?;
         let signalled = async {
             tokio::select! {
                 _ = interrupt.recv() => "SIGINT",
                 _ = terminate.recv() => "SIGTERM",
                 _ = hangup.recv() => "SIGHUP",
+                _ = quit.recv() => "SIGQUIT",
             }
         };
         tokio::pin!(signalled);
@@ -55,10 +59,10 @@ pub fn run(keep: bool, format: Format) -> anyhow::Result<()> {
         };
         let (lab, report) = shown;
         if keep {
-            lab.explain();
+            lab.explain()?;
             tokio::select! {
                 result = watch(&lab) => result?,
-                _ = &mut signalled => eprintln!(),
+                _ = &mut signalled => {}
             }
         }
         drop(lab);
@@ -69,8 +73,9 @@ pub fn run(keep: bool, format: Format) -> anyhow::Result<()> {
 
 async fn show(format: Format) -> anyhow::Result<(Lab, Report)> {
     if format == Format::Table {
-        println!("{}", lab::PICTURE);
+        say(&format!("{}\n", lab::PICTURE))?;
     }
+    leftovers::remove();
     let lab = Lab::build().await?;
     let client = lab.agent();
     let web = client.endpoint(&lab.web).await?;
@@ -238,7 +243,6 @@ fn programs(report: &mut Report, status: &Status) {
 
 /// Some traffic, and the counters every second, until somebody ends it.
 async fn watch(lab: &Lab) -> anyhow::Result<()> {
-    use std::io::Write;
     let client = lab.agent();
     loop {
         http::get(&lab.client, (NODE_CLIENT_SIDE, lab::PUBLISHED).into(), 10).await?;
@@ -246,7 +250,7 @@ async fn watch(lab: &Lab) -> anyhow::Result<()> {
         let (stats, status) = (client.stats().await?, client.status().await?);
         for endpoint in &stats.endpoints {
             let c = endpoint.total;
-            print!(
+            say(&format!(
                 "\r{}: in {} packets {} bytes, out {} packets {} bytes; {} flows, {} dropped  ",
                 endpoint.name,
                 c.rx_packets,
@@ -255,9 +259,8 @@ async fn watch(lab: &Lab) -> anyhow::Result<()> {
                 c.tx_bytes,
                 status.flows,
                 status.dropped
-            );
+            ))?;
         }
-        std::io::stdout().flush()?;
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }

@@ -1,5 +1,8 @@
 //! What was found, and whether it is right.
 
+use std::io::Write;
+
+use anyhow::Context;
 use serde::Serialize;
 
 use crate::cli::Format;
@@ -32,17 +35,26 @@ impl Report {
 
     pub fn print(&self, format: Format) -> anyhow::Result<()> {
         if format == Format::Json {
-            println!("{}", serde_json::to_string_pretty(self)?);
-            return Ok(());
+            return say(&format!("{}\n", serde_json::to_string_pretty(self)?));
         }
+        let mut text = String::new();
         for finding in &self.findings {
             let mark = match finding.ok {
                 Some(true) => "ok    ",
                 Some(false) => "WRONG ",
                 None => "      ",
             };
-            println!("{mark} {}", finding.what);
+            text += &format!("{mark} {}\n", finding.what);
         }
-        Ok(())
+        say(&text)
     }
+}
+
+/// Prints, and fails where nobody reads any more; `print!` would panic.
+pub fn say(text: &str) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+        .context("the demo's output is read by nobody; everything is removed")
 }

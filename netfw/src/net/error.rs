@@ -34,6 +34,18 @@ pub enum NetError {
     #[error("{key:?} is not a sysctl: keys are paths below /proc/sys, such as net/ipv4/ip_forward")]
     BadSysctl { key: String },
 
+    /// What is mounted there would be seen by nobody else, and go with the last of our processes.
+    #[error(
+        "{} is hidden in here from the rest of the machine (a mount namespace of its own, as \
+         `ip netns exec` makes one), so what netfw keeps there would not outlive it: start netfw \
+         outside of it, and name the node's namespace with `--netns {}`",
+        path.display(), netns.as_deref().unwrap_or("NAME")
+    )]
+    PrivateMounts {
+        path: PathBuf,
+        netns: Option<String>,
+    },
+
     /// The kernel refused a netlink request.
     #[error("cannot {asked}: {source}{}", advice(source))]
     Netlink { asked: String, source: io::Error },

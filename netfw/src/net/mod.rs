@@ -11,6 +11,7 @@
 //! | [`netlink`] | links, addresses and routes: reading and changing |
 //! | [`clsact`] | the queueing discipline for filters, removed |
 //! | [`monitor`] | being told of changes |
+//! | [`mounts`] | whether others see what we mount |
 //! | [`sysctl`] | `/proc/sys` |
 //! | [`socket`] | who holds a port |
 //! | [`subnet`] | the choice of a subnet that is in nobody's way |
@@ -20,6 +21,7 @@ mod diag;
 pub mod error;
 mod exchange;
 pub mod monitor;
+pub mod mounts;
 pub mod namespace;
 pub mod netlink;
 pub mod record;

@@ -75,6 +75,13 @@ impl Namespace {
         })
     }
 
+    /// The machine's own: that of kernel threads, or of the first process where those are hidden
+    /// (in a container). None where neither can be looked at.
+    pub fn of_machine() -> Option<Self> {
+        let kernel = fs::read_to_string("/proc/2/comm").is_ok_and(|comm| comm == "kthreadd\n");
+        Self::of_pid(if kernel { 2 } else { 1 }).ok()
+    }
+
     /// Makes a namespace as `ip netns add` does, with its loopback interface up.
     pub fn create(name: &str) -> Result<Self, NetError> {
         let path = path_of(name)?;

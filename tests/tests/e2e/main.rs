@@ -5,6 +5,7 @@ mod bulk;
 mod exec;
 mod fixtures;
 mod masquerade;
+mod mended;
 mod network;
 mod output;
 mod publish;
