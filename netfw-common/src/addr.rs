@@ -84,7 +84,9 @@ pub trait Address: Copy + Eq + Default + 'static {
     /// Does it name the host that speaks: `127.0.0.0/8`, `::1`?
     fn is_loopback(&self) -> bool;
 
-    /// Is it a link's own business: multicast, limited broadcast, link-local (RFC 3927, 4291)?
+    /// Is it the link's business rather than a router's: multicast, limited broadcast, and IPv6
+    /// link-local? IPv4 link-local is routed all the same: clouds serve instance metadata at
+    /// 169.254.169.254.
     fn is_link_scope(&self) -> bool;
 }
 
@@ -138,7 +140,7 @@ impl Address for Ip4 {
     #[inline(always)]
     fn is_link_scope(&self) -> bool {
         let host = self.0.get();
-        host >> 28 == 0xe || host == u32::MAX || host >> 16 == 0xa9fe
+        host >> 28 == 0xe || host == u32::MAX
     }
 }
 
@@ -252,8 +254,7 @@ mod tests {
         for (addr, link) in [
             ("224.0.0.251", true),
             ("255.255.255.255", true),
-            ("169.254.169.254", true),
-            ("169.253.0.1", false),
+            ("169.254.169.254", false),
             ("10.1.2.3", false),
         ] {
             let parsed: Ipv4Addr = addr.parse().unwrap();

@@ -4,8 +4,9 @@
 //! direction have when they are received. The entries are created and removed together; an entry
 //! whose other half is missing counts as absent.
 //!
-//! Embryonic flows (no reply yet, or a TCP handshake under way) lie in an LRU map, assured ones in
-//! a hash that never evicts: a flood can only push out other embryos.
+//! Embryonic flows (a question and its answer at most, or a TCP handshake under way) lie in an LRU
+//! map, and so do closed ones; assured ones lie in a hash that never evicts. A flood can only push
+//! out embryos and what is over.
 
 use crate::{
     addr::{Address, Be16, Ip4, Ip6, Mac},
@@ -26,18 +27,19 @@ pub const fn ticks(seconds: u32) -> u32 {
 pub mod state {
     /// The first packet; no reply yet. Embryonic.
     pub const NEW: u8 = 0;
-    /// TCP: SYN-ACK seen. Embryonic.
-    pub const SYN_RECV: u8 = 1;
-    /// TCP: handshake complete. UDP, ICMP: reply seen. From here on the flow is assured.
+    /// TCP: SYN-ACK seen. UDP, ICMP: a reply seen, and no more than the one question. Embryonic.
+    pub const REPLIED: u8 = 1;
+    /// TCP: handshake complete. UDP, ICMP: the talk goes on after a reply. Assured.
     pub const ESTABLISHED: u8 = 2;
     /// TCP: FIN seen from the side that opened the flow.
     pub const FIN_ORIGINAL: u8 = 3;
     /// TCP: FIN seen from the side that answered.
     pub const FIN_REPLY: u8 = 4;
-    /// TCP: FIN seen from both.
+    /// TCP: FIN seen from both. Over, and with the embryos again: closed connections must not
+    /// fill the table of those that are open.
     pub const TIME_WAIT: u8 = 5;
-    /// TCP: RST seen. A segment without RST that follows shows that it was forged or refused,
-    /// and makes the flow established again.
+    /// TCP: RST seen. Over likewise; but a segment that follows without RST shows that it was
+    /// forged or refused, and makes the flow established again.
     pub const CLOSE: u8 = 6;
 }
 
@@ -57,8 +59,8 @@ pub mod flag {
 
 /// One direction of a flow.
 ///
-/// Layout, no padding: the rewritten tuple (`src, dst, sport, dport`), then fixed fields; 44 bytes
-/// for IPv4, 68 for IPv6.
+/// Layout, no padding: the rewritten tuple (`src, dst, sport, dport`), then fixed fields; 48 bytes
+/// for IPv4, 72 for IPv6.
 #[repr(C)]
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Flow<A> {
@@ -85,12 +87,15 @@ pub struct Flow<A> {
     /// Low bits of the tick in which the way to the world was looked up, see
     /// [`flag::L2_CACHED`].
     pub routed: u16,
+    /// The largest IP packet that this way takes, in bytes.
+    pub mtu: u16,
+    pub reserved: u16,
 }
 
 pub type Flow4 = Flow<Ip4>;
 pub type Flow6 = Flow<Ip6>;
 
-const _: () = assert!(size_of::<Flow4>() == 44 && size_of::<Flow6>() == 68);
+const _: () = assert!(size_of::<Flow4>() == 48 && size_of::<Flow6>() == 72);
 
 impl<A: Address> Flow<A> {
     /// The tuple under which the other half lies: what an answer to the rewritten packet looks
@@ -136,9 +141,10 @@ impl<A: Address> Flow<A> {
             && now.wrapping_sub(self.seen) > self.timeout
     }
 
+    /// Over, and in nobody's way who needs its tuples?
     #[inline(always)]
-    pub fn is_assured(&self) -> bool {
-        self.state >= state::ESTABLISHED
+    pub fn is_closed(&self) -> bool {
+        self.state >= state::TIME_WAIT
     }
 }
 
@@ -179,7 +185,7 @@ impl Timeouts {
     #[inline(always)]
     pub fn of(&self, proto: u8, state: u8) -> u32 {
         match (proto, state) {
-            (crate::tuple::proto::TCP, state::NEW | state::SYN_RECV) => self.tcp_embryonic,
+            (crate::tuple::proto::TCP, state::NEW | state::REPLIED) => self.tcp_embryonic,
             (crate::tuple::proto::TCP, state::ESTABLISHED) => self.tcp_established,
             (crate::tuple::proto::TCP, _) => self.tcp_closing,
             (crate::tuple::proto::ICMP | crate::tuple::proto::ICMPV6, _) => self.icmp,
@@ -197,26 +203,51 @@ pub mod tcp {
     pub const ACK: u8 = 0x10;
 }
 
+/// Does a flow in `state` belong to the table that never evicts?
+#[inline(always)]
+pub fn is_assured(state: u8) -> bool {
+    state::ESTABLISHED <= state && state < state::TIME_WAIT
+}
+
+/// The state of a UDP or ICMP flow after a packet in the reply direction or not.
+///
+/// An answer alone does not make it assured: else a thousand DNS queries per second would fill the
+/// table with talks of two packets (nf_conntrack calls such flows unassured likewise).
+#[inline(always)]
+pub fn next_query_state(state: u8, reply: bool) -> u8 {
+    use state::{ESTABLISHED, NEW, REPLIED};
+    match (state, reply) {
+        (NEW, true) => REPLIED,
+        (REPLIED, false) => ESTABLISHED,
+        _ => state,
+    }
+}
+
 /// The state after a TCP segment with `flags`, seen in the reply direction or not.
 #[inline(always)]
 pub fn next_tcp_state(state: u8, flags: u8, reply: bool) -> u8 {
-    use state::{CLOSE, ESTABLISHED, FIN_ORIGINAL, FIN_REPLY, NEW, SYN_RECV, TIME_WAIT};
+    use state::{CLOSE, ESTABLISHED, FIN_ORIGINAL, FIN_REPLY, NEW, REPLIED, TIME_WAIT};
     if flags & tcp::RST != 0 {
         // A RST in answer to the first SYN refuses the connection: the embryo just expires.
         return if state < ESTABLISHED { state } else { CLOSE };
     }
+    let syn = flags & tcp::SYN != 0;
+    let ack = flags & tcp::ACK != 0;
     let fin = flags & tcp::FIN != 0;
     match (state, reply) {
-        (NEW, true) if flags & (tcp::SYN | tcp::ACK) == tcp::SYN | tcp::ACK => SYN_RECV,
-        // Simultaneous open (RFC 9293 3.5): SYNs cross, SYN-ACKs follow.
-        (NEW, true) if flags & tcp::SYN != 0 => SYN_RECV,
-        (SYN_RECV, false) if flags & tcp::ACK != 0 => {
+        // SYN-ACK, or SYN: a simultaneous open (RFC 9293 3.5) has SYNs cross.
+        (NEW, true) if syn => REPLIED,
+        (REPLIED, false) if ack => {
             if fin {
                 FIN_ORIGINAL
             } else {
                 ESTABLISHED
             }
         }
+        // A client opens a new connection from the port of an old one. Its SYN alone changes
+        // nothing, for anybody can forge one; the answer does.
+        (FIN_ORIGINAL.., true) if syn && ack => REPLIED,
+        (FIN_ORIGINAL.., false) if syn => state,
         (ESTABLISHED | CLOSE, false) if fin => FIN_ORIGINAL,
         (ESTABLISHED | CLOSE, true) if fin => FIN_REPLY,
         (FIN_ORIGINAL, true) if fin => TIME_WAIT,
@@ -257,8 +288,8 @@ mod tests {
         let mut s = NEW;
         for (flags, reply, want) in [
             (SYN, false, NEW),
-            (SYN | ACK, true, SYN_RECV),
-            (ACK, true, SYN_RECV),
+            (SYN | ACK, true, REPLIED),
+            (ACK, true, REPLIED),
             (ACK, false, ESTABLISHED),
             (ACK, true, ESTABLISHED),
             (FIN | ACK, true, FIN_REPLY),
@@ -286,6 +317,30 @@ mod tests {
             NEW,
             "connection refused"
         );
+    }
+
+    #[test]
+    fn a_port_is_reused_by_a_new_handshake_and_by_nothing_less() {
+        use state::*;
+        use tcp::*;
+        for over in [FIN_ORIGINAL, FIN_REPLY, TIME_WAIT, CLOSE] {
+            assert_eq!(next_tcp_state(over, SYN, false), over);
+            assert_eq!(next_tcp_state(over, SYN | ACK, true), REPLIED);
+            assert_eq!(next_tcp_state(REPLIED, ACK, false), ESTABLISHED);
+        }
+        assert_eq!(next_tcp_state(ESTABLISHED, SYN, false), ESTABLISHED);
+        assert_eq!(next_tcp_state(ESTABLISHED, SYN | ACK, true), ESTABLISHED);
+    }
+
+    #[test]
+    fn a_question_and_its_answer_are_no_talk() {
+        use state::*;
+        assert_eq!(next_query_state(NEW, false), NEW);
+        assert_eq!(next_query_state(NEW, true), REPLIED);
+        assert_eq!(next_query_state(REPLIED, true), REPLIED);
+        assert_eq!(next_query_state(REPLIED, false), ESTABLISHED);
+        assert!(!is_assured(REPLIED) && is_assured(ESTABLISHED) && is_assured(FIN_REPLY));
+        assert!(!is_assured(TIME_WAIT) && !is_assured(CLOSE));
     }
 
     #[test]

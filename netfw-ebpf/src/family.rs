@@ -14,7 +14,6 @@ use crate::{
     packet::Packet,
     parse::{ETH_LEN, Malformed},
     redirect::{Query, Route},
-    verdict::Verdict,
     work::Work,
 };
 
@@ -36,11 +35,11 @@ pub trait Family {
     /// Asks the node's routing tables.
     fn route<P: Packet>(packet: &P, query: &Query<Self::Addr>) -> Route<Self::Addr>;
 
-    /// Sends the frame to `next_hop` by the kernel's neighbour table.
-    fn neighbour(ifindex: u32, next_hop: Self::Addr) -> Verdict;
-
     /// Does the node hold a socket that would take a packet like this?
     fn has_socket<P: Packet>(packet: &P, tuple: &Tuple<Self::Addr>) -> bool;
+
+    /// Does the node hold a connected UDP socket that waits for this datagram?
+    fn has_connected_socket<P: Packet>(packet: &P, tuple: &Tuple<Self::Addr>) -> bool;
 
     /// Logs the flow that was made for the packet in `work`.
     fn log_opened(work: &Work<Self::Addr>);
@@ -122,7 +121,11 @@ impl Family for V4 {
     fn parse<P: Packet>(packet: &P, work: &mut Work<Ip4>) -> Result<(), Malformed> {
         let header: Ipv4 = packet.read(ETH_LEN).ok_or(Malformed)?;
         let header_len = usize::from(header.version_ihl & 0xf) * 4;
-        let len = usize::from(header.len.get());
+        // "BIG TCP": a super-packet beyond the field's reach says 0 (kernel 6.3, b1a78b9b9886).
+        let len = match usize::from(header.len.get()) {
+            0 if packet.len() > ETH_LEN + usize::from(u16::MAX) => packet.len() - ETH_LEN,
+            len => len,
+        };
         if header.version_ihl >> 4 != 4
             || header_len < Ipv4::LEN
             || len < header_len
@@ -186,16 +189,13 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn neighbour(ifindex: u32, next_hop: Ip4) -> Verdict {
-        Verdict::Neighbour4 {
-            ifindex,
-            next_hop: next_hop.0.wire(),
-        }
+    fn has_socket<P: Packet>(packet: &P, tuple: &Tuple<Ip4>) -> bool {
+        packet.has_socket4(tuple)
     }
 
     #[inline(always)]
-    fn has_socket<P: Packet>(packet: &P, tuple: &Tuple<Ip4>) -> bool {
-        packet.has_socket4(tuple)
+    fn has_connected_socket<P: Packet>(packet: &P, tuple: &Tuple<Ip4>) -> bool {
+        packet.has_connected_socket4(tuple)
     }
 
     #[inline(always)]

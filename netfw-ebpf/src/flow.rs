@@ -18,7 +18,10 @@ use core::ptr::addr_of_mut;
 use netfw_common::{
     addr::{Address, Mac},
     drop::Drop,
-    flow::{Flow, TICK_SHIFT, Timeouts, flag, next_tcp_state, state, tcp, ticks},
+    flow::{
+        Flow, TICK_SHIFT, Timeouts, flag, is_assured, next_query_state, next_tcp_state, state, tcp,
+        ticks,
+    },
     record::Config,
     tuple::{Tuple, proto},
 };
@@ -98,15 +101,20 @@ impl<A: Address> Entry<A> {
 
     /// Keeps a way to the world for the rest of the tick.
     #[inline(always)]
-    fn set_route(self, ifindex: u32, ethernet: Option<(Mac, Mac)>, now: u32) {
+    fn set_route(self, route: &Kept, now: u32) {
         let old = self.copy();
+        // The element may have gone to another flow since it was found.
+        if old.has(flag::TO_CONTAINER) {
+            return;
+        }
         let without = old.flags & !flag::L2_CACHED;
-        let Some((dmac, smac)) = ethernet else {
+        let Some((dmac, smac)) = route.ethernet else {
             self.set_flags(without);
             return;
         };
         let same = old.has(flag::L2_CACHED)
-            && old.ifindex == ifindex
+            && old.ifindex == route.ifindex
+            && old.mtu == route.mtu
             && old.dmac == dmac
             && old.smac == smac;
         if !same {
@@ -114,7 +122,8 @@ impl<A: Address> Entry<A> {
             self.set_flags(without);
             // SAFETY: see `set_seen`.
             unsafe {
-                addr_of_mut!((*self.0).ifindex).write_volatile(ifindex);
+                addr_of_mut!((*self.0).ifindex).write_volatile(route.ifindex);
+                addr_of_mut!((*self.0).mtu).write_volatile(route.mtu);
                 addr_of_mut!((*self.0).dmac).write_volatile(dmac);
                 addr_of_mut!((*self.0).smac).write_volatile(smac);
             }
@@ -123,6 +132,14 @@ impl<A: Address> Entry<A> {
         // SAFETY: see `set_seen`.
         unsafe { addr_of_mut!((*self.0).routed).write_volatile(now as u16) };
     }
+}
+
+/// A way to the world, to be kept in a flow.
+pub struct Kept {
+    pub ifindex: u32,
+    pub mtu: u16,
+    /// Destination and source MAC, where the neighbour is known.
+    pub ethernet: Option<(Mac, Mac)>,
 }
 
 /// Why there is no flow to send by.
@@ -153,16 +170,24 @@ pub fn lookup<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
             true
         }
         None => {
-            let entry = F::embryos().get_ptr_mut(work.key).ok_or(Miss::Absent)?;
+            let entry = match F::embryos().get_ptr_mut(work.key) {
+                Some(entry) => entry,
+                // It may have become assured between the two looks.
+                None => F::flows().get_ptr_mut(work.key).ok_or(Miss::Absent)?,
+            };
             work.flow = Entry(entry).copy();
             false
         }
     };
-    let settled = assured
-        && (work.key.proto != proto::TCP
-            || (work.flow.state == state::ESTABLISHED
-                && work.flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0));
-    if work.flow.seen == work.now && settled {
+    let flow = &work.flow;
+    let settled = if work.key.proto == proto::TCP {
+        assured
+            && flow.state == state::ESTABLISHED
+            && work.flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0
+    } else {
+        assured || (flow.state == state::NEW && !flow.has(flag::REPLY))
+    };
+    if flow.seen == work.now && settled {
         return Ok(());
     }
     advance::<F>(work)
@@ -179,29 +204,21 @@ fn advance<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
     };
     work.reply_key = work.flow.reverse_key(work.key.proto);
     let Some(other) = other_half::<F>(work) else {
-        // An orphan: the embryo table pushed its other half out.
-        remove::<F>(work, assured);
+        // An orphan: its other half was pushed out, and whatever lies there now is another's.
+        remove::<F>(&work.key, assured);
         return Err(Miss::Absent);
     };
     if work.flow.is_expired(work.now) {
-        remove::<F>(work, assured);
+        remove_both::<F>(work, assured);
         return Err(Miss::Absent);
     }
 
     let reply = work.flow.has(flag::REPLY);
     let old = work.flow.state;
     let new = if work.key.proto == proto::TCP {
-        // A client opens a new connection from the port of the one it has just closed.
-        let over = old == state::TIME_WAIT || old == state::CLOSE;
-        if over && !reply && work.opens {
-            remove::<F>(work, assured);
-            return Err(Miss::Absent);
-        }
         next_tcp_state(old, work.flags, reply)
-    } else if reply {
-        state::ESTABLISHED
     } else {
-        old
+        next_query_state(old, reply)
     };
 
     entry.set_seen(work.now);
@@ -217,10 +234,14 @@ fn advance<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
             half.set_state(new, timeout);
         }
     }
-    if new >= state::ESTABLISHED && !assured {
-        return assure::<F>(work, entry, other);
+    if is_assured(new) == assured {
+        return Ok(());
     }
-    Ok(())
+    if assured {
+        retire::<F>(work, entry, other);
+        return Ok(());
+    }
+    assure::<F>(work, entry, other)
 }
 
 /// The other half of `work.flow`, under `work.reply_key`. A flow on its way between the tables has
@@ -233,16 +254,21 @@ fn other_half<F: Family>(work: &Work<F::Addr>) -> Option<Entry<F::Addr>> {
         .then_some(other)
 }
 
-/// Removes the flow of `work.key` and `work.reply_key`. Someone else may be faster: gone is gone.
+/// Removes one entry. Someone else may be faster: gone is gone.
 #[inline(always)]
-fn remove<F: Family>(work: &Work<F::Addr>, assured: bool) {
-    for key in [&work.key, &work.reply_key] {
-        let _ = if assured {
-            F::flows().remove(key)
-        } else {
-            F::embryos().remove(key)
-        };
-    }
+fn remove<F: Family>(key: &Tuple<F::Addr>, assured: bool) {
+    let _ = if assured {
+        F::flows().remove(key)
+    } else {
+        F::embryos().remove(key)
+    };
+}
+
+/// Removes the flow of `work.key` and `work.reply_key`, whose halves belong together.
+#[inline(always)]
+fn remove_both<F: Family>(work: &Work<F::Addr>, assured: bool) {
+    remove::<F>(&work.key, assured);
+    remove::<F>(&work.reply_key, assured);
 }
 
 /// Moves a flow from the embryos to the assured.
@@ -259,20 +285,30 @@ fn assure<F: Family>(
             Ok(()) | Err(EEXIST) => {}
             Err(_) => {
                 // The table is full. Neither half may stay alone.
-                remove::<F>(work, true);
+                remove_both::<F>(work, true);
                 return Err(Miss::TableFull);
             }
         }
     }
-    remove::<F>(work, false);
+    remove_both::<F>(work, false);
     Ok(())
+}
+
+/// Moves a flow that is over from the assured to the embryos, where it may be pushed out.
+#[inline(always)]
+fn retire<F: Family>(work: &Work<F::Addr>, entry: Entry<F::Addr>, other: Entry<F::Addr>) {
+    for (key, half) in [(&work.key, entry), (&work.reply_key, other)] {
+        // SAFETY: an element of a map; the kernel copies it.
+        let _ = F::embryos().insert(key, unsafe { &*half.0 }, BPF_NOEXIST);
+    }
+    remove_both::<F>(work, true);
 }
 
 /// Keeps the way to the world that was found for the flow of `work.key`, for the rest of the tick.
 #[inline(always)]
-pub fn keep_route<F: Family>(work: &Work<F::Addr>, ifindex: u32, ethernet: Option<(Mac, Mac)>) {
+pub fn keep_route<F: Family>(work: &Work<F::Addr>, route: &Kept) {
     if let Some((entry, _)) = find::<F>(&work.key) {
-        entry.set_route(ifindex, ethernet, work.now);
+        entry.set_route(route, work.now);
     }
 }
 
@@ -289,7 +325,7 @@ pub enum Claim {
     Full,
 }
 
-/// Is a reply tuple free: no flow has it, or one that expired?
+/// May the flow that is being made have `work.reply_key`: does nobody need it?
 ///
 /// A cheap look before [`claim`]: an insertion into the embryos may push another one out, even
 /// where it fails.
@@ -298,7 +334,7 @@ pub fn is_free<F: Family>(work: &Work<F::Addr>) -> bool {
     match find::<F>(&work.reply_key) {
         Some((holder, _)) => {
             let holder = holder.copy();
-            holder.is_expired(work.now) || is_ours(work, &holder)
+            is_ours(work, &holder) || gives_way(work, &holder)
         }
         None => true,
     }
@@ -314,6 +350,27 @@ fn is_ours<A: Address>(work: &Work<A>, holder: &Flow<A>) -> bool {
         && holder.has(flag::REPLY)
 }
 
+/// Has the holder of a tuple no more claim to it? One that is over gives way where no port is free
+/// otherwise: a new connection from it is told from the old by its sequence numbers.
+#[inline(always)]
+fn gives_way<A: Address>(work: &Work<A>, holder: &Flow<A>) -> bool {
+    holder.is_expired(work.now) || (work.pressed && holder.is_closed())
+}
+
+/// Removes the holder of `work.reply_key`, and its other half if that is still its own.
+#[inline(always)]
+fn evict<F: Family>(work: &Work<F::Addr>, holder: &Flow<F::Addr>, assured: bool) {
+    let reverse = holder.reverse_key(work.key.proto);
+    let whole = match find::<F>(&reverse) {
+        Some((other, _)) => holder.is_half_of(&work.reply_key, &other.copy()),
+        None => false,
+    };
+    if whole {
+        remove::<F>(&reverse, assured);
+    }
+    remove::<F>(&work.reply_key, assured);
+}
+
 /// Claims `work.reply_key`, the tuple that answers will have, for `work.reply`.
 #[inline(never)]
 pub fn claim<F: Family>(work: &Work<F::Addr>) -> Claim {
@@ -324,14 +381,14 @@ pub fn claim<F: Family>(work: &Work<F::Addr>) -> Claim {
                 return Claim::Taken;
             };
             let holder = Entry(holder).copy();
-            if !holder.is_expired(work.now) {
+            if !gives_way(work, &holder) {
                 return if is_ours(work, &holder) {
                     Claim::Shared
                 } else {
                     Claim::Taken
                 };
             }
-            let _ = F::embryos().remove(work.reply_key);
+            evict::<F>(work, &holder, false);
             if F::embryos()
                 .insert(work.reply_key, work.reply, BPF_NOEXIST)
                 .is_err()
@@ -341,14 +398,15 @@ pub fn claim<F: Family>(work: &Work<F::Addr>) -> Claim {
         }
         Err(_) => return Claim::Full,
     }
-    // An assured flow that expired makes room; one that was on its way from the embryos does not.
+    // An assured flow that expired makes room, and so does one of which half is missing; one that
+    // was on its way from the embryos does not.
     let Some(holder) = F::flows().get_ptr_mut(work.reply_key) else {
         return Claim::Ours;
     };
     let holder = Entry(holder).copy();
-    if holder.is_expired(work.now) {
-        let _ = F::flows().remove(work.reply_key);
-        let _ = F::flows().remove(holder.reverse_key(work.key.proto));
+    let orphan = find::<F>(&holder.reverse_key(work.key.proto)).is_none();
+    if orphan || gives_way(work, &holder) {
+        evict::<F>(work, &holder, true);
         return Claim::Ours;
     }
     let _ = F::embryos().remove(work.reply_key);

@@ -18,6 +18,7 @@ pub mod ethertype {
 
     pub const IPV4: Be16 = Be16::new(0x0800);
     pub const ARP: Be16 = Be16::new(0x0806);
+    pub const IPV6: Be16 = Be16::new(0x86dd);
 }
 
 /// The Ethernet header.
@@ -108,6 +109,7 @@ pub struct Udp {
 }
 
 impl Udp {
+    pub const LEN: u32 = 8;
     pub const CHECKSUM: usize = 6;
 }
 

@@ -8,18 +8,20 @@
 
 use aya_ebpf::{
     bindings::{
-        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_SRC, bpf_fib_lookup,
+        BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
+        BPF_FIB_LOOKUP_SRC, bpf_fib_lookup,
     },
     helpers::generated::bpf_fib_lookup as fib_lookup,
 };
 use netfw_common::{
-    addr::{Be32, Ip4, Mac},
+    addr::{Be32, Ip4},
+    drop::Drop,
     flow::flag,
 };
 
 use crate::{
     family::{Family, V4},
-    flow,
+    flow::{self, Kept},
     maps::UPLINKS,
     packet::Packet,
     verdict::Verdict,
@@ -31,11 +33,13 @@ const EINVAL: i64 = 22;
 
 /// A question to the routing tables.
 pub struct Query<A> {
-    /// The bridge of the container's network: rules and `rp_filter` see the packet come from there.
+    /// The bridge of the container's network: rules see the packet come from there.
     pub bridge: u32,
     /// The container's address.
     pub src: A,
     pub dst: A,
+    /// Bytes of the IP packet as it will be on the wire: of a segment, for those yet to be cut.
+    pub len: u16,
     /// Wanted: the node's address towards `dst`.
     pub source: bool,
 }
@@ -43,6 +47,8 @@ pub struct Query<A> {
 /// The answer.
 pub enum Route<A> {
     Via(Via<A>),
+    /// The packet is too big for the way out.
+    TooBig,
     /// No route, or one that forbids it.
     None,
     /// Out of an interface that netfw does not serve.
@@ -50,13 +56,19 @@ pub enum Route<A> {
 }
 
 pub struct Via<A> {
-    pub ifindex: u32,
-    /// The gateway, or the destination where it is on the link.
-    pub next_hop: A,
+    pub way: Kept,
+    pub next_hop: NextHop,
     /// The node's address towards the destination, where asked for and there is one.
     pub source: Option<A>,
-    /// Destination and source MAC, where the neighbour is known.
-    pub ethernet: Option<(Mac, Mac)>,
+}
+
+/// The gateway, or the destination where it is on the link. A gateway of an IPv4 route may be an
+/// IPv6 address (RFC 5549).
+#[derive(Clone, Copy)]
+pub struct NextHop {
+    pub family: u32,
+    /// Network order; an IPv4 address is the first.
+    pub addr: [u32; 4],
 }
 
 /// [`Family::route`] for IPv4.
@@ -66,6 +78,7 @@ pub fn route4<P: Packet>(packet: &P, query: &Query<Ip4>) -> Route<Ip4> {
     let mut fib: bpf_fib_lookup = unsafe { core::mem::zeroed() };
     fib.family = AF_INET;
     fib.ifindex = query.bridge;
+    fib.__bindgen_anon_1.tot_len = query.len;
     fib.__bindgen_anon_3.ipv4_src = query.src.0.wire();
     fib.__bindgen_anon_4.ipv4_dst = query.dst.0.wire();
     let size = size_of::<bpf_fib_lookup>() as i32;
@@ -81,8 +94,11 @@ pub fn route4<P: Packet>(packet: &P, query: &Query<Ip4>) -> Route<Ip4> {
         // SAFETY: as above.
         found = unsafe { fib_lookup(ctx, &mut fib, size, 0) };
     }
-    let known = found == i64::from(BPF_FIB_LKUP_RET_SUCCESS);
-    if !known && found != i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
+    if found == i64::from(BPF_FIB_LKUP_RET_FRAG_NEEDED) {
+        return Route::TooBig;
+    }
+    let resolved = found == i64::from(BPF_FIB_LKUP_RET_SUCCESS);
+    if !resolved && found != i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
         return Route::None;
     }
     // SAFETY: records are plain integers; the agent replaces them whole.
@@ -95,43 +111,61 @@ pub fn route4<P: Packet>(packet: &P, query: &Query<Ip4>) -> Route<Ip4> {
     } else {
         V4::uplink_address(uplink)
     };
+    // Before 6.4 (1fcc064b305a) neighbours count as resolved that have never answered.
+    let known = resolved && fib.dmac != [0; 6];
     Route::Via(Via {
-        ifindex: fib.ifindex,
-        // SAFETY: a union of integers.
-        next_hop: Ip4(Be32::from_wire(unsafe { fib.__bindgen_anon_4.ipv4_dst })),
+        way: Kept {
+            ifindex: fib.ifindex,
+            // SAFETY: a union of integers. The kernel tells the route's MTU here since 5.12.
+            mtu: unsafe { fib.__bindgen_anon_1.mtu_result },
+            ethernet: known.then_some((fib.dmac, fib.smac)),
+        },
+        next_hop: NextHop {
+            family: u32::from(fib.family),
+            // SAFETY: a union of integers; of an IPv4 address the kernel left the rest alone.
+            addr: unsafe { fib.__bindgen_anon_4.ipv6_dst },
+        },
         source: (source.0.wire() != 0).then_some(source),
-        ethernet: known.then_some((fib.dmac, fib.smac)),
     })
 }
 
-/// The way to the world of the flow in `work`: the one kept, or, for the first packet of a tick, a
-/// new one. None where there is no way any more.
+/// The way to the world of the flow in `work`: the one kept, or, for the first packet of a tick and
+/// for those too big for it, a new one.
 #[inline(always)]
 pub fn way_out<P: Packet, F: Family>(
     packet: &P,
     work: &mut Work<F::Addr>,
     bridge: u32,
-) -> Option<Verdict> {
-    if work.flow.has(flag::L2_CACHED) && work.flow.routed == work.now as u16 {
-        return Some(Verdict::Redirect {
-            ifindex: work.flow.ifindex,
+) -> Result<Verdict, Verdict> {
+    let len = packet.wire_len(work.len, work.transport(), work.key.proto);
+    let flow = &work.flow;
+    if flow.has(flag::L2_CACHED) && flow.routed == work.now as u16 && len <= flow.mtu {
+        return Ok(Verdict::Redirect {
+            ifindex: flow.ifindex,
         });
     }
     let query = Query {
         bridge,
         src: work.key.src,
-        dst: work.flow.dst,
+        dst: flow.dst,
+        len,
         source: false,
     };
-    let Route::Via(via) = F::route(packet, &query) else {
-        return None;
+    let via = match F::route(packet, &query) {
+        Route::Via(via) => via,
+        // The stack answers for a router: "fragmentation needed".
+        Route::TooBig => return Err(Verdict::Pass),
+        Route::None | Route::Closed => return Err(Verdict::Drop(Drop::NoRoute)),
     };
     // An address that the node no longer has must not be sent from (the answers would go astray).
-    if !F::is_local(&work.flow.src) {
-        return None;
+    if !F::is_local(&flow.src) {
+        return Err(Verdict::Drop(Drop::NoRoute));
     }
-    flow::keep_route::<F>(work, via.ifindex, via.ethernet);
+    flow::keep_route::<F>(work, &via.way);
     // The kernel writes the Ethernet header.
     work.flow.flags &= !flag::L2_CACHED;
-    Some(F::neighbour(via.ifindex, via.next_hop))
+    Ok(Verdict::Neighbour {
+        ifindex: via.way.ifindex,
+        next_hop: via.next_hop,
+    })
 }

@@ -2,6 +2,8 @@
 
 use netfw_common::drop::Drop;
 
+use crate::redirect::NextHop;
+
 /// Where a frame goes. Whatever it takes to rewrite it has been done.
 pub enum Verdict {
     /// Not ours, untouched: to other programs on the hook and the node's stack.
@@ -12,7 +14,7 @@ pub enum Verdict {
     Peer { ifindex: u32 },
     /// Out of this interface; the link-layer header is in place.
     Redirect { ifindex: u32 },
-    /// Out of this interface to this IPv4 neighbour; the kernel writes the link-layer header and
-    /// sees to the neighbour entry.
-    Neighbour4 { ifindex: u32, next_hop: u32 },
+    /// Out of this interface to this neighbour; the kernel writes the link-layer header and sees to
+    /// the neighbour entry.
+    Neighbour { ifindex: u32, next_hop: NextHop },
 }

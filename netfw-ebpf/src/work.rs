@@ -40,7 +40,9 @@ pub struct Work<A> {
     /// The flow that is being made sends from an address of the node, which sockets and publishes
     /// use as well.
     pub from_node: bool,
-    pub reserved: [u8; 3],
+    /// No port was free for it: flows that are over give way.
+    pub pressed: bool,
+    pub reserved: [u8; 2],
 }
 
 impl<A> Work<A> {

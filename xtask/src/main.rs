@@ -6,6 +6,7 @@
 mod bench;
 mod build;
 mod command;
+mod kernel;
 mod linker;
 mod packages;
 mod run;

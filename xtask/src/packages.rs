@@ -43,6 +43,16 @@ pub const FOR_BENCH: &[Program] = &[
     ("nginx", "nginx-light"),
 ];
 
+/// For `--kernel`: to boot another kernel, and the programs that its tests start.
+pub const FOR_KERNEL: &[Program] = &[
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("busybox", "busybox-static"),
+    ("ip", "iproute2"),
+    ("tc", "iproute2"),
+    ("nsenter", "util-linux"),
+    ("strip", "binutils"),
+];
+
 /// Installs the packages of those programs that are not there.
 pub fn ensure_programs(programs: &[Program]) -> Result<()> {
     let mut missing: Vec<String> = programs
@@ -125,6 +135,11 @@ fn install(packages: &[String]) -> Result<()> {
         bail!("apt-get ended with {status}\n{by_hand}");
     }
     Ok(())
+}
+
+/// Brings the package lists up to date.
+pub fn refresh() -> Result<()> {
+    update(&root_prefix("apt-get", &[])?)
 }
 
 /// Once in a run: a fresh machine has no package lists, an old one stale ones.

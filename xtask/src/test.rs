@@ -14,18 +14,34 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use crate::{
     build,
     command::{is_root, line, root_prefix},
-    packages, setup,
+    kernel, packages, setup,
     toolchain::{Toolchain, path},
 };
 
 #[derive(clap::Args)]
 pub struct Arguments {
+    /// On another kernel, in qemu: the newest of Debian's cloud kernels of this version, as 6.1.
+    /// Runs the verifier test, the packet tests and `netfw demo`
+    #[arg(long, value_name = "VERSION")]
+    kernel: Option<String>,
     /// For the test programs: a filter, `--nocapture`, `--test-threads N`, …
     #[arg(last = true)]
     arguments: Vec<OsString>,
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
+    if let Some(version) = &arguments.kernel {
+        let arguments = kernel::words(&arguments.arguments)?;
+        return kernel::run(&kernel::Plan {
+            version,
+            steps: &[
+                kernel::tests("verifier", ""),
+                kernel::tests("packet", &arguments),
+                kernel::DEMO,
+            ],
+            update_budget: false,
+        });
+    }
     let toolchain = setup::run()?;
     packages::ensure_programs(packages::FOR_TESTS)?;
 
@@ -77,10 +93,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 
 /// Over all test programs; each says its own in a line `test result: …`.
 #[derive(Default)]
-struct Totals {
-    passed: u32,
-    failed: u32,
-    ignored: u32,
+pub struct Totals {
+    pub passed: u32,
+    pub failed: u32,
+    pub ignored: u32,
 }
 
 impl Totals {
@@ -106,7 +122,7 @@ impl Totals {
     }
 
     /// `test result: ok. 3 passed; 0 failed; 1 ignored; …`
-    fn add(&mut self, line: &str) {
+    pub fn add(&mut self, line: &str) {
         let Some((_, results)) = line
             .strip_prefix("test result: ")
             .and_then(|rest| rest.split_once(". "))

@@ -11,7 +11,10 @@ use aya_ebpf::{
     macros::classifier,
     programs::TcContext,
 };
-use netfw_common::{addr::Ip4, drop::Drop};
+use netfw_common::{
+    addr::{Address as _, Ip4, Ip6},
+    drop::Drop,
+};
 
 use crate::{
     event,
@@ -25,6 +28,9 @@ use crate::{
 
 /// Headers that the engine reads and writes: Ethernet, IPv4 with all options, TCP.
 const HEADERS: usize = ETH_LEN + 60 + 20;
+
+/// Offset of source and destination in an IPv6 header (RFC 8200 3).
+const IPV6_ADDRESSES: usize = 8;
 
 /// Ingress of an uplink: what comes from the world.
 #[classifier]
@@ -78,6 +84,14 @@ fn from_container(packet: &mut Skb) -> Verdict {
             }
             _ => Verdict::Drop(Drop::SpoofedAddress),
         },
+        // Containers have no IPv6 address yet: what is not the link's own chatter would leave the node
+        // by nobody's rules.
+        ethertype::IPV6 => match packet.read::<[Ip6; 2]>(ETH_LEN + IPV6_ADDRESSES) {
+            Some([src, dst]) if (src.is_link_scope() || src == Ip6::ANY) && dst.is_link_scope() => {
+                Verdict::Pass
+            }
+            _ => Verdict::Drop(Drop::SpoofedAddress),
+        },
         _ => Verdict::Pass,
     }
 }
@@ -122,16 +136,19 @@ fn act(packet: &Skb, verdict: Verdict) -> i32 {
             TC_ACT_SHOT
         }
         // SAFETY (here and below): helper calls that note where the packet goes.
-        Verdict::Peer { ifindex } => unsafe { bpf_redirect_peer(ifindex, 0) as i32 },
+        Verdict::Peer { ifindex } => unsafe {
+            packet.set_for_host();
+            bpf_redirect_peer(ifindex, 0) as i32
+        },
         // SAFETY: as above.
         Verdict::Redirect { ifindex } => unsafe { bpf_redirect(ifindex, 0) as i32 },
-        Verdict::Neighbour4 { ifindex, next_hop } => {
-            const AF_INET: u32 = 2;
+        Verdict::Neighbour { ifindex, next_hop } => {
             let mut to = bpf_redir_neigh {
-                nh_family: AF_INET,
-                __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: [0; 4] },
+                nh_family: next_hop.family,
+                __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 {
+                    ipv6_nh: next_hop.addr,
+                },
             };
-            to.__bindgen_anon_1.ipv4_nh = next_hop;
             // SAFETY: as above.
             unsafe {
                 bpf_redirect_neigh(ifindex, &mut to, size_of::<bpf_redir_neigh>() as i32, 0) as i32

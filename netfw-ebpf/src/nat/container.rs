@@ -142,8 +142,8 @@ fn send<P: Packet, F: Family>(
         }
     } else {
         match way_out::<P, F>(packet, work, sender.bridge) {
-            Some(verdict) => verdict,
-            None => return Verdict::Drop(Drop::NoRoute),
+            Ok(verdict) => verdict,
+            Err(verdict) => return verdict,
         }
     };
     match translate::apply::<P, F>(packet, work) {
@@ -219,12 +219,13 @@ fn masquerade<P: Packet, F: Family>(
         bridge: sender.bridge,
         src: work.key.src,
         dst: work.key.dst,
+        len: packet.wire_len(work.len, work.transport(), work.key.proto),
         source: true,
     };
     let via = match F::route(packet, &query) {
         Route::Via(via) => via,
-        // The stack answers for a router: "unreachable".
-        Route::None => return Err(Verdict::Pass),
+        // The stack answers for a router: "fragmentation needed", "unreachable".
+        Route::TooBig | Route::None => return Err(Verdict::Pass),
         Route::Closed => return Err(Verdict::Drop(Drop::NoRoute)),
     };
     let Some(source) = via.source else {

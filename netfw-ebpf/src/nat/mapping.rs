@@ -97,8 +97,8 @@ fn insert<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result<
         max: config.port_max,
     };
 
-    // A second round for those who were overtaken between the look and the claim.
-    for _ in 0..2 {
+    for round in 0..2 {
+        work.pressed = round > 0;
         let mut found = false;
         for attempt in 0..port::TRIES {
             let port = work.key.sport;
@@ -114,9 +114,10 @@ fn insert<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result<
             }
         }
         if !found {
-            return Err(Drop::PortsExhausted);
+            continue;
         }
         match flow::claim::<F>(work) {
+            // Overtaken between the look and the claim.
             Claim::Taken => {}
             Claim::Full => return Err(Drop::TableFull),
             claim => return flow::open::<F>(work, claim),

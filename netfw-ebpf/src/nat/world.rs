@@ -5,7 +5,7 @@ use netfw_common::{
     drop::Drop,
     flow::flag,
     record::{Endpoint, Publish, PublishKey, network_flag},
-    tuple::zone,
+    tuple::{proto, zone},
 };
 
 use super::{
@@ -57,6 +57,9 @@ fn flow_of<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result
         if work.opens
             && UPLINKS.get_ptr(packet.ifindex()).is_some()
             && let Some(publish) = asked_for::<F>(work)
+            // An answer that a process of the node waits for is no question to a container, though
+            // the kernel chose a published port for the process.
+            && !(work.key.proto == proto::UDP && F::has_connected_socket(packet, &work.key))
         {
             return dnat::<P, F>(packet, work, publish).map_err(Verdict::Drop);
         }
@@ -137,13 +140,14 @@ pub fn published<F: Family>(
         reserved: 0,
     };
     // SAFETY: integers; a publish is replaced whole, and removed before its endpoint is.
-    if let Some(publish) = unsafe { F::publishes().get(wanted) } {
-        return Some(publish);
+    let mut found = unsafe { F::publishes().get(wanted) };
+    if found.is_none() {
+        wanted.addr = F::Addr::ANY;
+        // SAFETY: as above.
+        found = unsafe { F::publishes().get(wanted) };
     }
-    wanted.addr = F::Addr::ANY;
-    // SAFETY: as above.
-    let publish = unsafe { F::publishes().get(wanted) }?;
-    (F::is_local(&addr) || addr.is_loopback()).then_some(publish)
+    // The node may have lost the address.
+    found.filter(|_| F::is_local(&addr) || addr.is_loopback())
 }
 
 /// The endpoint that has this address.

@@ -29,6 +29,10 @@ pub trait Packet {
     /// Interface on which it was received.
     fn ifindex(&self) -> u32;
 
+    /// Bytes of the IP packet on the wire: `len`, or where the packet is one of many rolled into
+    /// one (GSO), what each of them will have. `l4` is the offset of the transport header.
+    fn wire_len(&self, len: u32, l4: usize, proto: u8) -> u16;
+
     /// Would the node's own stack take it: addressed to this interface's MAC, and without a VLAN tag
     /// outside the frame?
     fn is_for_us(&self) -> bool;
@@ -44,6 +48,9 @@ pub trait Packet {
 
     /// Does the node hold a socket that would take this TCP or UDP packet?
     fn has_socket4(&self, tuple: &Tuple<Ip4>) -> bool;
+
+    /// Does the node hold a connected UDP socket that waits for this datagram?
+    fn has_connected_socket4(&self, tuple: &Tuple<Ip4>) -> bool;
 
     /// What helpers call the context.
     fn context(&self) -> *mut core::ffi::c_void;

@@ -1,7 +1,7 @@
 //! [`Packet`] for TC: an skb, perhaps non-linear, perhaps a GSO super-packet with its checksum
 //! still to be filled in by hardware.
 
-use core::ffi::c_void;
+use core::{ffi::c_void, hint::black_box};
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -10,8 +10,8 @@ use aya_ebpf::{
         bpf_sock_tuple__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
     },
     helpers::generated::{
-        bpf_l4_csum_replace, bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_load_bytes,
-        bpf_skb_pull_data, bpf_skc_lookup_tcp,
+        bpf_l4_csum_replace, bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_change_type,
+        bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skc_lookup_tcp,
     },
     programs::TcContext,
 };
@@ -21,6 +21,7 @@ use netfw_common::{
 };
 
 use super::Packet;
+use crate::parse::{ETH_LEN, Tcp, Udp};
 
 /// `skb->pkt_type` of a frame addressed to the interface that received it.
 const PACKET_HOST: u32 = 0;
@@ -37,6 +38,19 @@ impl Skb {
     pub fn protocol(&self) -> Be16 {
         // SAFETY: the kernel's context, valid for the program's run.
         Be16::from_wire(unsafe { (*self.raw()).protocol } as u16)
+    }
+
+    /// A frame that its sender addressed to another MAC than this interface's is not for this host,
+    /// as the kernel sees it, and a container behind [`crate::verdict::Verdict::Peer`] would drop it
+    /// (kernels before 6.15, c43272299488, do not scrub that).
+    #[inline(always)]
+    pub fn set_for_host(&self) {
+        // SAFETY: the kernel's context, and a helper call.
+        unsafe {
+            if (*self.raw()).pkt_type != PACKET_HOST {
+                bpf_skb_change_type(self.raw(), PACKET_HOST);
+            }
+        }
     }
 
     #[inline(always)]
@@ -68,7 +82,10 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn copy(&self, offset: usize, to: &mut [u32; 10], len: usize) -> Option<()> {
-        let len = len.clamp(1, size_of_val(to)) as u32;
+        // The bounds, in a form that Linux 6.1's verifier follows: it learns a lower bound from no
+        // `!= 0`, so the last step adds one. And unseen by the compiler, which drops a bound that
+        // it knows from comparisons of another register, as the verifier does not.
+        let len = black_box(len).saturating_sub(1).min(size_of_val(to) - 1) as u32 + 1;
         let to = to.as_mut_ptr().cast();
         // SAFETY: a helper call that writes `len` bytes, which `to` has.
         let read = unsafe { bpf_skb_load_bytes(self.raw().cast(), offset as u32, to, len) };
@@ -79,6 +96,25 @@ impl Packet for Skb {
     fn ifindex(&self) -> u32 {
         // SAFETY: the kernel's context, valid for the program's run.
         unsafe { (*self.raw()).ifindex }
+    }
+
+    #[inline(always)]
+    fn wire_len(&self, len: u32, l4: usize, proto: u8) -> u16 {
+        // SAFETY: as above.
+        let segment = unsafe { (*self.raw()).gso_size };
+        let len = if segment == 0 {
+            len
+        } else {
+            // `gso_size` is a segment's payload; the headers stand before each.
+            let header = match proto {
+                proto::TCP => self
+                    .read::<Tcp>(l4)
+                    .map_or(0, |header| u32::from(header.offset >> 4) * 4),
+                _ => Udp::LEN,
+            };
+            segment + header + (l4 - ETH_LEN) as u32
+        };
+        len.min(u32::from(u16::MAX)) as u16
     }
 
     #[inline(always)]
@@ -116,24 +152,13 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn has_socket4(&self, tuple: &Tuple<Ip4>) -> bool {
-        let mut sock = bpf_sock_tuple {
-            __bindgen_anon_1: bpf_sock_tuple__bindgen_ty_1 {
-                ipv4: bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
-                    saddr: tuple.src.0.wire(),
-                    daddr: tuple.dst.0.wire(),
-                    sport: tuple.sport.wire(),
-                    dport: tuple.dport.wire(),
-                },
-            },
-        };
-        let size = size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1>() as u32;
-        let netns = BPF_F_CURRENT_NETNS as i64 as u64;
+        let (mut sock, size) = socket_tuple(tuple);
         let ctx = self.context();
         // SAFETY: helper calls; a socket that was found is released at once.
         unsafe {
             let found = match tuple.proto {
-                proto::TCP => bpf_skc_lookup_tcp(ctx, &mut sock, size, netns, 0),
-                proto::UDP => bpf_sk_lookup_udp(ctx, &mut sock, size, netns, 0),
+                proto::TCP => bpf_skc_lookup_tcp(ctx, &mut sock, size, CURRENT_NETNS, 0),
+                proto::UDP => bpf_sk_lookup_udp(ctx, &mut sock, size, CURRENT_NETNS, 0),
                 _ => return false,
             };
             if found.is_null() {
@@ -145,7 +170,44 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
+    fn has_connected_socket4(&self, tuple: &Tuple<Ip4>) -> bool {
+        /// `BPF_TCP_ESTABLISHED`, of UDP sockets too.
+        const CONNECTED: u32 = 1;
+        let (mut sock, size) = socket_tuple(tuple);
+        let ctx = self.context();
+        // SAFETY: as in `has_socket4`.
+        unsafe {
+            let found = bpf_sk_lookup_udp(ctx, &mut sock, size, CURRENT_NETNS, 0);
+            if found.is_null() {
+                return false;
+            }
+            let state = (*found).state;
+            bpf_sk_release(found.cast::<c_void>());
+            state == CONNECTED
+        }
+    }
+
+    #[inline(always)]
     fn context(&self) -> *mut c_void {
         self.0.as_ptr()
     }
+}
+
+const CURRENT_NETNS: u64 = BPF_F_CURRENT_NETNS as i64 as u64;
+
+/// A tuple as the socket helpers take it, and its size there.
+#[inline(always)]
+fn socket_tuple(tuple: &Tuple<Ip4>) -> (bpf_sock_tuple, u32) {
+    let sock = bpf_sock_tuple {
+        __bindgen_anon_1: bpf_sock_tuple__bindgen_ty_1 {
+            ipv4: bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
+                saddr: tuple.src.0.wire(),
+                daddr: tuple.dst.0.wire(),
+                sport: tuple.sport.wire(),
+                dport: tuple.dport.wire(),
+            },
+        },
+    };
+    let size = size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1>();
+    (sock, size as u32)
 }

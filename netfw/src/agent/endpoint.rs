@@ -406,7 +406,7 @@ impl Agent {
         }
         if let Err(error) = self
             .dataplane
-            .remove_flows(|_, flow| endpoint.owns_counter(flow.counter))
+            .remove_flows(|key, flow| endpoint.takes_part(key, flow))
         {
             report("its flows were not removed", &error);
         }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use netfw_common::{
-    flow::{Flow4, TICK_NS, flag, state},
+    flow::{Flow4, TICK_NS, flag, is_assured, state},
     tuple::{Tuple4, proto},
 };
 
@@ -52,8 +52,8 @@ impl Agent {
             })
             .collect();
         let mut flows = self.dataplane.flows()?;
-        flows.retain(|(_, flow)| {
-            !flow.has(flag::REPLY) && only.is_none_or(|e| e.owns_counter(flow.counter))
+        flows.retain(|(key, flow)| {
+            !flow.has(flag::REPLY) && only.is_none_or(|e| e.takes_part(key, flow))
         });
         Ok(Listing {
             flows,
@@ -69,7 +69,7 @@ impl Agent {
         let endpoint = self.wanted_endpoint(name)?.clone();
         Ok(self
             .dataplane
-            .remove_flows(|_, flow| endpoint.owns_counter(flow.counter))?)
+            .remove_flows(|key, flow| endpoint.takes_part(key, flow))?)
     }
 
     /// Frees what expired flows take.
@@ -100,7 +100,8 @@ fn view(key: &Tuple4, flow: &Flow4, endpoint: Option<&Name>, now: u32) -> Flow {
         },
         state: match flow.state {
             state::NEW => "new",
-            state::SYN_RECV => "syn_recv",
+            state::REPLIED if key.proto == proto::TCP => "syn_recv",
+            state::REPLIED => "replied",
             state::ESTABLISHED => "established",
             state::FIN_ORIGINAL | state::FIN_REPLY => "fin_wait",
             state::TIME_WAIT => "time_wait",
@@ -108,7 +109,7 @@ fn view(key: &Tuple4, flow: &Flow4, endpoint: Option<&Name>, now: u32) -> Flow {
             _ => "unknown",
         }
         .into(),
-        assured: flow.is_assured(),
+        assured: is_assured(flow.state),
         timeout: left,
         original: tuple(key),
         reply: tuple(&reply),

@@ -70,7 +70,7 @@ pub fn observe(links: &[Link], addresses: &[Address], named: &[String]) -> View 
     }
     let uplinks: BTreeMap<u32, Uplink> = links
         .iter()
-        .filter(|link| leads_out(link, named))
+        .filter(|link| leads_out(link, links, named))
         .map(|link| {
             let record = record::Uplink {
                 ip4: first
@@ -121,14 +121,17 @@ pub fn observe(links: &[Link], addresses: &[Address], named: &[String]) -> View 
     }
 }
 
-fn leads_out(link: &Link, named: &[String]) -> bool {
+fn leads_out(link: &Link, links: &[Link], named: &[String]) -> bool {
     // A port of a bridge or bond sees frames before its master does, but the node's routing knows
-    // the master only. Interfaces of any instance of netfw are no way to the world.
+    // the master only; a member of a VRF is routed by itself. Interfaces of any instance of netfw
+    // are no way to the world.
     let own = link
         .alias
         .as_deref()
         .is_some_and(|a| a.starts_with("netfw:"));
-    !link.loopback && !own && (link.master.is_none() || named.contains(&link.name))
+    let master = links.iter().find(|other| Some(other.index) == link.master);
+    let port = link.master.is_some() && master.and_then(|m| m.kind.as_deref()) != Some("vrf");
+    !link.loopback && !own && (!port || named.contains(&link.name))
 }
 
 #[cfg(test)]
@@ -220,6 +223,22 @@ mod tests {
         let view = observe(&[tunnel], &[], &[]);
         assert_eq!(view.uplinks[&2].closed, Some(NOT_ETHERNET));
         assert!(!view.uplinks[&2].is_ethernet());
+    }
+
+    #[test]
+    fn a_member_of_a_vrf_is_an_uplink_and_a_port_of_a_bridge_is_not() {
+        for (kind, is_uplink) in [("vrf", true), ("bridge", false), ("bond", false)] {
+            let master = Link {
+                kind: Some(kind.into()),
+                ..link(2, "master")
+            };
+            let member = Link {
+                master: Some(2),
+                ..link(3, "eth0")
+            };
+            let view = observe(&[master, member], &[], &[]);
+            assert_eq!(view.uplinks.contains_key(&3), is_uplink, "{kind}");
+        }
     }
 
     #[test]

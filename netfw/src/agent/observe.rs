@@ -129,21 +129,24 @@ impl Agent {
         }
     }
 
-    /// The record first: the programs find it from their first packet on.
+    /// The record last: nothing is sent by an interface that the guard does not watch.
     fn serve(&mut self, ifindex: u32, uplink: &node::Uplink) -> Result<&'static str, String> {
-        let recorded = if uplink.closed.is_none() {
+        let attached = match self.uplinks.get(&ifindex) {
+            Some(UplinkState {
+                attached: Ok(hook), ..
+            }) => Ok(*hook),
+            _ => self.attach(ifindex, uplink),
+        };
+        let recorded = if attached.is_ok() && uplink.closed.is_none() {
             self.dataplane.set_uplink(ifindex, &uplink.record)
         } else {
             self.dataplane.remove_uplink(ifindex)
         };
         recorded.map_err(|e| crate::chain(&e))?;
-        let known = self.uplinks.get(&ifindex);
-        if let Some(UplinkState {
-            attached: Ok(hook), ..
-        }) = known
-        {
-            return Ok(hook);
-        }
+        attached
+    }
+
+    fn attach(&mut self, ifindex: u32, uplink: &node::Uplink) -> Result<&'static str, String> {
         let attached = if uplink.is_ethernet() {
             self.dataplane.attach_uplink(ifindex, &uplink.name)
         } else {

@@ -6,6 +6,7 @@
 use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf};
 
 use ipnet::Ipv4Net;
+use netfw_common::{flow::Flow4, tuple::Tuple4};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -98,6 +99,13 @@ impl Wanted {
 }
 
 impl Endpoint {
+    /// Has the endpoint part in this flow, as its owner or (a client of a neighbour's publish) as
+    /// one of its ends?
+    pub fn takes_part(&self, key: &Tuple4, flow: &Flow4) -> bool {
+        let ip = self.ip4.into();
+        self.owns_counter(flow.counter) || [key.src, key.dst, flow.src, flow.dst].contains(&ip)
+    }
+
     /// Does the endpoint or one of its publishes own this counter?
     pub fn owns_counter(&self, counter: u32) -> bool {
         self.counter == counter || self.publishes.iter().any(|p| p.counter == counter)
@@ -158,6 +166,8 @@ impl Wanted {
 
 #[cfg(test)]
 mod tests {
+    use netfw_common::{flow::Flow4, tuple::Tuple4};
+
     use super::*;
 
     #[test]

@@ -85,6 +85,7 @@ impl Agent {
         for name in self.wanted.networks.keys().cloned().collect::<Vec<_>>() {
             self.ensure_bridge(&name).await?;
         }
+        self.attach_guards(&links);
         self.ensure_endpoints().await?;
         self.forget_strangers()?;
         // Without cgroups the node's own processes do without; the world and containers do not care.
@@ -98,6 +99,16 @@ impl Agent {
         // Last: from here on packets of the world reach containers, and everything is there.
         self.observe().await?;
         Ok(())
+    }
+
+    /// Before any container can send, what leaves an uplink is watched. Where that fails,
+    /// [`Agent::observe`] says so, and does not serve it.
+    fn attach_guards(&mut self, links: &[Link]) {
+        for (ifindex, uplink) in node::observe(links, &[], &self.config.uplinks).uplinks {
+            if let Err(error) = self.dataplane.attach_guard(ifindex, &uplink.name) {
+                tracing::debug!(uplink = %uplink.name, %error, "no guard yet");
+            }
+        }
     }
 
     /// Removals that the last agent began.

@@ -11,7 +11,7 @@
 
 use netfw_common::{
     addr::Ip4,
-    flow::{Flow4, TICK_SHIFT},
+    flow::{Flow4, TICK_SHIFT, is_assured},
     tuple::Tuple4,
 };
 use nix::time::{ClockId, clock_gettime};
@@ -207,7 +207,7 @@ impl DataPlane {
     /// Puts an entry where the programs would: for tests.
     #[doc(hidden)]
     pub fn insert_flow(&mut self, key: &Tuple4, flow: &Flow4) -> Result<(), BpfError> {
-        if flow.is_assured() {
+        if is_assured(flow.state) {
             self.flows.assured.insert(key, flow)
         } else {
             self.flows.embryos.insert(key, flow)

@@ -57,8 +57,8 @@ netfw demo: four network namespaces on this machine, one of them a node that net
                                 web container (port 80, published as 8080)
 ";
 
-/// For the agent to start or to end.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// For the agent to start or to end. The verifier of an emulated machine takes a good half of it.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct Lab {
     pub client: Namespace,
@@ -255,6 +255,11 @@ impl Agent {
                 {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
+                Err(_) if self.lives() => anyhow::bail!(
+                    "the agent takes longer than {} s to start; it said:\n{}",
+                    PATIENCE.as_secs(),
+                    self.said()
+                ),
                 Err(_) => anyhow::bail!("the agent did not start; it said:\n{}", self.said()),
             }
         }

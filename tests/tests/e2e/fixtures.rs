@@ -16,7 +16,7 @@ use netfw_tests::{
 const SOON: Duration = Duration::from_secs(5);
 
 fn ping(from: &Namespace, to: std::net::IpAddr) -> bool {
-    from.succeeds(&["ping", "-n", "-c1", "-W1", &to.to_string()])
+    from.succeeds(&["ping", "-n", "-c1", "-W3", &to.to_string()])
 }
 
 #[test]

@@ -9,12 +9,14 @@ use std::{
 };
 
 use netfw_tests::{
-    Agent, Lab,
+    Agent, Lab, Namespace,
     agent::{FAILED, USAGE, binary},
-    topology::NODE,
+    programs::{Nginx, curl, curl_in_vain},
+    topology::{NODE, NODE_OUTSIDE, WORLD, wire},
+    wait_until,
 };
 
-use crate::setting::{Site, attach};
+use crate::setting::{SOON, Site, attach};
 
 /// Everything that a refused request must leave as it is.
 fn state(site: &Site) -> Vec<String> {
@@ -518,16 +520,46 @@ fn an_agent_that_cannot_serve_says_why_and_makes_nothing() {
 }
 
 #[test]
-fn an_uplink_that_does_not_exist_yet_is_waited_for() {
+fn uplinks_that_were_named_are_served_and_no_others() {
     let lab = Lab::new();
     let agent = Agent::start_with(&lab, &["--uplink", "up0", "--uplink", "later0"]);
     let web = lab.container("web");
+    let nginx = Nginx::start(&web, "web", &[80]);
     attach(&agent, "web", &web, &["8080:80"]);
-    let status = agent.netfw(&["status"]);
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("later0"))
-        .expect("it is listed");
-    assert!(line.contains("not served"), "{line}");
-    assert!(!status.contains("up1"), "not one of those named: {status}");
+    let line = |name: &str| {
+        let status = agent.netfw(&["status"]);
+        let line = status.lines().find(|line| line.starts_with(name));
+        line.unwrap_or_else(|| panic!("no {name} in {status}"))
+            .to_owned()
+    };
+    assert!(
+        line("later0 ").contains("not served"),
+        "{}",
+        line("later0 ")
+    );
+    assert!(line("up1 ").contains("not named"), "{}", line("up1 "));
+    assert_eq!(curl(&lab.client, NODE, 8080, "/"), Some(nginx.page(80)));
+    assert!(curl_in_vain(&lab.world, NODE_OUTSIDE, 8080));
+    // In the other direction, too.
+    let world = Nginx::start(&lab.world, "world", &[80]);
+    assert!(curl_in_vain(&web, WORLD, 80));
+    assert_eq!(world.log().len(), 0);
+
+    let late = Namespace::new("late");
+    let address = |text: &str| text.parse().expect("an address");
+    wire(
+        (
+            &lab.node,
+            "later0",
+            [address("10.3.0.1"), address("fd00:3::1")],
+        ),
+        (&late, "eth0", [address("10.3.0.2"), address("fd00:3::2")]),
+    );
+    wait_until("later0 to be served", SOON, || {
+        !line("later0 ").contains("not served")
+    });
+    assert_eq!(
+        curl(&late, address("10.3.0.1"), 8080, "/"),
+        Some(nginx.page(80))
+    );
 }

@@ -32,16 +32,6 @@ fn its_own_publish_comes_from_the_gateway() {
 }
 
 #[test]
-fn direct_and_published_connections_of_one_port_do_not_mix() {
-    with_rig(|rig| {
-        // The same client port, once to the container itself and once to its publish.
-        let (from, to) = rig.send(At::Peer, udp("peer:4000", "web:80")).sent();
-        assert_eq!((from.as_str(), to.as_str()), ("peer:4000", "web:80"));
-        rig.send(At::Peer, udp("peer:4000", "node:8080")).sent();
-    });
-}
-
-#[test]
 fn link_layer_of_a_hairpin() {
     with_rig(|rig| {
         let macs = rig.macs();

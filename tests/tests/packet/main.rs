@@ -9,6 +9,7 @@ mod guard;
 mod hairpin;
 mod icmp;
 mod masquerade;
+mod mended;
 mod network;
 mod publish;
 mod rig;

@@ -195,6 +195,8 @@ pub fn with_rig(test: impl FnOnce(&mut Rig) + Send) {
     });
 }
 
+type Entries = Vec<(Tuple4, Flow4)>;
+
 impl Rig {
     fn new(devices: &TestDevices) -> Self {
         let mut ebpf = EbpfLoader::new()
@@ -350,6 +352,20 @@ impl Rig {
         assert!(made.success(), "no blackhole route to {destination}");
     }
 
+    pub fn evict(&mut self, table: &str, key: Tuple4) {
+        let map = self.ebpf.map_mut(table).expect("a map");
+        let mut map: HashMap<&mut MapData, Tuple4, Flow4> = HashMap::try_from(map).expect("a hash");
+        map.remove(&key).expect("it was there");
+    }
+
+    pub fn ip_cmd(&self, args: &str) {
+        let made = Command::new("ip")
+            .args(args.split(' '))
+            .status()
+            .expect("iproute2");
+        assert!(made.success(), "ip {args}");
+    }
+
     pub fn remove_local(&mut self, name: &str) {
         let map = self.ebpf.map_mut("LOCALS4").expect("a map");
         let mut map: HashMap<&mut MapData, Ip4, Local> = HashMap::try_from(map).expect("a hash");
@@ -454,7 +470,7 @@ impl Rig {
     }
 
     /// Entries of the assured flows, and of the embryos.
-    pub fn entries(&self) -> (Vec<(Tuple4, Flow4)>, Vec<(Tuple4, Flow4)>) {
+    pub fn entries(&self) -> (Entries, Entries) {
         let [flows, embryos] = ["FLOWS4", "EMBRYOS4"].map(|name| {
             let map: HashMap<&MapData, Tuple4, Flow4> =
                 HashMap::try_from(self.ebpf.map(name).expect("a map")).expect("a hash");

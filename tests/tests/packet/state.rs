@@ -52,11 +52,16 @@ fn both_halves_tell_the_same() {
 }
 
 #[test]
-fn a_datagram_that_is_answered_makes_a_flow_assured() {
+fn a_talk_of_datagrams_makes_a_flow_assured_and_an_answer_alone_does_not() {
     with_rig(|rig| {
         rig.send(At::World, udp("client:4000", "node:8080")).sent();
         assert_eq!(rig.entries().1.len(), 2);
         rig.send(At::Web, udp("web:80", "client:4000")).sent();
+        rig.send(At::Web, udp("web:80", "client:4000")).sent();
+        let (flows, embryos) = rig.entries();
+        assert_eq!((flows.len(), embryos.len()), (0, 2));
+        assert!(embryos.iter().all(|(_, flow)| flow.timeout == ticks(300)));
+        rig.send(At::World, udp("client:4000", "node:8080")).sent();
         let (flows, embryos) = rig.entries();
         assert_eq!((flows.len(), embryos.len()), (2, 0));
     });
@@ -104,10 +109,10 @@ fn a_client_reuses_its_port_right_after_closing() {
         rig.send(At::Web, tcp("web:80", "client:4000", "F.")).sent();
         rig.send(At::World, tcp("client:4000", "node:8080", "."))
             .sent();
+        let (flows, embryos) = rig.entries();
+        assert_eq!((flows.len(), embryos.len()), (0, 2), "over");
         rig.send(At::World, tcp("client:4000", "node:8080", "S"))
             .sent();
-        let (flows, embryos) = rig.entries();
-        assert_eq!((flows.len(), embryos.len()), (0, 2), "a new flow");
         rig.send(At::Web, tcp("web:80", "client:4000", "S.")).sent();
         rig.send(At::World, tcp("client:4000", "node:8080", "."))
             .sent();

@@ -1,0 +1,135 @@
+//! The programs that run in the guest, each with the shared libraries it takes.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result};
+
+use super::initramfs::Archive;
+use crate::{
+    command::{find, output},
+    toolchain::Toolchain,
+};
+
+/// Where our own programs lie in the guest.
+pub const OWN: &str = "/netfw";
+
+/// What tests and netfw start, and busybox has not or has not all of.
+const SYSTEM: &[&str] = &["ip", "tc", "nsenter"];
+
+/// Compiles the test programs of those names; name and file of each.
+pub fn build_tests(toolchain: &Toolchain, names: &[&str]) -> Result<Vec<(String, PathBuf)>> {
+    let mut build = toolchain.cargo();
+    build.args(["test", "--release", "--package", "netfw-tests", "--no-run"]);
+    for name in names {
+        build.args(["--test", name]);
+    }
+    build.arg("--message-format=json-render-diagnostics");
+    println!("+ {}", crate::command::line(&build));
+    let messages = run_with_stdout(&mut build)?;
+    names
+        .iter()
+        .map(|name| {
+            let file = messages
+                .lines()
+                .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+                .filter(|message| message["target"]["name"] == **name)
+                .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+                .with_context(|| format!("cargo names no program of the tests {name}"))?;
+            Ok(((*name).to_owned(), file))
+        })
+        .collect()
+}
+
+/// What it prints on stdout, while stderr (cargo's progress and errors) is seen at once.
+fn run_with_stdout(command: &mut Command) -> Result<String> {
+    let line = crate::command::line(command);
+    let output = command
+        .stderr(std::process::Stdio::inherit())
+        .output()
+        .with_context(|| format!("cannot start `{line}`"))?;
+    if !output.status.success() {
+        anyhow::bail!("`{line}` ended with {}", output.status);
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Busybox for everything, and the real ones where the tests need them.
+pub fn add_system(archive: &mut Archive) -> Result<()> {
+    for directory in ["/proc", "/sys", "/dev", "/tmp", "/run", "/root"] {
+        archive.directory(directory);
+    }
+    let busybox = Path::new("/bin/busybox");
+    for program in SYSTEM {
+        let file = find(program).with_context(|| format!("there is no {program} here"))?;
+        archive.copy(&file, Path::new("/bin").join(program))?;
+        add_libraries(archive, &file)?;
+    }
+    archive.copy(
+        &find("busybox").context("there is no busybox here")?,
+        busybox,
+    )?;
+    // Where the kernel looks for it (kernel.modprobe).
+    archive.link("/sbin/modprobe", busybox);
+    for applet in output(Command::new("busybox").arg("--list"))?.lines() {
+        archive.link(Path::new("/bin").join(applet), busybox);
+    }
+    Ok(())
+}
+
+/// netfw and the test programs, without what only debuggers read: it is the most of them.
+pub fn add_own(
+    archive: &mut Archive,
+    netfw: &Path,
+    tests: &[(String, PathBuf)],
+    scratch: &Path,
+) -> Result<()> {
+    let tests = tests.iter().map(|(name, file)| (name.as_str(), &**file));
+    for (name, file) in tests.chain([("netfw", netfw)]) {
+        let stripped = scratch.join(name);
+        // From binutils, as the linker.
+        output(
+            Command::new("strip")
+                .args(["--strip-debug", "-o"])
+                .args([&*stripped, file]),
+        )?;
+        archive.copy(&stripped, Path::new(OWN).join(name))?;
+        std::fs::remove_file(&stripped)?;
+        add_libraries(archive, file)?;
+    }
+    Ok(())
+}
+
+fn add_libraries(archive: &mut Archive, program: &Path) -> Result<()> {
+    for library in libraries(&output(Command::new("ldd").arg(program))?) {
+        archive.copy(Path::new(library), library)?;
+    }
+    Ok(())
+}
+
+/// The files in what ldd(1) prints: `libc.so.6 => /lib/libc.so.6 (0x…)`, or the file alone.
+fn libraries(listed: &str) -> Vec<&str> {
+    listed
+        .split_whitespace()
+        .filter(|word| word.starts_with('/'))
+        .collect()
+}
+
+#[cfg(test)]
+mod unit {
+    use super::libraries;
+
+    #[test]
+    fn libraries_are_the_files_that_ldd_names() {
+        let listed = "\tlinux-vdso.so.1 (0x00007fd72f2dc000)\n\
+                      \tlibc.so.6 => /lib/libc.so.6 (0x00007fd72e61e000)\n\
+                      \t/lib64/ld-linux-x86-64.so.2 (0x00007fd72f2de000)\n";
+        assert_eq!(
+            libraries(listed),
+            ["/lib/libc.so.6", "/lib64/ld-linux-x86-64.so.2"]
+        );
+        assert_eq!(libraries("\tstatically linked\n"), [""; 0]);
+    }
+}
