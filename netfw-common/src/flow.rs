@@ -206,7 +206,7 @@ pub mod tcp {
 /// Does a flow in `state` belong to the table that never evicts?
 #[inline(always)]
 pub fn is_assured(state: u8) -> bool {
-    state::ESTABLISHED <= state && state < state::TIME_WAIT
+    (state::ESTABLISHED..state::TIME_WAIT).contains(&state)
 }
 
 /// The state of a UDP or ICMP flow after a packet in the reply direction or not.

@@ -79,8 +79,8 @@ impl<A: Address> Entry<A> {
     /// Notes a packet.
     #[inline(always)]
     fn set_seen(self, now: u32) {
-        // SAFETY (here and below): an element of a map, which lives as long as the program. Field
-        // by field: no reference to the whole may exist while other CPUs write.
+        // Field by field, here and below: no reference to the whole may exist while other CPUs write.
+        // SAFETY: an element of a map, which lives as long as the program.
         unsafe { addr_of_mut!((*self.0).seen).write_volatile(now) };
     }
 
@@ -279,8 +279,7 @@ fn assure<F: Family>(
     other: Entry<F::Addr>,
 ) -> Result<(), Miss> {
     for (key, half) in [(&work.key, entry), (&work.reply_key, other)] {
-        // SAFETY: an element of a map; the kernel copies it.
-        match F::flows().insert(key, unsafe { &*half.0 }, BPF_NOEXIST) {
+        match F::flows().insert(key, half.copy(), BPF_NOEXIST) {
             // Another CPU is doing the same.
             Ok(()) | Err(EEXIST) => {}
             Err(_) => {
@@ -298,8 +297,7 @@ fn assure<F: Family>(
 #[inline(always)]
 fn retire<F: Family>(work: &Work<F::Addr>, entry: Entry<F::Addr>, other: Entry<F::Addr>) {
     for (key, half) in [(&work.key, entry), (&work.reply_key, other)] {
-        // SAFETY: an element of a map; the kernel copies it.
-        let _ = F::embryos().insert(key, unsafe { &*half.0 }, BPF_NOEXIST);
+        let _ = F::embryos().insert(key, half.copy(), BPF_NOEXIST);
     }
     remove_both::<F>(work, true);
 }

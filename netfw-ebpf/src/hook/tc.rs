@@ -135,11 +135,11 @@ fn act(packet: &Skb, verdict: Verdict) -> i32 {
             event::dropped(reason, packet.ifindex());
             TC_ACT_SHOT
         }
-        // SAFETY (here and below): helper calls that note where the packet goes.
-        Verdict::Peer { ifindex } => unsafe {
+        Verdict::Peer { ifindex } => {
             packet.set_for_host();
-            bpf_redirect_peer(ifindex, 0) as i32
-        },
+            // SAFETY: a helper call that notes where the packet goes.
+            unsafe { bpf_redirect_peer(ifindex, 0) as i32 }
+        }
         // SAFETY: as above.
         Verdict::Redirect { ifindex } => unsafe { bpf_redirect(ifindex, 0) as i32 },
         Verdict::Neighbour { ifindex, next_hop } => {

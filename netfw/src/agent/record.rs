@@ -166,7 +166,6 @@ impl Wanted {
 
 #[cfg(test)]
 mod tests {
-    use netfw_common::{flow::Flow4, tuple::Tuple4};
 
     use super::*;
 
