@@ -66,6 +66,17 @@ impl Be32 {
 /// A MAC address, as on the wire.
 pub type Mac = [u8; 6];
 
+/// The addresses of an Ethernet header, as on the wire: 12 bytes. Aligned, so that the programs
+/// copy it by three words and not by twelve bytes.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Debug)]
+pub struct MacPair {
+    pub dst: Mac,
+    pub src: Mac,
+}
+
+const _: () = assert!(size_of::<MacPair>() == 12);
+
 /// An address of one family: what the engine asks of it.
 ///
 /// Sealed by being implemented for [`Ip4`] and [`Ip6`] alone.

@@ -9,7 +9,7 @@
 //! out embryos and what is over.
 
 use crate::{
-    addr::{Address, Be16, Ip4, Ip6, Mac},
+    addr::{Address, Be16, Ip4, Ip6, MacPair},
     tuple::{Tuple, zone},
 };
 
@@ -50,7 +50,7 @@ pub mod flag {
     /// Leaves through the veth pair `ifindex` (its host side) into a container; otherwise it is
     /// routed, and leaves through an uplink.
     pub const TO_CONTAINER: u8 = 1 << 1;
-    /// `ifindex`, `dmac` and `smac` are known: always for a container, and for the world in the
+    /// `ifindex` and `macs` are known: always for a container, and for the world in the
     /// tick in which the route was looked up ([`Flow::routed`]).
     pub const L2_CACHED: u8 = 1 << 2;
     /// The flow was made by a publish; otherwise by masquerade.
@@ -72,8 +72,7 @@ pub struct Flow<A> {
     /// The interface through which it leaves, see [`flag::TO_CONTAINER`].
     pub ifindex: u32,
     /// Ethernet addresses that it leaves with.
-    pub dmac: Mac,
-    pub smac: Mac,
+    pub macs: MacPair,
     /// The tick of the flow's last packet, in either direction. Written once a tick.
     pub seen: u32,
     /// Ticks without a packet after which the flow is absent.

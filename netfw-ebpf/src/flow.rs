@@ -16,7 +16,7 @@
 use core::ptr::addr_of_mut;
 
 use netfw_common::{
-    addr::{Address, Mac},
+    addr::{Address, MacPair},
     drop::Drop,
     flow::{
         Flow, TICK_SHIFT, Timeouts, flag, is_assured, next_query_state, next_tcp_state, state, tcp,
@@ -76,6 +76,18 @@ impl<A: Address> Entry<A> {
         unsafe { *self.0 }
     }
 
+    /// Copies the whole, by words: between two places in maps, which might overlap for all that the
+    /// compiler knows, it would call a `memmove` that goes byte by byte.
+    #[inline(always)]
+    pub fn copy_to(self, to: &mut Flow<A>) {
+        let (from, to): (*const u32, *mut u32) = (self.0.cast(), core::ptr::from_mut(to).cast());
+        for word in 0..size_of::<Flow<A>>() / size_of::<u32>() {
+            // SAFETY: as in `copy`; a flow is words without padding. Volatile, lest the loop be
+            // taken for what it is.
+            unsafe { to.add(word).write_volatile(from.add(word).read_volatile()) };
+        }
+    }
+
     /// Notes a packet.
     #[inline(always)]
     fn set_seen(self, now: u32) {
@@ -108,15 +120,14 @@ impl<A: Address> Entry<A> {
             return;
         }
         let without = old.flags & !flag::L2_CACHED;
-        let Some((dmac, smac)) = route.ethernet else {
+        let Some(macs) = route.macs else {
             self.set_flags(without);
             return;
         };
         let same = old.has(flag::L2_CACHED)
             && old.ifindex == route.ifindex
             && old.mtu == route.mtu
-            && old.dmac == dmac
-            && old.smac == smac;
+            && old.macs == macs;
         if !same {
             // Another CPU may be sending by this entry: while the fields change, none is cached.
             self.set_flags(without);
@@ -124,8 +135,7 @@ impl<A: Address> Entry<A> {
             unsafe {
                 addr_of_mut!((*self.0).ifindex).write_volatile(route.ifindex);
                 addr_of_mut!((*self.0).mtu).write_volatile(route.mtu);
-                addr_of_mut!((*self.0).dmac).write_volatile(dmac);
-                addr_of_mut!((*self.0).smac).write_volatile(smac);
+                addr_of_mut!((*self.0).macs).write_volatile(macs);
             }
             self.set_flags(without | flag::L2_CACHED);
         }
@@ -138,8 +148,8 @@ impl<A: Address> Entry<A> {
 pub struct Kept {
     pub ifindex: u32,
     pub mtu: u16,
-    /// Destination and source MAC, where the neighbour is known.
-    pub ethernet: Option<(Mac, Mac)>,
+    /// Where the neighbour is known.
+    pub macs: Option<MacPair>,
 }
 
 /// Why there is no flow to send by.
@@ -166,7 +176,7 @@ fn find<F: Family>(key: &Tuple<F::Addr>) -> Option<(Entry<F::Addr>, bool)> {
 pub fn lookup<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
     let assured = match F::flows().get_ptr_mut(work.key) {
         Some(entry) => {
-            work.flow = Entry(entry).copy();
+            Entry(entry).copy_to(&mut work.flow);
             true
         }
         None => {
@@ -175,7 +185,7 @@ pub fn lookup<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
                 // It may have become assured between the two looks.
                 None => F::flows().get_ptr_mut(work.key).ok_or(Miss::Absent)?,
             };
-            work.flow = Entry(entry).copy();
+            Entry(entry).copy_to(&mut work.flow);
             false
         }
     };
@@ -417,7 +427,7 @@ pub fn claim<F: Family>(work: &Work<F::Addr>) -> Claim {
 pub fn open<F: Family>(work: &mut Work<F::Addr>, claim: Claim) -> Result<(), Drop> {
     let _ = F::embryos().insert(work.key, work.flow, BPF_NOEXIST);
     let (winner, _) = find::<F>(&work.key).ok_or(Drop::TableFull)?;
-    work.flow = winner.copy();
+    winner.copy_to(&mut work.flow);
     if claim == Claim::Ours && work.flow.reverse_key(work.key.proto) != work.reply_key {
         let _ = F::embryos().remove(work.reply_key);
     }

@@ -14,7 +14,7 @@ use aya_ebpf::{
     helpers::generated::bpf_fib_lookup as fib_lookup,
 };
 use netfw_common::{
-    addr::{Be32, Ip4},
+    addr::{Be32, Ip4, MacPair},
     drop::Drop,
     flow::flag,
 };
@@ -118,7 +118,10 @@ pub fn route4<P: Packet>(packet: &P, query: &Query<Ip4>) -> Route<Ip4> {
             ifindex: fib.ifindex,
             // SAFETY: a union of integers. The kernel tells the route's MTU here since 5.12.
             mtu: unsafe { fib.__bindgen_anon_1.mtu_result },
-            ethernet: known.then_some((fib.dmac, fib.smac)),
+            macs: known.then_some(MacPair {
+                dst: fib.dmac,
+                src: fib.smac,
+            }),
         },
         next_hop: NextHop {
             family: u32::from(fib.family),

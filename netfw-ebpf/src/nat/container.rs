@@ -1,7 +1,7 @@
 //! What a container sends, on the host side of its veth pair.
 
 use netfw_common::{
-    addr::{Address, Mac},
+    addr::{Address, Mac, MacPair},
     drop::Drop,
     flow::flag,
     record::{Endpoint, Publish, network_flag},
@@ -168,9 +168,11 @@ fn neighbour<P: Packet, F: Family>(
     if sender.ifindex == receiver.ifindex {
         return Verdict::Drop(Drop::Martian);
     }
-    if ethernet.dst != receiver.mac
-        && !translate::write_ethernet(packet, &receiver.mac, &sender.gateway_mac)
-    {
+    let macs = MacPair {
+        dst: receiver.mac,
+        src: sender.gateway_mac,
+    };
+    if ethernet.dst != receiver.mac && !translate::write_ethernet(packet, macs) {
         return Verdict::Drop(Drop::Malformed);
     }
     event::count(sender.counter, Direction::Tx, work.len.into());

@@ -1,7 +1,7 @@
 //! Makes flows: chooses the tuple that answers will have, claims it, and inserts both halves.
 
 use netfw_common::{
-    addr::{Address, Be16},
+    addr::{Address, Be16, MacPair},
     drop::Drop,
     flow::{Flow, flag, state},
     port,
@@ -38,8 +38,10 @@ pub struct Mapping<'a, A> {
 #[inline(always)]
 fn lead_into<A: Address>(flow: &mut Flow<A>, endpoint: &Endpoint) {
     flow.ifindex = endpoint.ifindex;
-    flow.dmac = endpoint.mac;
-    flow.smac = endpoint.gateway_mac;
+    flow.macs = MacPair {
+        dst: endpoint.mac,
+        src: endpoint.gateway_mac,
+    };
     flow.flags |= flag::TO_CONTAINER | flag::L2_CACHED;
 }
 

@@ -1,7 +1,7 @@
 //! Carries out what a flow says: rewrites a packet and counts it.
 
 use netfw_common::{
-    addr::{Address, Mac},
+    addr::{Address, MacPair},
     csum::difference,
     drop::Drop,
     flow::flag,
@@ -29,7 +29,7 @@ pub fn apply<P: Packet, F: Family>(packet: &mut P, work: &Work<F::Addr>) -> Resu
     );
 
     let short = Err(Drop::Malformed);
-    if to.flags & flag::L2_CACHED != 0 && !write_ethernet(packet, &to.dmac, &to.smac) {
+    if to.flags & flag::L2_CACHED != 0 && !write_ethernet(packet, to.macs) {
         return short;
     }
     if !F::rewrite(packet, to, addresses) {
@@ -75,6 +75,6 @@ pub fn apply<P: Packet, F: Family>(packet: &mut P, work: &Work<F::Addr>) -> Resu
 
 /// Writes both Ethernet addresses; the EtherType stays.
 #[inline(always)]
-pub fn write_ethernet<P: Packet>(packet: &mut P, dst: &Mac, src: &Mac) -> bool {
-    packet.write(0, [*dst, *src])
+pub fn write_ethernet<P: Packet>(packet: &mut P, macs: MacPair) -> bool {
+    packet.write(0, macs)
 }

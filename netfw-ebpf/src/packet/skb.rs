@@ -72,11 +72,11 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn make_linear(&mut self, len: usize) {
+        let len = len.min(self.len());
         let (start, end) = self.bounds();
         if start + len > end {
-            let len = len.min(self.len()) as u32;
             // SAFETY: a helper call. A failure shows as reads that find nothing.
-            unsafe { bpf_skb_pull_data(self.raw(), len) };
+            unsafe { bpf_skb_pull_data(self.raw(), len as u32) };
         }
     }
 
