@@ -51,7 +51,8 @@ fn only_the_network_is_another() {
 #[test]
 fn what_cannot_be_run_is_told() {
     let Site { agent, .. } = &Site::new(&[]);
-    let said = agent.refuses(FAILED, &["exec", "web", "--", "/no/such/program"]);
+    // As shells and docker tell it.
+    let said = agent.refuses(127, &["exec", "web", "--", "/no/such/program"]);
     assert!(said.contains("/no/such/program"), "{said}");
     let said = agent.refuses(FAILED, &["exec", "nobody", "--", "true"]);
     assert!(said.contains("there is no endpoint \"nobody\""), "{said}");
