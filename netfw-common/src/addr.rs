@@ -99,6 +99,10 @@ pub trait Address: Copy + Eq + Default + 'static {
     /// link-local? IPv4 link-local is routed all the same: clouds serve instance metadata at
     /// 169.254.169.254.
     fn is_link_scope(&self) -> bool;
+
+    /// A unicast address that names a host on one link only (`fe80::/10`), and another one on the
+    /// next? Never so for IPv4, which has no notion of it.
+    fn is_link_local(&self) -> bool;
 }
 
 /// An IPv4 address, in network byte order.
@@ -152,6 +156,11 @@ impl Address for Ip4 {
     fn is_link_scope(&self) -> bool {
         let host = self.0.get();
         host >> 28 == 0xe || host == u32::MAX
+    }
+
+    #[inline(always)]
+    fn is_link_local(&self) -> bool {
+        false
     }
 }
 
@@ -220,7 +229,12 @@ impl Address for Ip6 {
     #[inline(always)]
     fn is_link_scope(&self) -> bool {
         let top = self.0[0].get();
-        top >> 24 == 0xff || top >> 22 == 0xfe80 >> 6
+        top >> 24 == 0xff || self.is_link_local()
+    }
+
+    #[inline(always)]
+    fn is_link_local(&self) -> bool {
+        self.0[0].get() >> 22 == 0xfe80 >> 6
     }
 }
 

@@ -40,7 +40,7 @@ reasons! {
     /// A container's packet that belongs to no flow and can start none (a TCP segment without
     /// SYN, an ICMP reply nobody asked for): it must not leave untranslated.
     NoFlow = 5, "no-flow";
-    /// A protocol, fragment or ICMP type that cannot be translated.
+    /// A protocol or ICMP type that cannot be translated.
     Untranslatable = 6, "untranslatable";
     /// Broken or truncated header, bad IP checksum.
     Malformed = 7, "malformed";
@@ -59,6 +59,14 @@ reasons! {
     Leak = 13, "leak";
     /// The network is internal: no way out or in.
     Internal = 14, "internal";
+    /// A fragment that overlaps another one, or a first one too short to hold the ports.
+    BadFragment = 15, "bad-fragment";
+    /// A fragment whose first part did not come, or of more than can be held until it does.
+    LostFragment = 16, "lost-fragment";
+    /// Too big for the way on, and not to be fragmented: its sender is told.
+    TooBig = 17, "too-big";
+    /// A protocol without ports, and another container speaks it with the same destination.
+    Ambiguous = 18, "ambiguous";
 }
 
 /// Slots in the map `DROPS`.

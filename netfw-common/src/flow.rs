@@ -41,7 +41,13 @@ pub mod state {
     /// TCP: RST seen. Over likewise; but a segment that follows without RST shows that it was
     /// forged or refused, and makes the flow established again.
     pub const CLOSE: u8 = 6;
+    /// TCP: the first SYN was answered by a RST. Gone in [`super::REFUSED`] ticks, unless the client
+    /// asks again.
+    pub const REFUSED: u8 = 7;
 }
+
+/// How long a refused connection keeps its embryo: nf_conntrack's 10 s.
+pub const REFUSED: u32 = ticks(10);
 
 /// Bits of [`Flow::flags`].
 pub mod flag {
@@ -53,8 +59,12 @@ pub mod flag {
     /// `ifindex` and `macs` are known: always for a container, and for the world in the
     /// tick in which the route was looked up ([`Flow::routed`]).
     pub const L2_CACHED: u8 = 1 << 2;
-    /// The flow was made by a publish; otherwise by masquerade.
+    /// The flow was made by a publish, or came in through a mapping; otherwise by masquerade.
     pub const PUBLISHED: u8 = 1 << 3;
+    /// The container's end takes frames from XDP ([`crate::record::endpoint_flag::NAPI`]).
+    pub const NAPI: u8 = 1 << 4;
+    /// Its source port belongs to an endpoint-independent mapping, which lives as long as this.
+    pub const MAPPED: u8 = 1 << 5;
 }
 
 /// One direction of a flow.
@@ -75,20 +85,21 @@ pub struct Flow<A> {
     pub macs: MacPair,
     /// The tick of the flow's last packet, in either direction. Written once a tick.
     pub seen: u32,
-    /// Ticks without a packet after which the flow is absent.
-    pub timeout: u32,
+    /// TCP: the sequence number behind the last segment of this direction, host order.
+    pub end: u32,
+    /// TCP: the last acknowledgment number of this direction, host order.
+    pub ack: u32,
     /// Index into `COUNTERS` of the publish or, where there is none, the endpoint.
-    pub counter: u32,
+    pub counter: u16,
+    /// Low bits of the tick and epoch ([`crate::record::Config::epoch`]) in which the way to the
+    /// world was looked up, see [`flag::L2_CACHED`].
+    pub routed: u16,
+    /// The largest IP packet that this way takes, in bytes.
+    pub mtu: u16,
     /// One of [`state`].
     pub state: u8,
     /// Of [`flag`].
     pub flags: u8,
-    /// Low bits of the tick in which the way to the world was looked up, see
-    /// [`flag::L2_CACHED`].
-    pub routed: u16,
-    /// The largest IP packet that this way takes, in bytes.
-    pub mtu: u16,
-    pub reserved: u16,
 }
 
 pub type Flow4 = Flow<Ip4>;
@@ -112,7 +123,12 @@ impl<A: Address> Flow<A> {
             } else {
                 zone::WORLD
             },
-            reserved: 0,
+            // A peer on the link is answered on its link.
+            scope: if self.dst.is_link_local() && !self.has(flag::TO_CONTAINER) {
+                self.ifindex as u16
+            } else {
+                0
+            },
         }
     }
 
@@ -132,12 +148,12 @@ impl<A: Address> Flow<A> {
         self.flags & flag != 0
     }
 
-    /// Expired means absent, whether or not the sweep has come by.
+    /// Expired means absent, whether or not the sweep has come by. `proto` is the flow's.
     #[inline(always)]
-    pub fn is_expired(&self, now: u32) -> bool {
+    pub fn is_expired(&self, proto: u8, now: u32, timeouts: &Timeouts) -> bool {
         // `seen` may lie a tick ahead: another CPU read the clock a moment later.
         now.wrapping_sub(self.seen).wrapping_sub(1) < u32::MAX / 2
-            && now.wrapping_sub(self.seen) > self.timeout
+            && now.wrapping_sub(self.seen) > timeouts.of(proto, self.state)
     }
 
     /// Over, and in nobody's way who needs its tuples?
@@ -186,6 +202,7 @@ impl Timeouts {
         match (proto, state) {
             (crate::tuple::proto::TCP, state::NEW | state::REPLIED) => self.tcp_embryonic,
             (crate::tuple::proto::TCP, state::ESTABLISHED) => self.tcp_established,
+            (crate::tuple::proto::TCP, state::REFUSED) => REFUSED,
             (crate::tuple::proto::TCP, _) => self.tcp_closing,
             (crate::tuple::proto::ICMP | crate::tuple::proto::ICMPV6, _) => self.icmp,
             (_, state::NEW) => self.udp_unreplied,
@@ -222,20 +239,64 @@ pub fn next_query_state(state: u8, reply: bool) -> u8 {
     }
 }
 
-/// The state after a TCP segment with `flags`, seen in the reply direction or not.
+/// Of a TCP segment: what tells whether it belongs to the talk. Host order.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Segment {
+    pub seq: u32,
+    /// The sequence number behind it: SYN and FIN count as one.
+    pub end: u32,
+    pub ack: u32,
+}
+
+/// How far a segment may lie from the one before it, in bytes. A burst of loss on a fast path is
+/// shorter, and who guesses blindly meets it once in 2^9.
+const NEAR: u32 = 1 << 22;
+
+impl Segment {
+    /// Does it go on where its direction's segments (`own`) have come to?
+    #[inline(always)]
+    pub fn is_near<A>(&self, own: &Flow<A>) -> bool {
+        // No number yet: the first one.
+        own.end == 0 || self.end.wrapping_sub(own.end).wrapping_add(NEAR) <= 2 * NEAR
+    }
+
+    /// May it change the flow's state? `own` is the entry of its direction, `other` that of the
+    /// opposite one.
+    ///
+    /// A RST must name the very next byte that its receiver waits for or its sender would send (RFC
+    /// 5961 3.2 lets a receiver heed no other), so that a stranger cannot end a flow by guessing. In
+    /// answer to a SYN it acknowledges that (RFC 9293 3.10.7.1).
+    #[inline(always)]
+    pub fn is_plausible<A>(&self, flags: u8, own: &Flow<A>, other: &Flow<A>) -> bool {
+        if flags & tcp::RST == 0 {
+            // A SYN begins anew.
+            return flags & tcp::SYN != 0 || self.is_near(own);
+        }
+        if own.end == 0 {
+            return flags & tcp::ACK != 0 && self.ack == other.end;
+        }
+        self.seq == own.end || self.seq == other.ack
+    }
+}
+
+/// The state after a plausible TCP segment with `flags`, seen in the reply direction or not.
 #[inline(always)]
 pub fn next_tcp_state(state: u8, flags: u8, reply: bool) -> u8 {
-    use state::{CLOSE, ESTABLISHED, FIN_ORIGINAL, FIN_REPLY, NEW, REPLIED, TIME_WAIT};
+    use state::{CLOSE, ESTABLISHED, FIN_ORIGINAL, FIN_REPLY, NEW, REFUSED, REPLIED, TIME_WAIT};
     if flags & tcp::RST != 0 {
-        // A RST in answer to the first SYN refuses the connection: the embryo just expires.
-        return if state < ESTABLISHED { state } else { CLOSE };
+        return match state {
+            NEW | REPLIED | REFUSED => REFUSED,
+            _ => CLOSE,
+        };
     }
     let syn = flags & tcp::SYN != 0;
     let ack = flags & tcp::ACK != 0;
     let fin = flags & tcp::FIN != 0;
     match (state, reply) {
         // SYN-ACK, or SYN: a simultaneous open (RFC 9293 3.5) has SYNs cross.
-        (NEW, true) if syn => REPLIED,
+        (NEW | REFUSED, true) if syn => REPLIED,
+        (REFUSED, false) if syn => NEW,
         (REPLIED, false) if ack => {
             if fin {
                 FIN_ORIGINAL
@@ -243,6 +304,7 @@ pub fn next_tcp_state(state: u8, flags: u8, reply: bool) -> u8 {
                 ESTABLISHED
             }
         }
+        (REFUSED, _) => REFUSED,
         // A client opens a new connection from the port of an old one. Its SYN alone changes
         // nothing, for anybody can forge one; the answer does.
         (FIN_ORIGINAL.., true) if syn && ack => REPLIED,
@@ -259,25 +321,29 @@ pub fn next_tcp_state(state: u8, flags: u8, reply: bool) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tuple::proto;
 
     #[test]
     fn expiry_is_exact_and_survives_clock_skew() {
+        let timeouts = Timeouts {
+            udp_unreplied: 10,
+            ..Default::default()
+        };
+        let is_expired = |flow: &Flow4, now| flow.is_expired(proto::UDP, now, &timeouts);
         let flow = Flow4 {
             seen: 100,
-            timeout: 10,
             ..Default::default()
         };
-        assert!(!flow.is_expired(100));
-        assert!(!flow.is_expired(99), "another CPU's clock ran ahead");
-        assert!(!flow.is_expired(110));
-        assert!(flow.is_expired(111));
+        assert!(!is_expired(&flow, 100));
+        assert!(!is_expired(&flow, 99), "another CPU's clock ran ahead");
+        assert!(!is_expired(&flow, 110));
+        assert!(is_expired(&flow, 111));
         let wrapped = Flow4 {
             seen: u32::MAX - 1,
-            timeout: 10,
             ..Default::default()
         };
-        assert!(!wrapped.is_expired(3));
-        assert!(wrapped.is_expired(20));
+        assert!(!is_expired(&wrapped, 3));
+        assert!(is_expired(&wrapped, 20));
     }
 
     #[test]
@@ -313,9 +379,55 @@ mod tests {
         );
         assert_eq!(
             next_tcp_state(NEW, RST | ACK, true),
-            NEW,
+            REFUSED,
             "connection refused"
         );
+        assert_eq!(next_tcp_state(REFUSED, SYN, false), NEW, "asked again");
+        assert_eq!(next_tcp_state(REFUSED, ACK, false), REFUSED);
+        assert!(!is_assured(REFUSED));
+    }
+
+    #[test]
+    fn a_guessed_segment_ends_nothing() {
+        use tcp::*;
+        let own = Flow4 {
+            end: 5000,
+            ack: 900,
+            ..Default::default()
+        };
+        let other = Flow4 {
+            end: 900,
+            ack: 4990,
+            ..Default::default()
+        };
+        let plausible = |flags, seq: u32| {
+            let end = seq.wrapping_add(u32::from(flags & (SYN | FIN) != 0));
+            Segment { seq, end, ack: 900 }.is_plausible(flags, &own, &other)
+        };
+        assert!(plausible(RST, 5000), "the next byte to send");
+        assert!(plausible(RST, 4990), "the next byte waited for");
+        for guess in [0, 4989, 4991, 5001, 900, u32::MAX] {
+            assert!(!plausible(RST, guess), "{guess}");
+        }
+        assert!(plausible(FIN | ACK, 5000));
+        assert!(plausible(ACK, 4000) && plausible(ACK, 6000));
+        assert!(!plausible(FIN | ACK, 5000 + 2 * NEAR));
+        assert!(!plausible(ACK, 5000_u32.wrapping_sub(2 * NEAR)));
+        assert!(plausible(SYN, 77_000_000), "a new connection");
+    }
+
+    #[test]
+    fn a_refusal_names_the_syn() {
+        use tcp::*;
+        let own = Flow4::default();
+        let other = Flow4 {
+            end: 1001,
+            ..Default::default()
+        };
+        let refusal = |ack| Segment { seq: 0, end: 0, ack };
+        assert!(refusal(1001).is_plausible(RST | ACK, &own, &other));
+        let forged = Segment { seq: 7, end: 7, ack: 5 };
+        assert!(!forged.is_plausible(RST | ACK, &own, &other));
     }
 
     #[test]
@@ -350,7 +462,7 @@ mod tests {
 
     #[test]
     fn halves_know_each_other() {
-        use crate::tuple::{Tuple4, proto};
+        use crate::tuple::Tuple4;
         let client = Ip4::new([192, 0, 2, 9]);
         let node = Ip4::new([192, 0, 2, 1]);
         let container = Ip4::new([172, 18, 0, 2]);
@@ -361,7 +473,7 @@ mod tests {
             dport: Be16::new(8080),
             proto: proto::TCP,
             zone: zone::WORLD,
-            reserved: 0,
+            scope: 0,
         };
         let forward = Flow4 {
             src: client,

@@ -30,11 +30,13 @@ pub struct Endpoint {
     pub mac: Mac,
     /// The bridge's MAC address.
     pub gateway_mac: Mac,
-    /// Of [`network_flag`].
+    /// Of [`network_flag`] and [`endpoint_flag`].
     pub flags: u32,
+    /// The largest IP packet that the veth pair takes, in bytes.
+    pub mtu: u32,
 }
 
-const _: () = assert!(size_of::<Endpoint>() == 72);
+const _: () = assert!(size_of::<Endpoint>() == 76);
 
 /// Bits of [`Endpoint::flags`] and [`Subnet::flags`]: the rules of the network.
 pub mod network_flag {
@@ -44,6 +46,22 @@ pub mod network_flag {
     pub const ROUTED: u32 = 1 << 1;
     /// No way out or in.
     pub const INTERNAL: u32 = 1 << 2;
+    /// Masquerade maps an internal address and port to one external port, whatever the destination
+    /// (RFC 4787 REQ-1). Without it, to one per destination where need be.
+    pub const ENDPOINT_INDEPENDENT: u32 = 1 << 3;
+    /// Whoever knows the external port of such a mapping may send to it (endpoint-independent
+    /// filtering, RFC 4787 5).
+    pub const FILTER_NONE: u32 = 1 << 4;
+    /// Whoever has been sent to by its owner may, from any port (address-dependent filtering).
+    /// Neither of the two: from that port only (address and port-dependent).
+    pub const FILTER_ADDRESS: u32 = 1 << 5;
+}
+
+/// Bits of [`Endpoint::flags`] that are the endpoint's own.
+pub mod endpoint_flag {
+    /// The container's end of the veth pair runs NAPI, and the host side is in `VETHS`: frames can
+    /// be sent to it by XDP.
+    pub const NAPI: u32 = 1 << 16;
 }
 
 /// Map `ADDRESSES4|6`: hash, key the container's address, value the ifindex under which its
@@ -120,13 +138,14 @@ pub struct Local {
 }
 
 /// A socket of the node that speaks to a container in place of the publish it asked for. Map
-/// `SOCKETS4|6`: LRU hash, the value is the [`SocketPeer`] that it asked for. 16 bytes for IPv4, 32
+/// `SOCKETS4|6`: LRU hash, the value is the [`SocketPeer`] that it asked for. 16 bytes for IPv4, 28
 /// for IPv6.
 #[repr(C)]
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Debug)]
 pub struct SocketKey<A> {
-    /// `SO_COOKIE`: names a socket as long as the machine runs.
-    pub cookie: u64,
+    /// `SO_COOKIE`, in two words so that nothing is padded: names a socket as long as the machine
+    /// runs.
+    pub cookie: [u32; 2],
     /// Whom it speaks to.
     pub peer: SocketPeer<A>,
 }
@@ -142,8 +161,53 @@ pub struct SocketPeer<A> {
 
 pub type SocketKey4 = SocketKey<Ip4>;
 pub type SocketPeer4 = SocketPeer<Ip4>;
+pub type SocketKey6 = SocketKey<Ip6>;
+pub type SocketPeer6 = SocketPeer<Ip6>;
 
 const _: () = assert!(size_of::<SocketKey4>() == 16 && size_of::<SocketPeer4>() == 8);
+const _: () = assert!(size_of::<SocketKey6>() == 28 && size_of::<SocketPeer6>() == 20);
+
+/// One side of an endpoint-independent mapping. Map `MAPPINGS4|6`: hash; a mapping is two entries,
+/// inserted and removed together like a flow's. 8 bytes for IPv4, 20 for IPv6.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Debug)]
+pub struct MappingKey<A> {
+    pub addr: A,
+    /// Port or ICMP identifier.
+    pub port: Be16,
+    pub proto: u8,
+    /// One of [`side`].
+    pub side: u8,
+}
+
+pub type MappingKey4 = MappingKey<Ip4>;
+pub type MappingKey6 = MappingKey<Ip6>;
+
+const _: () = assert!(size_of::<MappingKey4>() == 8 && size_of::<MappingKey6>() == 20);
+
+/// What a [`MappingKey`] names.
+pub mod side {
+    /// The container's address and port; the value is the node's.
+    pub const INTERNAL: u8 = 0;
+    /// The node's address and port; the value is the container's.
+    pub const EXTERNAL: u8 = 1;
+}
+
+/// The other side of the mapping. 12 bytes for IPv4, 24 for IPv6.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Mapping<A> {
+    pub addr: A,
+    pub port: Be16,
+    pub reserved: u16,
+    /// The tick in which a packet of the container last used it.
+    pub seen: u32,
+}
+
+pub type Mapping4 = Mapping<Ip4>;
+pub type Mapping6 = Mapping<Ip6>;
+
+const _: () = assert!(size_of::<Mapping4>() == 12 && size_of::<Mapping6>() == 24);
 
 /// Settings. Map `CONFIG`: array of one.
 #[repr(C)]
@@ -153,9 +217,12 @@ pub struct Config {
     pub port_min: u16,
     pub port_max: u16,
     pub timeouts: Timeouts,
+    /// Raised by the agent whenever addresses, routes or neighbours of the node change: ways to the
+    /// world that were looked up before are asked for again.
+    pub epoch: u32,
 }
 
-const _: () = assert!(size_of::<Config>() == 28);
+const _: () = assert!(size_of::<Config>() == 32);
 
 impl Default for Config {
     fn default() -> Self {
@@ -163,6 +230,7 @@ impl Default for Config {
             port_min: 1024,
             port_max: 32767,
             timeouts: Timeouts::default(),
+            epoch: 0,
         }
     }
 }
@@ -218,6 +286,14 @@ mod pod {
         PublishKey<Ip4>,
         PublishKey<Ip6>,
         Publish<Ip4>,
-        Publish<Ip6>
+        Publish<Ip6>,
+        MappingKey<Ip4>,
+        MappingKey<Ip6>,
+        Mapping<Ip4>,
+        Mapping<Ip6>,
+        SocketKey<Ip4>,
+        SocketKey<Ip6>,
+        SocketPeer<Ip4>,
+        SocketPeer<Ip6>
     );
 }

@@ -25,7 +25,7 @@ pub mod proto {
 /// For an ICMP echo request `sport` holds the identifier and `dport` is 0; for an echo reply it
 /// is the other way round. A request and its reply thus mirror each other as TCP's segments do.
 ///
-/// Layout, no padding: `src, dst, sport: be16, dport: be16, proto: u8, zone: u8, 0: u16`;
+/// Layout, no padding: `src, dst, sport: be16, dport: be16, proto: u8, zone: u8, scope: u16`;
 /// 16 bytes for IPv4, 40 for IPv6.
 #[repr(C)]
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Debug)]
@@ -37,7 +37,9 @@ pub struct Tuple<A> {
     pub proto: u8,
     /// One of [`zone`].
     pub zone: u8,
-    pub reserved: u16,
+    /// Low bits of the index of the interface where it was received, if source or destination is
+    /// link-local (IPv6) and it came from outside; otherwise 0. One `fe80::2` may live on each link.
+    pub scope: u16,
 }
 
 pub type Tuple4 = Tuple<Ip4>;
@@ -56,7 +58,7 @@ impl<A: Address> Tuple<A> {
             dport: self.sport,
             proto: self.proto,
             zone,
-            reserved: 0,
+            scope: 0,
         }
     }
 }

@@ -143,7 +143,7 @@ impl Family for V4 {
         work.key.src = header.src;
         work.key.dst = header.dst;
         work.key.proto = header.proto;
-        work.key.reserved = 0;
+        work.key.scope = 0;
         work.ttl = header.ttl;
         work.fragment = header.fragment.get() & Ipv4::FRAGMENT != 0;
         work.l4 = (ETH_LEN + header_len) as u32;

@@ -19,8 +19,8 @@ use netfw_common::{
     addr::{Address, MacPair},
     drop::Drop,
     flow::{
-        Flow, TICK_SHIFT, Timeouts, flag, is_assured, next_query_state, next_tcp_state, state, tcp,
-        ticks,
+        Flow, Segment, TICK_SHIFT, Timeouts, flag, is_assured, next_query_state, next_tcp_state,
+        state, tcp,
     },
     record::Config,
     tuple::{Tuple, proto},
@@ -30,9 +30,6 @@ use crate::{family::Family, maps::CONFIG, work::Work};
 
 const BPF_NOEXIST: u64 = 1;
 const EEXIST: i32 = -17;
-
-/// How long a refused connection keeps its embryo: nf_conntrack's 10 s.
-const REFUSED: u32 = ticks(10);
 
 /// The tick of now.
 #[inline(always)]
@@ -60,6 +57,7 @@ pub fn config() -> Config {
                 udp_replied: 0,
                 icmp: 0,
             },
+            epoch: 0,
         },
     }
 }
@@ -97,11 +95,20 @@ impl<A: Address> Entry<A> {
     }
 
     #[inline(always)]
-    fn set_state(self, state: u8, timeout: u32) {
+    fn set_state(self, state: u8) {
+        // SAFETY: see `set_seen`.
+        unsafe { addr_of_mut!((*self.0).state).write_volatile(state) };
+    }
+
+    /// Notes how far the direction's segments have come.
+    #[inline(always)]
+    fn set_segment(self, segment: &Segment, flags: u8) {
         // SAFETY: see `set_seen`.
         unsafe {
-            addr_of_mut!((*self.0).timeout).write_volatile(timeout);
-            addr_of_mut!((*self.0).state).write_volatile(state);
+            addr_of_mut!((*self.0).end).write_volatile(segment.end);
+            if flags & tcp::ACK != 0 {
+                addr_of_mut!((*self.0).ack).write_volatile(segment.ack);
+            }
         }
     }
 
@@ -174,21 +181,18 @@ fn find<F: Family>(key: &Tuple<F::Addr>) -> Option<(Entry<F::Addr>, bool)> {
 /// For an assured flow in its steady state this is one map lookup; once a tick it is two.
 #[inline(always)]
 pub fn lookup<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
-    let assured = match F::flows().get_ptr_mut(work.key) {
-        Some(entry) => {
-            Entry(entry).copy_to(&mut work.flow);
-            true
-        }
-        None => {
-            let entry = match F::embryos().get_ptr_mut(work.key) {
-                Some(entry) => entry,
-                // It may have become assured between the two looks.
-                None => F::flows().get_ptr_mut(work.key).ok_or(Miss::Absent)?,
-            };
-            Entry(entry).copy_to(&mut work.flow);
-            false
-        }
+    let (entry, assured) = match F::flows().get_ptr_mut(work.key) {
+        Some(entry) => (Entry(entry), true),
+        None => match F::embryos().get_ptr_mut(work.key) {
+            Some(entry) => (Entry(entry), false),
+            // It may have become assured between the two looks.
+            None => match F::flows().get_ptr_mut(work.key) {
+                Some(entry) => (Entry(entry), false),
+                None => return Err(Miss::Absent),
+            },
+        },
     };
+    entry.copy_to(&mut work.flow);
     let flow = &work.flow;
     let settled = if work.key.proto == proto::TCP {
         assured
@@ -197,10 +201,13 @@ pub fn lookup<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
     } else {
         assured || (flow.state == state::NEW && !flow.has(flag::REPLY))
     };
-    if flow.seen == work.now && settled {
-        return Ok(());
+    if flow.seen != work.now || !settled {
+        return advance::<F>(work);
     }
-    advance::<F>(work)
+    if work.key.proto == proto::TCP && work.segment.is_near(flow) {
+        entry.set_segment(&work.segment, work.flags);
+    }
+    Ok(())
 }
 
 /// What a packet changes in its flow.
@@ -218,31 +225,36 @@ fn advance<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
         remove::<F>(&work.key, assured);
         return Err(Miss::Absent);
     };
-    if work.flow.is_expired(work.now) {
+    let config = config();
+    if work
+        .flow
+        .is_expired(work.key.proto, work.now, &config.timeouts)
+    {
         remove_both::<F>(work, assured);
         return Err(Miss::Absent);
     }
 
     let reply = work.flow.has(flag::REPLY);
     let old = work.flow.state;
-    let new = if work.key.proto == proto::TCP {
+    let new = if work.key.proto != proto::TCP {
+        next_query_state(old, reply)
+    } else if work
+        .segment
+        .is_plausible(work.flags, &work.flow, &other.copy())
+    {
+        if work.flags & tcp::RST == 0 {
+            entry.set_segment(&work.segment, work.flags);
+        }
         next_tcp_state(old, work.flags, reply)
     } else {
-        next_query_state(old, reply)
+        old
     };
 
     entry.set_seen(work.now);
     other.set_seen(work.now);
-    let refused = work.flags & tcp::RST != 0 && new < state::ESTABLISHED;
-    if new != old || refused {
-        let timeout = if refused {
-            REFUSED
-        } else {
-            config().timeouts.of(work.key.proto, new)
-        };
-        for half in [entry, other] {
-            half.set_state(new, timeout);
-        }
+    if new != old {
+        entry.set_state(new);
+        other.set_state(new);
     }
     if is_assured(new) == assured {
         return Ok(());
@@ -362,7 +374,8 @@ fn is_ours<A: Address>(work: &Work<A>, holder: &Flow<A>) -> bool {
 /// otherwise: a new connection from it is told from the old by its sequence numbers.
 #[inline(always)]
 fn gives_way<A: Address>(work: &Work<A>, holder: &Flow<A>) -> bool {
-    holder.is_expired(work.now) || (work.pressed && holder.is_closed())
+    holder.is_expired(work.key.proto, work.now, &config().timeouts)
+        || (work.pressed && holder.is_closed())
 }
 
 /// Removes the holder of `work.reply_key`, and its other half if that is still its own.

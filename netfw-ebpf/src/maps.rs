@@ -6,17 +6,18 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
+    maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray},
 };
 use netfw_common::{
-    addr::Ip4,
+    addr::{Ip4, Ip6},
     drop::SLOTS,
-    flow::Flow4,
+    flow::{Flow4, Flow6},
     record::{
-        Config, Counter, Endpoint, EndpointIfindex, Local, Publish4, PublishKey4, SocketKey4,
-        SocketPeer4, Subnet, Uplink,
+        Config, Counter, Endpoint, EndpointIfindex, Local, Mapping4, Mapping6, MappingKey4,
+        MappingKey6, Publish4, Publish6, PublishKey4, PublishKey6, SocketKey4, SocketKey6,
+        SocketPeer4, SocketPeer6, Subnet, Uplink,
     },
-    tuple::Tuple4,
+    tuple::{Tuple4, Tuple6},
 };
 
 use crate::work::Work;
@@ -34,28 +35,56 @@ const ON_DEMAND: u32 = 1;
 #[map]
 pub static FLOWS4: HashMap<Tuple4, Flow4> = HashMap::with_max_entries(FLOW_ENTRIES, 0);
 #[map]
+pub static FLOWS6: HashMap<Tuple6, Flow6> = HashMap::with_max_entries(FLOW_ENTRIES, ON_DEMAND);
+#[map]
 pub static EMBRYOS4: LruHashMap<Tuple4, Flow4> = LruHashMap::with_max_entries(EMBRYO_ENTRIES, 0);
 #[map]
+pub static EMBRYOS6: LruHashMap<Tuple6, Flow6> = LruHashMap::with_max_entries(EMBRYO_ENTRIES, 0);
+#[map]
 pub static PUBLISHES4: HashMap<PublishKey4, Publish4> =
+    HashMap::with_max_entries(PUBLISH_ENTRIES, ON_DEMAND);
+#[map]
+pub static PUBLISHES6: HashMap<PublishKey6, Publish6> =
     HashMap::with_max_entries(PUBLISH_ENTRIES, ON_DEMAND);
 #[map]
 pub static ADDRESSES4: HashMap<Ip4, EndpointIfindex> =
     HashMap::with_max_entries(ENDPOINT_ENTRIES, ON_DEMAND);
 #[map]
+pub static ADDRESSES6: HashMap<Ip6, EndpointIfindex> =
+    HashMap::with_max_entries(ENDPOINT_ENTRIES, ON_DEMAND);
+#[map]
 pub static SUBNETS4: LpmTrie<Ip4, Subnet> = LpmTrie::with_max_entries(4096, ON_DEMAND);
+#[map]
+pub static SUBNETS6: LpmTrie<Ip6, Subnet> = LpmTrie::with_max_entries(4096, ON_DEMAND);
 #[map]
 pub static LOCALS4: HashMap<Ip4, Local> = HashMap::with_max_entries(4096, ON_DEMAND);
 #[map]
+pub static LOCALS6: HashMap<Ip6, Local> = HashMap::with_max_entries(4096, ON_DEMAND);
+/// Endpoint-independent mappings, of both sides.
+#[map]
+pub static MAPPINGS4: HashMap<MappingKey4, Mapping4> =
+    HashMap::with_max_entries(PUBLISH_ENTRIES, ON_DEMAND);
+#[map]
+pub static MAPPINGS6: HashMap<MappingKey6, Mapping6> =
+    HashMap::with_max_entries(PUBLISH_ENTRIES, ON_DEMAND);
+#[map]
 pub static ENDPOINTS: HashMap<u32, Endpoint> =
     HashMap::with_max_entries(ENDPOINT_ENTRIES, ON_DEMAND);
+/// The host sides of veth pairs that XDP may send frames to, under their own index.
+#[map]
+pub static VETHS: DevMapHash = DevMapHash::with_max_entries(ENDPOINT_ENTRIES, 0);
 #[map]
 pub static UPLINKS: HashMap<u32, Uplink> = HashMap::with_max_entries(1024, ON_DEMAND);
 /// A pushed out entry costs a socket no more than the name by which it sees its peer.
 #[map]
 pub static SOCKETS4: LruHashMap<SocketKey4, SocketPeer4> = LruHashMap::with_max_entries(1 << 16, 0);
+#[map]
+pub static SOCKETS6: LruHashMap<SocketKey6, SocketPeer6> = LruHashMap::with_max_entries(1 << 16, 0);
 /// Not pinned and never shared: see [`Work`].
 #[map]
 pub static WORK4: PerCpuArray<Work<Ip4>> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+pub static WORK6: PerCpuArray<Work<Ip6>> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(COUNTER_ENTRIES, 0);
 #[map]

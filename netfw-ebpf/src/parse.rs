@@ -5,7 +5,8 @@
 //! [`Malformed`], and never translated.
 
 use netfw_common::{
-    addr::{Address, Be16, Mac},
+    addr::{Address, Be16, Be32, Mac},
+    flow::Segment,
     tuple::proto,
 };
 
@@ -53,6 +54,15 @@ pub fn transport<P: Packet, A: Address>(packet: &P, work: &mut Work<A>) -> bool 
             };
             (work.key.sport, work.key.dport) = (header.sport, header.dport);
             work.flags = header.flags;
+            let end_of_header = work.l4 + u32::from(header.offset >> 4) * 4;
+            let phantom = u32::from(header.flags & SYN != 0) + u32::from(header.flags & FIN != 0);
+            let payload = (ETH_LEN as u32 + work.len).saturating_sub(end_of_header);
+            let seq = header.sequence.get();
+            work.segment = Segment {
+                seq,
+                end: seq.wrapping_add(payload).wrapping_add(phantom),
+                ack: header.acknowledgment.get(),
+            };
             work.opens = header.flags & (SYN | ACK | FIN | RST) == SYN;
         }
         proto::UDP => {
@@ -86,7 +96,8 @@ pub fn transport<P: Packet, A: Address>(packet: &P, work: &mut Work<A>) -> bool 
 pub struct Tcp {
     pub sport: Be16,
     pub dport: Be16,
-    pub sequence: [u8; 8],
+    pub sequence: Be32,
+    pub acknowledgment: Be32,
     pub offset: u8,
     pub flags: u8,
     pub window: u16,

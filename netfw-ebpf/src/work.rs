@@ -9,7 +9,10 @@
 //! A program's run owns its CPU's record: programs of this kind do not nest, and nothing in it is
 //! read before it was written in the same run.
 
-use netfw_common::{flow::Flow, tuple::Tuple};
+use netfw_common::{
+    flow::{Flow, Segment},
+    tuple::Tuple,
+};
 
 /// The packet, what its flow does to it, and the flow while it is being made.
 #[repr(C)]
@@ -21,6 +24,8 @@ pub struct Work<A> {
     /// The reply half of a flow that is being made, and its key.
     pub reply: Flow<A>,
     pub reply_key: Tuple<A>,
+    /// TCP's numbers; of other protocols, whatever was there.
+    pub segment: Segment,
     /// The tick of now.
     pub now: u32,
     /// Bytes of the packet, network header included.

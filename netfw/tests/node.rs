@@ -551,7 +551,7 @@ fn a_range_is_published_at_once_or_not_at_all() {
 }
 
 /// Both halves of a flow from client `n` to a container.
-fn flow(n: u32, state: u8, seen: u32, timeout: u32) -> [(Tuple4, Flow4); 2] {
+fn flow(n: u32, state: u8, seen: u32) -> [(Tuple4, Flow4); 2] {
     let client = Ip4::new((0x0b00_0000 + n).to_be_bytes());
     let key = Tuple4 {
         src: client,
@@ -560,7 +560,7 @@ fn flow(n: u32, state: u8, seen: u32, timeout: u32) -> [(Tuple4, Flow4); 2] {
         dport: Be16::new(8080),
         proto: proto::TCP,
         zone: zone::WORLD,
-        reserved: 0,
+        scope: 0,
     };
     let half = Flow4 {
         src: client,
@@ -570,7 +570,6 @@ fn flow(n: u32, state: u8, seen: u32, timeout: u32) -> [(Tuple4, Flow4); 2] {
         flags: flag::TO_CONTAINER,
         state,
         seen,
-        timeout,
         ..Default::default()
     };
     let reply = Flow4 {
@@ -602,19 +601,19 @@ fn only_what_is_over_is_swept() {
     let instance = Instance::new();
     let mut plane = DataPlane::load(&instance.options()).unwrap();
     let now = now();
-    let old = now.wrapping_sub(1000);
-    insert(&mut plane, flow(1, state::ESTABLISHED, now, 100));
-    insert(&mut plane, flow(2, state::ESTABLISHED, old, 100));
-    insert(&mut plane, flow(3, state::NEW, now, 100));
-    insert(&mut plane, flow(4, state::NEW, old, 100));
+    let old = now.wrapping_sub(10_000);
+    insert(&mut plane, flow(1, state::ESTABLISHED, now));
+    insert(&mut plane, flow(2, state::ESTABLISHED, old));
+    insert(&mut plane, flow(3, state::NEW, now));
+    insert(&mut plane, flow(4, state::NEW, old));
     // One half was refreshed a moment later than the other: it lives.
-    let [(key, half), (reverse, reply)] = flow(5, state::ESTABLISHED, old, 100);
+    let [(key, half), (reverse, reply)] = flow(5, state::ESTABLISHED, old);
     insert(
         &mut plane,
         [(key, half), (reverse, Flow4 { seen: now, ..reply })],
     );
     // An orphan: expired, its other half missing.
-    let [(key, half), _] = flow(6, state::ESTABLISHED, old, 100);
+    let [(key, half), _] = flow(6, state::ESTABLISHED, old);
     plane.insert_flow(&key, &half).unwrap();
 
     assert_eq!(plane.flow_usage(), (2, 1 << 12));
@@ -646,10 +645,10 @@ fn a_million_flows_do_not_stall() {
     let now = now();
     let started = Instant::now();
     for n in 0..1_000_000 {
-        let timeout = if n % 10 == 0 { 1 } else { 10_000 };
+        let age = if n % 10 == 0 { 10_000 } else { 100 };
         insert(
             &mut plane,
-            flow(n, state::ESTABLISHED, now.wrapping_sub(100), timeout),
+            flow(n, state::ESTABLISHED, now.wrapping_sub(age)),
         );
     }
     eprintln!("insert a million one by one: {:?}", started.elapsed());

@@ -2,3 +2,4 @@
 
 mod sock;
 mod tc;
+mod xdp;

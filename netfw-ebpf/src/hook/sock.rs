@@ -97,9 +97,10 @@ impl Call {
 
     #[inline(always)]
     fn key(&self, peer: SocketPeer4) -> SocketKey4 {
+        // SAFETY: a helper call.
+        let cookie = unsafe { bpf_get_socket_cookie(self.0.as_ptr()) };
         SocketKey4 {
-            // SAFETY: a helper call.
-            cookie: unsafe { bpf_get_socket_cookie(self.0.as_ptr()) },
+            cookie: [cookie as u32, (cookie >> 32) as u32],
             peer,
         }
     }

@@ -46,6 +46,12 @@ pub fn netfw_uplink(ctx: TcContext) -> i32 {
     act(&packet, verdict)
 }
 
+/// Ingress of an uplink whose frames have no link-layer header (tun, WireGuard, IP tunnels).
+#[classifier]
+pub fn netfw_tunnel(_ctx: TcContext) -> i32 {
+    TC_ACT_UNSPEC
+}
+
 /// Ingress of the host side of a container's veth pair: what a container sends.
 #[classifier]
 pub fn netfw_container(ctx: TcContext) -> i32 {

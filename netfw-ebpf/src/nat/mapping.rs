@@ -58,7 +58,7 @@ pub fn create<P: Packet, F: Family>(
         sport: work.key.sport,
         dport: mapping.dport,
         seen: work.now,
-        counter: mapping.counter,
+        counter: mapping.counter as u16,
         state: state::NEW,
         flags: mapping.published,
         ..Default::default()
@@ -69,7 +69,7 @@ pub fn create<P: Packet, F: Family>(
         sport: work.key.dport,
         dport: work.key.sport,
         seen: work.now,
-        counter: mapping.counter,
+        counter: mapping.counter as u16,
         state: state::NEW,
         flags: mapping.published | flag::REPLY,
         ..Default::default()
@@ -79,6 +79,9 @@ pub fn create<P: Packet, F: Family>(
     }
     if let Some(endpoint) = mapping.back {
         lead_into(&mut work.reply, endpoint);
+    }
+    if work.key.proto == proto::TCP {
+        work.flow.end = work.segment.end;
     }
     work.from_node = mapping.source_is_node;
     insert::<P, F>(packet, work)?;
@@ -90,9 +93,6 @@ pub fn create<P: Packet, F: Family>(
 #[inline(never)]
 fn insert<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result<(), Drop> {
     let config = flow::config();
-    let timeout = config.timeouts.of(work.key.proto, state::NEW);
-    work.flow.timeout = timeout;
-    work.reply.timeout = timeout;
     work.hash = port::hash(work.key.src.sum(), work.key.sport.get(), work.key.proto);
     let range = port::Range {
         min: config.port_min,

@@ -69,7 +69,7 @@ pub fn apply<P: Packet, F: Family>(packet: &mut P, work: &Work<F::Addr>) -> Resu
     } else {
         Direction::Rx
     };
-    event::count(to.counter, direction, work.len.into());
+    event::count(to.counter.into(), direction, work.len.into());
     Ok(())
 }
 

@@ -127,6 +127,7 @@ impl File {
                 port_min,
                 port_max,
                 timeouts: self.timeouts.resolve()?,
+                epoch: 0,
             },
             socket_group: self.socket_group,
             program_log,

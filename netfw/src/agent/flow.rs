@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use netfw_common::{
-    flow::{Flow4, TICK_NS, flag, is_assured, state},
+    flow::{Flow4, TICK_NS, Timeouts, flag, is_assured, state},
     tuple::{Tuple4, proto},
 };
 
@@ -20,6 +20,7 @@ pub struct Listing {
     flows: Vec<(Tuple4, Flow4)>,
     /// The endpoints that counters belong to.
     owners: HashMap<u32, Name>,
+    timeouts: Timeouts,
     now: u32,
 }
 
@@ -30,7 +31,11 @@ impl Listing {
             .sort_by_key(|(t, _)| (t.proto, t.src, t.sport, t.dst, t.dport));
         self.flows
             .iter()
-            .map(|(key, flow)| view(key, flow, self.owners.get(&flow.counter), self.now))
+            .map(|(key, flow)| {
+                let owner = self.owners.get(&flow.counter.into());
+                let timeout = self.timeouts.of(key.proto, flow.state);
+                view(key, flow, owner, timeout, self.now)
+            })
             .collect()
     }
 }
@@ -58,6 +63,7 @@ impl Agent {
         Ok(Listing {
             flows,
             owners,
+            timeouts: self.config.dataplane.timeouts,
             now: now(),
         })
     }
@@ -78,17 +84,17 @@ impl Agent {
     }
 }
 
-/// `key`, `flow`: the entry of the original direction.
-fn view(key: &Tuple4, flow: &Flow4, endpoint: Option<&Name>, now: u32) -> Flow {
+/// `key`, `flow`: the entry of the original direction. `timeout` and `now` in ticks.
+fn view(key: &Tuple4, flow: &Flow4, endpoint: Option<&Name>, timeout: u32, now: u32) -> Flow {
     // Another CPU's clock may have run ahead, and the sweep may be late.
     let age = u64::from(
         (now.wrapping_sub(flow.seen)
             .cast_signed()
             .max(0)
             .cast_unsigned())
-        .min(flow.timeout),
+        .min(timeout),
     );
-    let left = (u64::from(flow.timeout) - age) * TICK_NS / 1_000_000_000;
+    let left = (u64::from(timeout) - age) * TICK_NS / 1_000_000_000;
     let reply = flow.reverse_key(key.proto);
     Flow {
         protocol: match key.proto {
@@ -105,7 +111,7 @@ fn view(key: &Tuple4, flow: &Flow4, endpoint: Option<&Name>, now: u32) -> Flow {
             state::ESTABLISHED => "established",
             state::FIN_ORIGINAL | state::FIN_REPLY => "fin_wait",
             state::TIME_WAIT => "time_wait",
-            state::CLOSE => "close",
+            state::CLOSE | state::REFUSED => "close",
             _ => "unknown",
         }
         .into(),
@@ -155,14 +161,13 @@ mod tests {
             flags: flag::TO_CONTAINER | flag::PUBLISHED,
             state: state::ESTABLISHED,
             seen: 1000,
-            timeout: 100,
             ..Default::default()
         };
-        let shown = view(&key, &flow, None, 1040);
+        let shown = view(&key, &flow, None, 100, 1040);
         assert_eq!(shown.reply.src.to_string(), "172.18.0.2");
         assert_eq!((shown.reply.sport, shown.reply.dport), (80, 40000));
         assert_eq!((shown.origin.as_str(), shown.timeout), ("publish", 64));
-        assert_eq!(view(&key, &flow, None, 999).timeout, 107);
-        assert_eq!(view(&key, &flow, None, 2000).timeout, 0);
+        assert_eq!(view(&key, &flow, None, 100, 999).timeout, 107);
+        assert_eq!(view(&key, &flow, None, 100, 2000).timeout, 0);
     }
 }

@@ -120,7 +120,7 @@ impl Agent {
         }
         self.wanted.endpoints.insert(name.clone(), after);
         self.dataplane
-            .remove_flows(|_, flow| gone.iter().any(|p| p.counter == flow.counter))?;
+            .remove_flows(|_, flow| gone.iter().any(|p| p.counter == u32::from(flow.counter)))?;
         for published in gone {
             self.counters.give_back(published.counter);
         }

@@ -343,7 +343,7 @@ impl Agent {
         }
         let counters: HashSet<u32> = self.wanted.counters().collect();
         self.dataplane
-            .remove_flows(|_, flow| !counters.contains(&flow.counter))?;
+            .remove_flows(|_, flow| !counters.contains(&flow.counter.into()))?;
         Ok(())
     }
 

@@ -11,7 +11,7 @@
 
 use netfw_common::{
     addr::Ip4,
-    flow::{Flow4, TICK_SHIFT, is_assured},
+    flow::{Flow4, TICK_SHIFT, Timeouts, is_assured},
     tuple::Tuple4,
 };
 use nix::time::{ClockId, clock_gettime};
@@ -40,6 +40,8 @@ pub struct Flows {
     /// Embryonic: an LRU, which makes room by itself.
     embryos: Entries,
     sweeps: [Walk<Tuple4, Flow4>; 2],
+    /// As the programs have them.
+    pub timeouts: Timeouts,
 }
 
 /// The data plane's present tick.
@@ -57,6 +59,7 @@ impl Flows {
             assured: Table::take(ebpf, "FLOWS4")?,
             embryos: Table::take(ebpf, "EMBRYOS4")?,
             sweeps: Default::default(),
+            timeouts: Timeouts::default(),
         })
     }
 
@@ -107,10 +110,10 @@ impl Flows {
 impl DataPlane {
     /// Both directions of all flows that have not expired, assured ones first.
     pub fn flows(&self) -> Result<Vec<(Tuple4, Flow4)>, BpfError> {
-        let now = now();
+        let (now, timeouts) = (now(), &self.flows.timeouts);
         let mut found = self.flows.assured.entries()?;
         found.extend(self.flows.embryos.entries()?);
-        found.retain(|(_, flow)| !flow.is_expired(now));
+        found.retain(|(key, flow)| !flow.is_expired(key.proto, now, timeouts));
         Ok(found)
     }
 
@@ -141,7 +144,7 @@ impl DataPlane {
     /// the last one stopped, so it should be made every second or so: a million flows are then
     /// walked in a minute. Returns how many flows were removed.
     pub fn sweep(&mut self) -> Result<usize, BpfError> {
-        let now = now();
+        let (now, timeouts) = (now(), self.flows.timeouts);
         let mut expired = Vec::new();
         let [first, second] = &mut self.flows.sweeps;
         for (table, walk) in [(&self.flows.assured, first), (&self.flows.embryos, second)] {
@@ -149,7 +152,7 @@ impl DataPlane {
             while seen < PORTION {
                 let end = table.step(walk, |key, flow| {
                     seen += 1;
-                    if flow.is_expired(now) {
+                    if flow.is_expired(key.proto, now, &timeouts) {
                         expired.push(*key);
                     }
                 })?;
@@ -161,10 +164,11 @@ impl DataPlane {
         let mut count = 0;
         for key in expired {
             // Over: expired in both directions, or half missing for good.
+            let is_expired = |half: &Flow4| half.is_expired(key.proto, now, &timeouts);
             let swept = self.flows.remove_if(&key, |half, other| {
-                half.is_expired(now)
+                is_expired(half)
                     && match other {
-                        Some(other) => other.is_expired(now),
+                        Some(other) => is_expired(other),
                         None => now.wrapping_sub(half.seen) >= GRACE,
                     }
             })?;
@@ -177,15 +181,15 @@ impl DataPlane {
     /// thousand flows; beyond, estimated from a part of the table (entries are spread evenly by
     /// their hash), so that the answer never takes long.
     pub fn flow_usage(&self) -> (usize, usize) {
-        let now = now();
+        let (now, timeouts) = (now(), &self.flows.timeouts);
         let table = &self.flows.assured;
         let (mut seen, mut used) = (0, 0);
         let mut walk = Walk::default();
         let mut share = 1.0;
         loop {
-            let step = table.step(&mut walk, |_, flow| {
+            let step = table.step(&mut walk, |key, flow| {
                 seen += 1;
-                used += usize::from(!flow.is_expired(now));
+                used += usize::from(!flow.is_expired(key.proto, now, timeouts));
             });
             match step {
                 Ok(true) => break,

@@ -22,13 +22,23 @@ pub static PROGRAMS_OBJECT: &[u8] =
 /// The maps that are pinned. Others (the programs' log, read-only data) go with the programs.
 const PINNED: &[&str] = &[
     "FLOWS4",
+    "FLOWS6",
     "EMBRYOS4",
+    "EMBRYOS6",
     "PUBLISHES4",
+    "PUBLISHES6",
     "ADDRESSES4",
+    "ADDRESSES6",
     "SUBNETS4",
+    "SUBNETS6",
     "LOCALS4",
+    "LOCALS6",
+    "MAPPINGS4",
+    "MAPPINGS6",
     "SOCKETS4",
+    "SOCKETS6",
     "ENDPOINTS",
+    "VETHS",
     "UPLINKS",
     "COUNTERS",
     "DROPS",
@@ -36,9 +46,15 @@ const PINNED: &[&str] = &[
 ];
 
 const MAX_FLOWS: &str = "max_flows";
+const MAX_EMBRYOS: &str = "max_embryos";
 
 /// The maps whose size is configured, and the option that says it.
-const SIZED: [(&str, &str); 2] = [("FLOWS4", MAX_FLOWS), ("EMBRYOS4", "max_embryos")];
+const SIZED: [(&str, &str); 4] = [
+    ("FLOWS4", MAX_FLOWS),
+    ("FLOWS6", MAX_FLOWS),
+    ("EMBRYOS4", MAX_EMBRYOS),
+    ("EMBRYOS6", MAX_EMBRYOS),
+];
 
 /// Loads maps and programs of an instance; its directories must be there.
 pub fn load(options: &Options, pins: &Pins) -> Result<Ebpf, BpfError> {

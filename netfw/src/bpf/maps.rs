@@ -418,7 +418,9 @@ impl DataPlane {
         self.maps
             .config
             .set(0, config, 0)
-            .map_err(BpfError::map("CONFIG", "write"))
+            .map_err(BpfError::map("CONFIG", "write"))?;
+        self.flows.timeouts = config.timeouts;
+        Ok(())
     }
 
     /// Packets and bytes, summed over the CPUs.
