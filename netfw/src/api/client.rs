@@ -17,8 +17,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
 use super::types::{
-    Endpoint, EndpointRequest, Failure, FailureKind, Flow, Flushed, Network, PublishRequest, Stats,
-    Status,
+    Endpoint, EndpointRequest, Failure, FailureKind, Flow, Flushed, Network, NetworkDetails,
+    NetworkRequest, PublishRequest, Stats, Status,
 };
 use crate::{agent::paths::Paths, name::Name, publish::Spec};
 
@@ -85,6 +85,19 @@ impl Client {
 
     pub async fn networks(&self) -> Result<Vec<Network>> {
         self.get("/v1/networks").await
+    }
+
+    pub async fn network(&self, name: &Name) -> Result<NetworkDetails> {
+        self.get(&format!("/v1/networks/{name}")).await
+    }
+
+    pub async fn create_network(&self, request: &NetworkRequest) -> Result<NetworkDetails> {
+        self.send(Method::POST, "/v1/networks", Some(request)).await
+    }
+
+    pub async fn remove_network(&self, name: &Name) -> Result<()> {
+        self.send(Method::DELETE, &format!("/v1/networks/{name}"), NOTHING)
+            .await
     }
 
     pub async fn endpoints(&self) -> Result<Vec<Endpoint>> {

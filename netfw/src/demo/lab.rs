@@ -97,6 +97,7 @@ impl Lab {
                 network: None,
                 namespace: Some(NamespaceRequest::Name(names.of("web"))),
                 ip: None,
+                ip6: None,
                 mac: None,
                 publish: vec![format!("{PUBLISHED}:{INSIDE}").parse()?],
             })

@@ -147,7 +147,8 @@ fn only(
 
 /// Past the publish, straight to the container's address: netfw must not let it.
 async fn direct(lab: &Lab, report: &mut Report, web: &Endpoint) -> anyhow::Result<()> {
-    let to = (web.ip, lab::INSIDE).into();
+    let ip = web.ip.context("the default network has IPv4")?;
+    let to = (ip, lab::INSIDE).into();
     let reached = http::reaches(&lab.client, to, Duration::from_millis(400)).await?;
     report.check(
         !reached,
