@@ -14,13 +14,13 @@ use aya_ebpf::{
     helpers::generated::bpf_fib_lookup as fib_lookup,
 };
 use netfw_common::{
-    addr::{Be32, Ip4, MacPair},
+    addr::{Address, Be16, MacPair},
     drop::Drop,
     flow::flag,
 };
 
 use crate::{
-    family::{Family, V4},
+    family::Family,
     flow::{self, Kept},
     maps::UPLINKS,
     packet::Packet,
@@ -28,7 +28,6 @@ use crate::{
     work::Work,
 };
 
-const AF_INET: u8 = 2;
 const EINVAL: i64 = 22;
 
 /// A question to the routing tables.
@@ -38,6 +37,11 @@ pub struct Query<A> {
     /// The container's address.
     pub src: A,
     pub dst: A,
+    /// Rules and routes of several paths may ask for these, too.
+    pub sport: Be16,
+    pub dport: Be16,
+    pub proto: u8,
+    pub tos: u8,
     /// Bytes of the IP packet as it will be on the wire: of a segment, for those yet to be cut.
     pub len: u16,
     /// Wanted: the node's address towards `dst`.
@@ -71,16 +75,18 @@ pub struct NextHop {
     pub addr: [u32; 4],
 }
 
-/// [`Family::route`] for IPv4.
+/// Asks the node's routing tables.
 #[inline(always)]
-pub fn route4<P: Packet>(packet: &P, query: &Query<Ip4>) -> Route<Ip4> {
+pub fn route<P: Packet, F: Family>(packet: &P, query: &Query<F::Addr>) -> Route<F::Addr> {
     // SAFETY: integers and arrays; zero is a valid value of each.
     let mut fib: bpf_fib_lookup = unsafe { core::mem::zeroed() };
-    fib.family = AF_INET;
+    fib.family = F::AF;
+    fib.l4_protocol = query.proto;
+    fib.sport = query.sport.wire();
+    fib.dport = query.dport.wire();
     fib.ifindex = query.bridge;
     fib.__bindgen_anon_1.tot_len = query.len;
-    fib.__bindgen_anon_3.ipv4_src = query.src.0.wire();
-    fib.__bindgen_anon_4.ipv4_dst = query.dst.0.wire();
+    F::ask(query, &mut fib);
     let size = size_of::<bpf_fib_lookup>() as i32;
     let ctx = packet.context();
 
@@ -106,10 +112,9 @@ pub fn route4<P: Packet>(packet: &P, query: &Query<Ip4>) -> Route<Ip4> {
         return Route::Closed;
     };
     let source = if preferred_source {
-        // SAFETY: a union of integers.
-        Ip4(Be32::from_wire(unsafe { fib.__bindgen_anon_3.ipv4_src }))
+        F::preferred_source(&fib)
     } else {
-        V4::uplink_address(uplink)
+        F::uplink_address(uplink)
     };
     // Before 6.4 (1fcc064b305a) neighbours count as resolved that have never answered.
     let known = resolved && fib.dmac != [0; 6];
@@ -128,7 +133,7 @@ pub fn route4<P: Packet>(packet: &P, query: &Query<Ip4>) -> Route<Ip4> {
             // SAFETY: a union of integers; of an IPv4 address the kernel left the rest alone.
             addr: unsafe { fib.__bindgen_anon_4.ipv6_dst },
         },
-        source: (source.0.wire() != 0).then_some(source),
+        source: (source != F::Addr::ANY).then_some(source),
     })
 }
 
@@ -142,19 +147,33 @@ pub fn way_out<P: Packet, F: Family>(
 ) -> Result<Verdict, Verdict> {
     let len = packet.wire_len(work.len, work.transport(), work.key.proto);
     let flow = &work.flow;
-    if flow.has(flag::L2_CACHED) && flow.routed == work.now as u16 && len <= flow.mtu {
+    if flow.has(flag::L2_CACHED) && flow.routed == work.epoch && len <= flow.mtu {
         return Ok(Verdict::Redirect {
             ifindex: flow.ifindex,
+        });
+    }
+    if flow.dst.is_link_local() {
+        // No table knows which link.
+        return Ok(Verdict::Neighbour {
+            ifindex: flow.ifindex,
+            next_hop: NextHop {
+                family: u32::from(F::AF),
+                addr: F::next_hop(flow.dst),
+            },
         });
     }
     let query = Query {
         bridge,
         src: work.key.src,
         dst: flow.dst,
+        sport: work.key.sport,
+        dport: flow.dport,
+        proto: work.key.proto,
+        tos: work.tos,
         len,
         source: false,
     };
-    let via = match F::route(packet, &query) {
+    let via = match route::<P, F>(packet, &query) {
         Route::Via(via) => via,
         // The stack answers for a router: "fragmentation needed".
         Route::TooBig => return Err(Verdict::Pass),

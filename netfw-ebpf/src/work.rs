@@ -14,6 +14,24 @@ use netfw_common::{
     tuple::Tuple,
 };
 
+/// What part of its datagram a packet is.
+pub mod fragment {
+    pub const NONE: u8 = 0;
+    /// The one with the transport header.
+    pub const FIRST: u8 = 1;
+    pub const LATER: u8 = 2;
+
+    /// By offset and "more fragments".
+    #[inline(always)]
+    pub fn kind(offset: u16, more: bool) -> u8 {
+        match (offset, more) {
+            (0, false) => NONE,
+            (0, true) => FIRST,
+            _ => LATER,
+        }
+    }
+}
+
 /// The packet, what its flow does to it, and the flow while it is being made.
 #[repr(C)]
 pub struct Work<A> {
@@ -26,18 +44,34 @@ pub struct Work<A> {
     pub reply_key: Tuple<A>,
     /// TCP's numbers; of other protocols, whatever was there.
     pub segment: Segment,
+    /// Copy of another entry that is to be judged: the flow's other half, or whoever holds a tuple.
+    pub other: Flow<A>,
+    /// The entry of a holder that has to give way, and the key of its other half.
+    pub flow_of_holder: Flow<A>,
+    pub holder_key: Tuple<A>,
     /// The tick of now.
     pub now: u32,
+    /// Low bits of tick and epoch: ways to the world that were looked up in another are asked for
+    /// again.
+    pub epoch: u16,
+    pub reserved: u16,
     /// Bytes of the packet, network header included.
     pub len: u32,
     /// Offset of the transport header from the start of the frame; see [`Work::transport`].
     pub l4: u32,
     /// Hash of the internal endpoint, see [`netfw_common::port`].
     pub hash: u32,
+    /// Names the datagram that a fragment is part of.
+    pub id: u32,
+    /// Where a fragment's bytes belong in its datagram.
+    pub fragment_offset: u16,
+    /// One of [`fragment`].
+    pub fragment: u8,
+    pub more_fragments: bool,
     /// TTL or hop limit.
     pub ttl: u8,
-    /// A fragment, first ones included.
-    pub fragment: bool,
+    /// TOS or traffic class.
+    pub tos: u8,
     /// TCP's flags, else 0.
     pub flags: u8,
     /// May it open a flow: a TCP SYN, any UDP packet, an ICMP echo request?
@@ -47,12 +81,11 @@ pub struct Work<A> {
     pub from_node: bool,
     /// No port was free for it: flows that are over give way.
     pub pressed: bool,
-    pub reserved: [u8; 2],
 }
 
 impl<A> Work<A> {
     /// Largest offset of a transport header, for the verifier: it cannot know what was stored.
-    const MAX_L4: usize = 0x7f;
+    const MAX_L4: usize = 0x1ff;
 
     /// Offset of the transport header from the start of the frame.
     #[inline(always)]

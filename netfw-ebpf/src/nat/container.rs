@@ -1,7 +1,7 @@
 //! What a container sends, on the host side of its veth pair.
 
 use netfw_common::{
-    addr::{Address, Mac, MacPair},
+    addr::{Address as _, Mac, MacPair},
     drop::Drop,
     flow::flag,
     record::{Endpoint, Publish, network_flag},
@@ -19,7 +19,7 @@ use crate::{
     flow::{self, Miss},
     packet::Packet,
     parse::{self, Ethernet},
-    redirect::{Query, Route, way_out},
+    redirect::{Query, Route, route, way_out},
     verdict::Verdict,
     work::Work,
 };
@@ -40,10 +40,10 @@ pub fn receive<P: Packet, F: Family>(
     if F::parse(packet, work).is_err() {
         return Verdict::Drop(Drop::Malformed);
     }
-    if work.key.src != F::endpoint_address(sender) {
-        return Verdict::Drop(Drop::SpoofedAddress);
+    if let Some(verdict) = F::on_link(packet, work, sender) {
+        return verdict;
     }
-    if is_group(&ethernet.dst) || work.key.dst.is_link_scope() {
+    if is_group(&ethernet.dst) {
         return Verdict::Pass;
     }
 
@@ -62,10 +62,10 @@ fn flow_of<P: Packet, F: Family>(
     work: &mut Work<F::Addr>,
     sender: &Endpoint,
 ) -> Result<(), Verdict> {
-    let translatable = parse::transport(packet, work);
+    let translatable = parse::transport::<P, F>(packet, work);
     if translatable {
         work.key.zone = zone::CONTAINER;
-        work.now = flow::now();
+        flow::set_now(work);
         match flow::lookup::<F>(work) {
             Ok(()) => return Ok(()),
             Err(Miss::TableFull) => return Err(Verdict::Drop(Drop::TableFull)),
@@ -172,7 +172,7 @@ fn neighbour<P: Packet, F: Family>(
         dst: receiver.mac,
         src: sender.gateway_mac,
     };
-    if ethernet.dst != receiver.mac && !translate::write_ethernet(packet, macs) {
+    if ethernet.dst != receiver.mac && !packet.set_ethernet::<F>(macs) {
         return Verdict::Drop(Drop::Malformed);
     }
     event::count(sender.counter, Direction::Tx, work.len.into());
@@ -221,10 +221,14 @@ fn masquerade<P: Packet, F: Family>(
         bridge: sender.bridge,
         src: work.key.src,
         dst: work.key.dst,
+        sport: work.key.sport,
+        dport: work.key.dport,
+        proto: work.key.proto,
+        tos: work.tos,
         len: packet.wire_len(work.len, work.transport(), work.key.proto),
         source: true,
     };
-    let via = match F::route(packet, &query) {
+    let via = match route::<P, F>(packet, &query) {
         Route::Via(via) => via,
         // The stack answers for a router: "fragmentation needed", "unreachable".
         Route::TooBig | Route::None => return Err(Verdict::Pass),

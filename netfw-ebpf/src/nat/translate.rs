@@ -1,12 +1,6 @@
 //! Carries out what a flow says: rewrites a packet and counts it.
 
-use netfw_common::{
-    addr::{Address, MacPair},
-    csum::difference,
-    drop::Drop,
-    flow::flag,
-    tuple::proto,
-};
+use netfw_common::{addr::Address as _, csum::difference, drop::Drop, flow::flag, tuple::proto};
 
 use crate::{
     event::{self, Direction},
@@ -29,9 +23,6 @@ pub fn apply<P: Packet, F: Family>(packet: &mut P, work: &Work<F::Addr>) -> Resu
     );
 
     let short = Err(Drop::Malformed);
-    if to.flags & flag::L2_CACHED != 0 && !write_ethernet(packet, to.macs) {
-        return short;
-    }
     if !F::rewrite(packet, to, addresses) {
         return short;
     }
@@ -49,19 +40,22 @@ pub fn apply<P: Packet, F: Family>(packet: &mut P, work: &Work<F::Addr>) -> Resu
             }
             packet.update_l4_checksum(l4 + Udp::CHECKSUM, addresses, ports, true);
         }
-        // The identifier is a request's source "port" and a reply's destination "port". ICMP has no
-        // pseudo-header (RFC 792).
-        proto::ICMP => {
+        // The identifier is a request's source "port" and a reply's destination "port".
+        icmp if icmp == F::ICMP => {
             let id = if work.opens { to.sport } else { to.dport };
             if !packet.write(l4 + Icmp::ID, id) {
                 return short;
             }
-            packet.update_l4_checksum(l4 + Icmp::CHECKSUM, 0, ports, false);
+            let pseudo = if F::ICMP_PSEUDO { addresses } else { 0 };
+            packet.update_l4_checksum(l4 + Icmp::CHECKSUM, pseudo, ports, false);
         }
         // `parse::transport` lets nothing else through.
         _ => return Err(Drop::Untranslatable),
     }
 
+    if to.flags & flag::L2_CACHED != 0 && !packet.set_ethernet::<F>(to.macs) {
+        return short;
+    }
     let published = to.flags & flag::PUBLISHED != 0;
     let reply = to.flags & flag::REPLY != 0;
     let direction = if published == reply {
@@ -71,10 +65,4 @@ pub fn apply<P: Packet, F: Family>(packet: &mut P, work: &Work<F::Addr>) -> Resu
     };
     event::count(to.counter.into(), direction, work.len.into());
     Ok(())
-}
-
-/// Writes both Ethernet addresses; the EtherType stays.
-#[inline(always)]
-pub fn write_ethernet<P: Packet>(packet: &mut P, macs: MacPair) -> bool {
-    packet.write(0, macs)
 }

@@ -1,68 +1,30 @@
-//! Address families: what differs between IPv4 and IPv6, so that the engine does not.
+//! IPv4 (RFC 791).
 
-use aya_ebpf::maps::{HashMap, LruHashMap, lpm_trie};
+use aya_ebpf::{
+    bindings::{
+        bpf_fib_lookup, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
+    },
+    maps::{HashMap, LruHashMap, lpm_trie},
+};
 use netfw_common::{
-    addr::{Address, Be16, Ip4},
+    addr::{Address as _, Be16, Be32, Ip4},
     csum,
+    drop::Drop,
     flow::Flow,
     record::{Endpoint, EndpointIfindex, Local, Publish, PublishKey, Subnet, Uplink},
-    tuple::Tuple,
+    tuple::{Tuple, proto},
 };
 
+use super::Family;
 use crate::{
     maps,
     packet::Packet,
-    parse::{ETH_LEN, Malformed},
-    redirect::{Query, Route},
-    work::Work,
+    parse::{Malformed, ethertype},
+    redirect::Query,
+    verdict::Verdict,
+    work::{Work, fragment},
 };
-
-/// One address family.
-pub trait Family {
-    type Addr: Address;
-
-    /// The record of the packet at hand.
-    fn work() -> Option<&'static mut Work<Self::Addr>>;
-
-    /// Reads and checks the network header.
-    fn parse<P: Packet>(packet: &P, work: &mut Work<Self::Addr>) -> Result<(), Malformed>;
-
-    /// Writes the addresses of `to` and one TTL less, and updates the header's checksum where it
-    /// has one. `changed` is the difference of the addresses. False where the frame is too short,
-    /// which `parse` has ruled out.
-    fn rewrite<P: Packet>(packet: &mut P, to: &Flow<Self::Addr>, changed: u32) -> bool;
-
-    /// Asks the node's routing tables.
-    fn route<P: Packet>(packet: &P, query: &Query<Self::Addr>) -> Route<Self::Addr>;
-
-    /// Does the node hold a socket that would take a packet like this?
-    fn has_socket<P: Packet>(packet: &P, tuple: &Tuple<Self::Addr>) -> bool;
-
-    /// Does the node hold a connected UDP socket that waits for this datagram?
-    fn has_connected_socket<P: Packet>(packet: &P, tuple: &Tuple<Self::Addr>) -> bool;
-
-    /// Logs the flow that was made for the packet in `work`.
-    fn log_opened(work: &Work<Self::Addr>);
-
-    fn endpoint_address(endpoint: &Endpoint) -> Self::Addr;
-    fn endpoint_gateway(endpoint: &Endpoint) -> Self::Addr;
-    fn uplink_address(uplink: &Uplink) -> Self::Addr;
-
-    fn flows() -> &'static HashMap<Tuple<Self::Addr>, Flow<Self::Addr>>;
-    fn embryos() -> &'static LruHashMap<Tuple<Self::Addr>, Flow<Self::Addr>>;
-    fn publishes() -> &'static HashMap<PublishKey<Self::Addr>, Publish<Self::Addr>>;
-    fn addresses() -> &'static HashMap<Self::Addr, EndpointIfindex>;
-    fn locals() -> &'static HashMap<Self::Addr, Local>;
-
-    /// The subnet of one of netfw's networks that holds `addr`.
-    fn subnet(addr: Self::Addr) -> Option<Subnet>;
-
-    /// Is it an address of the node itself?
-    #[inline(always)]
-    fn is_local(addr: &Self::Addr) -> bool {
-        Self::locals().get_ptr(addr).is_some()
-    }
-}
 
 pub struct V4;
 
@@ -86,8 +48,9 @@ impl Ipv4 {
     const LEN: usize = size_of::<Self>();
     const TTL: usize = 8;
 
-    /// "More fragments" and the offset.
-    const FRAGMENT: u16 = 0x3fff;
+    /// Of the fragment field: "more fragments", and the offset in units of 8 bytes.
+    const MORE: u16 = 0x2000;
+    const OFFSET: u16 = 0x1fff;
 
     /// The header's words summed up; a header that is right folds to 0xffff.
     #[inline(always)]
@@ -104,12 +67,19 @@ impl Ipv4 {
 fn options_sum<P: Packet>(packet: &P, len: usize) -> Option<u64> {
     // The header's length field allows no more.
     let mut words = [0u32; 10];
-    packet.copy(ETH_LEN + Ipv4::LEN, &mut words, len)?;
+    packet.copy(P::NETWORK + Ipv4::LEN, &mut words, len)?;
     Some(words.into_iter().map(u64::from).sum())
 }
 
 impl Family for V4 {
     type Addr = Ip4;
+
+    const ETHERTYPE: Be16 = ethertype::IPV4;
+    const AF: u8 = 2;
+    const ICMP: u8 = proto::ICMP;
+    const ECHO_REQUEST: u8 = 8;
+    const ECHO_REPLY: u8 = 0;
+    const ICMP_PSEUDO: bool = false;
 
     #[inline(always)]
     fn work() -> Option<&'static mut Work<Ip4>> {
@@ -119,17 +89,17 @@ impl Family for V4 {
 
     #[inline(always)]
     fn parse<P: Packet>(packet: &P, work: &mut Work<Ip4>) -> Result<(), Malformed> {
-        let header: Ipv4 = packet.read(ETH_LEN).ok_or(Malformed)?;
+        let header: Ipv4 = packet.read(P::NETWORK).ok_or(Malformed)?;
         let header_len = usize::from(header.version_ihl & 0xf) * 4;
         // "BIG TCP": a super-packet beyond the field's reach says 0 (kernel 6.3, b1a78b9b9886).
         let len = match usize::from(header.len.get()) {
-            0 if packet.len() > ETH_LEN + usize::from(u16::MAX) => packet.len() - ETH_LEN,
+            0 if packet.len() > P::NETWORK + usize::from(u16::MAX) => packet.len() - P::NETWORK,
             len => len,
         };
         if header.version_ihl >> 4 != 4
             || header_len < Ipv4::LEN
             || len < header_len
-            || packet.len() < ETH_LEN + len
+            || packet.len() < P::NETWORK + len
         {
             return Err(Malformed);
         }
@@ -145,8 +115,13 @@ impl Family for V4 {
         work.key.proto = header.proto;
         work.key.scope = 0;
         work.ttl = header.ttl;
-        work.fragment = header.fragment.get() & Ipv4::FRAGMENT != 0;
-        work.l4 = (ETH_LEN + header_len) as u32;
+        work.tos = header.tos;
+        let offset = header.fragment.get() & Ipv4::OFFSET;
+        work.more_fragments = header.fragment.get() & Ipv4::MORE != 0;
+        work.fragment = fragment::kind(offset, work.more_fragments);
+        work.fragment_offset = offset * 8;
+        work.id = header.id.into();
+        work.l4 = (P::NETWORK + header_len) as u32;
         work.len = len as u32;
         Ok(())
     }
@@ -163,7 +138,7 @@ impl Family for V4 {
             src: Ip4,
             dst: Ip4,
         }
-        let Some(old) = packet.read::<Tail>(ETH_LEN + Ipv4::TTL) else {
+        let Some(old) = packet.read::<Tail>(P::NETWORK + Ipv4::TTL) else {
             return false;
         };
         let ttl = old.ttl.wrapping_sub(1);
@@ -172,7 +147,7 @@ impl Family for V4 {
         // Two folded differences: their sum stays far below 2^32.
         let checksum = csum::update(old.checksum, changed + ttl_changed);
         packet.write(
-            ETH_LEN + Ipv4::TTL,
+            P::NETWORK + Ipv4::TTL,
             Tail {
                 ttl,
                 proto: old.proto,
@@ -184,28 +159,49 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn route<P: Packet>(packet: &P, query: &Query<Ip4>) -> Route<Ip4> {
-        crate::redirect::route4(packet, query)
+    fn on_link<P: Packet>(_: &P, work: &Work<Ip4>, sender: &Endpoint) -> Option<Verdict> {
+        if work.key.src != sender.ip4 {
+            return Some(Verdict::Drop(Drop::SpoofedAddress));
+        }
+        work.key.dst.is_link_scope().then_some(Verdict::Pass)
     }
 
     #[inline(always)]
-    fn has_socket<P: Packet>(packet: &P, tuple: &Tuple<Ip4>) -> bool {
-        packet.has_socket4(tuple)
+    fn ask(query: &Query<Ip4>, fib: &mut bpf_fib_lookup) {
+        fib.__bindgen_anon_2.tos = query.tos;
+        fib.__bindgen_anon_3.ipv4_src = query.src.0.wire();
+        fib.__bindgen_anon_4.ipv4_dst = query.dst.0.wire();
     }
 
     #[inline(always)]
-    fn has_connected_socket<P: Packet>(packet: &P, tuple: &Tuple<Ip4>) -> bool {
-        packet.has_connected_socket4(tuple)
+    fn preferred_source(fib: &bpf_fib_lookup) -> Ip4 {
+        // SAFETY: a union of integers.
+        Ip4(Be32::from_wire(unsafe { fib.__bindgen_anon_3.ipv4_src }))
+    }
+
+    #[inline(always)]
+    fn next_hop(addr: Ip4) -> [u32; 4] {
+        [addr.0.wire(), 0, 0, 0]
+    }
+
+    #[inline(always)]
+    fn socket(tuple: &Tuple<Ip4>) -> (bpf_sock_tuple, u32) {
+        let ipv4 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
+            saddr: tuple.src.0.wire(),
+            daddr: tuple.dst.0.wire(),
+            sport: tuple.sport.wire(),
+            dport: tuple.dport.wire(),
+        };
+        let size = size_of_val(&ipv4) as u32;
+        let sock = bpf_sock_tuple {
+            __bindgen_anon_1: bpf_sock_tuple__bindgen_ty_1 { ipv4 },
+        };
+        (sock, size)
     }
 
     #[inline(always)]
     fn log_opened(work: &Work<Ip4>) {
         crate::event::opened4(work);
-    }
-
-    #[inline(always)]
-    fn endpoint_address(endpoint: &Endpoint) -> Ip4 {
-        endpoint.ip4
     }
 
     #[inline(always)]
