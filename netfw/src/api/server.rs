@@ -173,7 +173,8 @@ async fn remove_endpoint(State(shared): State<Shared>, Path(text): Path<String>)
         let removed = change(shared, async move |agent| {
             agent.remove_endpoint(&name).await
         });
-        Ok(removed.await?.0)
+        let ((), _flows) = removed.await?;
+        Ok(())
     })
     .await
 }
