@@ -331,6 +331,21 @@ fn retire<F: Family>(work: &Work<F::Addr>, entry: Entry<F::Addr>, other: Entry<F
     remove_both::<F>(work, true);
 }
 
+/// Finds the flow of `work.key` and copies its entry into `work.flow`, for an ICMP error that speaks
+/// of it: nothing is noted.
+#[inline(always)]
+pub fn find_for_error<F: Family>(work: &mut Work<F::Addr>) -> bool {
+    let Some((entry, _)) = find::<F>(&work.key) else {
+        return false;
+    };
+    entry.copy_to(&mut work.flow);
+    work.reply_key = work.flow.reverse_key(work.key.proto);
+    other_half::<F>(work).is_some()
+        && !work
+            .flow
+            .is_expired(work.key.proto, work.now, &config().timeouts)
+}
+
 /// Keeps the way to the world that was found for the flow of `work.key`, for the rest of the tick.
 #[inline(always)]
 pub fn keep_route<F: Family>(work: &Work<F::Addr>, route: &Kept) {

@@ -73,6 +73,21 @@ impl Packet for Frame {
     }
 
     #[inline(always)]
+    fn store<T>(&mut self, _: usize, _: &T) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn trim(&mut self, _: u32) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn insert(&mut self, _: u32) -> bool {
+        false
+    }
+
+    #[inline(always)]
     fn ifindex(&self) -> u32 {
         // SAFETY: the kernel's context, valid for the program's run.
         unsafe { (*self.0.ctx).ingress_ifindex }

@@ -34,6 +34,15 @@ pub trait Packet {
     /// directly.
     fn load<T>(&self, offset: usize, to: &mut T) -> bool;
 
+    /// Writes `value` at `offset`, where the frame has room and the hook writes other than directly.
+    fn store<T>(&mut self, offset: usize, value: &T) -> bool;
+
+    /// Cuts the frame off behind `len` bytes.
+    fn trim(&mut self, len: u32) -> bool;
+
+    /// Makes room for `len` bytes between link-layer and network header.
+    fn insert(&mut self, len: u32) -> bool;
+
     /// Interface on which it was received.
     fn ifindex(&self) -> u32;
 

@@ -5,10 +5,13 @@ use core::{ffi::c_void, hint::black_box};
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
+    bindings::{
+        __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    },
     helpers::generated::{
-        bpf_csum_update, bpf_l4_csum_replace, bpf_skb_change_head, bpf_skb_change_type,
-        bpf_skb_load_bytes, bpf_skb_pull_data,
+        bpf_csum_update, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_head,
+        bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_pull_data,
+        bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
@@ -110,6 +113,33 @@ impl<const L2: usize> Packet for Skb<L2> {
         let to = core::ptr::from_mut(to).cast();
         // SAFETY: a helper call that writes `len` bytes, which `to` has.
         unsafe { bpf_skb_load_bytes(self.raw().cast(), offset as u32, to, len) == 0 }
+    }
+
+    #[inline(always)]
+    fn store<T>(&mut self, offset: usize, value: &T) -> bool {
+        let len = size_of::<T>() as u32;
+        let from = core::ptr::from_ref(value).cast();
+        // SAFETY: a helper call that reads `len` bytes, which `value` has.
+        unsafe { bpf_skb_store_bytes(self.raw(), offset as u32, from, len, 0) == 0 }
+    }
+
+    #[inline(always)]
+    fn trim(&mut self, len: u32) -> bool {
+        // SAFETY: a helper call.
+        unsafe { bpf_skb_change_tail(self.raw(), len, 0) == 0 }
+    }
+
+    #[inline(always)]
+    fn insert(&mut self, len: u32) -> bool {
+        // SAFETY: helper calls.
+        unsafe {
+            let made = if L2 == 0 {
+                bpf_skb_change_head(self.raw(), len, 0)
+            } else {
+                bpf_skb_adjust_room(self.raw(), len as i32, BPF_ADJ_ROOM_MAC, 0)
+            };
+            made == 0
+        }
     }
 
     #[inline(always)]
