@@ -25,8 +25,9 @@ use crate::{agent::paths::Paths, name::Name, publish::Spec};
 /// Longest answer: a million flows take about 300 MB.
 const LIMIT: usize = 1 << 30;
 
-/// An agent that is starting gets this long; the kernel's verifier takes most of it.
-const STARTING: Duration = Duration::from_secs(3);
+/// An agent that is starting gets this long; the kernel's verifier takes most of it, a second where
+/// nothing else runs.
+const STARTING: Duration = Duration::from_secs(10);
 /// And a process that may be about to become one, this long.
 const BEFORE: Duration = Duration::from_millis(200);
 const PAUSE: Duration = Duration::from_millis(10);
