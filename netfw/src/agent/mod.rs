@@ -9,6 +9,7 @@
 //! | [`ipam`], [`counter`], [`node`] | decisions, pure: addresses, counter indexes, uplinks |
 //! | [`start`] | from the store to a running node |
 //! | [`endpoint`], [`publish`], [`flow`] | requests |
+//! | [`xdp`] | XDP on uplinks |
 //! | [`observe`] | what happens to the node meanwhile |
 //! | [`view`] | answers |
 //! | [`notify`] | telling a service manager |
@@ -36,6 +37,7 @@ pub mod run;
 pub mod start;
 pub mod store;
 pub mod view;
+mod xdp;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -68,6 +70,7 @@ pub struct Agent {
     /// gone.
     up: BTreeMap<Name, u32>,
     uplinks: BTreeMap<u32, UplinkState>,
+    xdp: xdp::State,
     missing_uplinks: Vec<String>,
     locals: HashMap<Ipv4Addr, u32>,
     /// Why the node's own processes do not reach publishes, if so.

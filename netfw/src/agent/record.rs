@@ -103,7 +103,8 @@ impl Endpoint {
     /// one of its ends?
     pub fn takes_part(&self, key: &Tuple4, flow: &Flow4) -> bool {
         let ip = self.ip4.into();
-        self.owns_counter(flow.counter.into()) || [key.src, key.dst, flow.src, flow.dst].contains(&ip)
+        self.owns_counter(flow.counter.into())
+            || [key.src, key.dst, flow.src, flow.dst].contains(&ip)
     }
 
     /// Does the endpoint or one of its publishes own this counter?

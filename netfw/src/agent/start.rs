@@ -64,6 +64,7 @@ impl Agent {
             bridges: Default::default(),
             up: Default::default(),
             uplinks: Default::default(),
+            xdp: Default::default(),
             missing_uplinks: Vec::new(),
             locals: Default::default(),
             sockets: Ok(()),

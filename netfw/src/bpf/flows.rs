@@ -140,6 +140,35 @@ impl DataPlane {
         Ok(count)
     }
 
+    /// Writes back the entries that `change` has changed (it says so), where they still are. What a
+    /// program writes to one in that moment may be lost: not for what programs depend on. Returns how
+    /// many.
+    pub fn change_flows(
+        &mut self,
+        mut change: impl FnMut(&mut Flow4) -> bool,
+    ) -> Result<usize, BpfError> {
+        let mut count = 0;
+        for table in [&mut self.flows.assured, &mut self.flows.embryos] {
+            let mut keys = Vec::new();
+            let mut walk = Walk::default();
+            while !table.step(&mut walk, |key, flow| {
+                if change(&mut { *flow }) {
+                    keys.push(*key);
+                }
+            })? {}
+            for key in keys {
+                // As it is now: the walk may have been long.
+                if let Some(mut flow) = table.get(&key)?
+                    && change(&mut flow)
+                    && table.replace(&key, &flow)?
+                {
+                    count += 1;
+                }
+            }
+        }
+        Ok(count)
+    }
+
     /// Frees the memory of expired flows. One call looks at a portion of the tables and goes on where
     /// the last one stopped, so it should be made every second or so: a million flows are then
     /// walked in a minute. Returns how many flows were removed.

@@ -15,14 +15,16 @@ use aya::{
     Ebpf, Pod,
     maps::{
         self, IterableMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues,
-        lpm_trie::Key,
+        lpm_trie::Key, xdp::DevMapHash,
     },
 };
 use ipnet::Ipv4Net;
 use netfw_common::{
     addr::{Address, Ip4},
     drop::Drop,
-    record::{Config, Counter, Endpoint, Local, Publish4, PublishKey4, Subnet, Uplink},
+    record::{
+        Config, Counter, Endpoint, Local, Publish4, PublishKey4, Subnet, Uplink, endpoint_flag,
+    },
 };
 use nix::libc;
 
@@ -72,6 +74,16 @@ impl<K: Pod + Eq + Hash, V: Pod> Table<K, V> {
                 },
                 _ => BpfError::map(self.name, "write")(error),
             })
+    }
+
+    /// Overwrites what is there; false where nothing is (any more).
+    pub fn replace(&mut self, key: &K, value: &V) -> Result<bool, BpfError> {
+        const BPF_EXIST: u64 = 2;
+        match self.map.insert(key, value, BPF_EXIST) {
+            Ok(()) => Ok(true),
+            Err(error) if root_errno(&error) == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(BpfError::map(self.name, "write")(error)),
+        }
     }
 
     /// Was it there?
@@ -259,11 +271,12 @@ fn take<T: TryFrom<Map, Error = MapError>>(
 
 /// All maps but the flow tables.
 pub struct Maps {
-    endpoints: Table<u32, Endpoint>,
+    pub(super) endpoints: Table<u32, Endpoint>,
     addresses: Table<Ip4, u32>,
     publishes: Table<PublishKey4, Publish4>,
     locals: Table<Ip4, Local>,
     uplinks: Table<u32, Uplink>,
+    pub(super) veths: DevMapHash<MapData>,
     subnets: LpmTrie<MapData, Ip4, Subnet>,
     counters: PerCpuArray<MapData, Counter>,
     drops: PerCpuArray<MapData, u64>,
@@ -278,6 +291,7 @@ impl Maps {
             publishes: Table::take(ebpf, "PUBLISHES4")?,
             locals: Table::take(ebpf, "LOCALS4")?,
             uplinks: Table::take(ebpf, "UPLINKS")?,
+            veths: take(ebpf, "VETHS")?,
             subnets: take(ebpf, "SUBNETS4")?,
             counters: take(ebpf, "COUNTERS")?,
             drops: take(ebpf, "DROPS")?,
@@ -287,8 +301,14 @@ impl Maps {
 }
 
 impl DataPlane {
-    /// The endpoint, and its address. Overwrites what was there under its interface.
+    /// The endpoint, and its address. Overwrites what was there under its interface; but whether XDP
+    /// may send to it is `VETHS`' to say, and not the caller's ([`Self::set_napi`]).
     pub fn set_endpoint(&mut self, endpoint: &Endpoint) -> Result<(), BpfError> {
+        let mut endpoint = *endpoint;
+        if self.has_napi(endpoint.ifindex) {
+            endpoint.flags |= endpoint_flag::NAPI;
+        }
+        let endpoint = &endpoint;
         let maps = &mut self.maps;
         let before = maps.endpoints.get(&endpoint.ifindex)?;
         maps.endpoints.insert(&endpoint.ifindex, endpoint)?;
@@ -313,7 +333,8 @@ impl DataPlane {
             self.maps.release(&endpoint)?;
             self.maps.endpoints.remove(&ifindex)?;
         }
-        Ok(())
+        // Nothing is there any more where the interface is gone.
+        self.clear_napi(ifindex)
     }
 
     pub fn endpoints(&self) -> Vec<Endpoint> {

@@ -11,6 +11,8 @@
 //! |---|---|
 //! | `load` | the object, checked against what is pinned |
 //! | `attach` | links on interfaces: TCX, or clsact |
+//! | `xdp` | XDP on interfaces |
+//! | `napi` | the veths that XDP may send to |
 //! | `cgroup` | socket programs on the root cgroup |
 //! | `pin` | the directories in bpffs |
 //! | `maps` | endpoints, publishes, subnets, …, counters |
@@ -24,9 +26,11 @@ mod error;
 mod flows;
 mod load;
 mod maps;
+mod napi;
 mod pin;
 mod stats;
 mod sys;
+mod xdp;
 
 use aya::Ebpf;
 use netfw_common::record::Config;
@@ -38,6 +42,7 @@ pub use self::{
     load::PROGRAMS_OBJECT,
     pin::BPFFS,
     stats::{ProgramStats, enable_stats},
+    xdp::XdpMode,
 };
 
 /// What a data plane is loaded with.
@@ -61,6 +66,8 @@ pub struct DataPlane {
     maps: maps::Maps,
     flows: flows::Flows,
     only: Option<Attachment>,
+    /// Why the kernel does not take the XDP program, once it was asked and does not.
+    xdp_refused: Option<String>,
 }
 
 impl DataPlane {
@@ -87,6 +94,7 @@ impl DataPlane {
             flows: flows::Flows::take(&mut ebpf)?,
             pins: pins.clone(),
             only: None,
+            xdp_refused: None,
             ebpf,
         };
         plane.set_config(&options.config)?;
@@ -141,6 +149,12 @@ impl DataPlane {
         // The guard first: no packet is let in whose answers it would not watch.
         self.attach(Hook::Guard, ifindex, name)?;
         self.attach(Hook::Uplink, ifindex, name)
+    }
+
+    /// As [`Self::attach_uplink`], on an interface whose frames have no Ethernet header.
+    pub fn attach_tunnel(&mut self, ifindex: u32, name: &str) -> Result<Attachment, BpfError> {
+        self.attach(Hook::Guard, ifindex, name)?;
+        self.attach(Hook::Tunnel, ifindex, name)
     }
 
     /// The guard alone, on an interface whose frames the other programs cannot read.
