@@ -4,6 +4,9 @@
 //! `cargo test` works for anybody. Everything made here has the process id in its name and goes with
 //! the fixture, whatever happens.
 
+#[path = "node/xdp.rs"]
+mod xdp;
+
 use std::{
     collections::HashMap,
     net::Ipv4Addr,

@@ -45,6 +45,10 @@ const PINNED: &[&str] = &[
     "CONFIG",
 ];
 
+// enum bpf_map_type, and a flag of maps (linux/bpf.h).
+const DEVMAP_HASH: u32 = 25;
+const BPF_F_RDONLY_PROG: u32 = 1 << 7;
+
 const MAX_FLOWS: &str = "max_flows";
 const MAX_EMBRYOS: &str = "max_embryos";
 
@@ -78,7 +82,11 @@ pub fn load(options: &Options, pins: &Pins) -> Result<Ebpf, BpfError> {
             key: map.key_size(),
             value: map.value_size(),
             entries: size.map_or(map.max_entries(), |(_, size)| *size),
-            flags: map.map_flags(),
+            // The kernel adds the flag by itself: programs get a pointer into the map (dev_map_alloc).
+            flags: match map.map_type() {
+                DEVMAP_HASH => map.map_flags() | BPF_F_RDONLY_PROG,
+                _ => map.map_flags(),
+            },
         };
         check(name, &directory.join(name), &wanted, pins.instance())?;
     }
