@@ -166,8 +166,28 @@ impl Address for Ip4 {
 
 /// An IPv6 address, in network byte order.
 #[repr(transparent)]
-#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, Default, Eq, PartialOrd, Ord, Debug)]
 pub struct Ip6(pub [Be32; 4]);
+
+/// Without branches and without a call of `memcmp`: in the programs that is a loop, and each of its
+/// steps a path of its own to the verifier.
+impl PartialEq for Ip6 {
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        let ([a, b, c, d], [e, f, g, h]) = (self.0, other.0);
+        (a.wire() ^ e.wire())
+            | (b.wire() ^ f.wire())
+            | (c.wire() ^ g.wire())
+            | (d.wire() ^ h.wire())
+            == 0
+    }
+}
+
+impl core::hash::Hash for Ip6 {
+    fn hash<H: core::hash::Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
 
 impl Ip6 {
     pub const fn new(octets: [u8; 16]) -> Self {

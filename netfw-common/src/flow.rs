@@ -424,9 +424,17 @@ mod tests {
             end: 1001,
             ..Default::default()
         };
-        let refusal = |ack| Segment { seq: 0, end: 0, ack };
+        let refusal = |ack| Segment {
+            seq: 0,
+            end: 0,
+            ack,
+        };
         assert!(refusal(1001).is_plausible(RST | ACK, &own, &other));
-        let forged = Segment { seq: 7, end: 7, ack: 5 };
+        let forged = Segment {
+            seq: 7,
+            end: 7,
+            ack: 5,
+        };
         assert!(!forged.is_plausible(RST | ACK, &own, &other));
     }
 

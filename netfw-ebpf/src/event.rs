@@ -4,7 +4,11 @@
 //! verifier removes the calls as dead code.
 
 use aya_log_ebpf::debug;
-use netfw_common::{addr::Ip4, drop::Drop, record::Counter};
+use netfw_common::{
+    addr::{Ip4, Ip6},
+    drop::Drop,
+    record::Counter,
+};
 
 use crate::{
     maps::{COUNTERS, DROPS},
@@ -18,6 +22,25 @@ pub fn opened4(work: &Work<Ip4>) {
     debug!(
         (),
         "new flow: protocol {} {:i}:{} -> {:i}:{} becomes {:i}:{} -> {:i}:{}",
+        key.proto,
+        key.src.octets(),
+        key.sport.get(),
+        key.dst.octets(),
+        key.dport.get(),
+        flow.src.octets(),
+        flow.sport.get(),
+        flow.dst.octets(),
+        flow.dport.get()
+    );
+}
+
+/// The same for IPv6.
+#[inline(never)]
+pub fn opened6(work: &Work<Ip6>) {
+    let (key, flow) = (&work.key, &work.flow);
+    debug!(
+        (),
+        "new flow: protocol {} [{:i}]:{} -> [{:i}]:{} becomes [{:i}]:{} -> [{:i}]:{}",
         key.proto,
         key.src.octets(),
         key.sport.get(),

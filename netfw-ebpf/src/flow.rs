@@ -33,11 +33,19 @@ const EEXIST: i32 = -17;
 
 /// The tick of now.
 #[inline(always)]
-pub fn now() -> u32 {
+fn now() -> u32 {
     // The coarse clock (5.11) costs no more than a load, and is exact to a few ms.
     // SAFETY: a helper call.
     let ns = unsafe { aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns() };
     (ns >> TICK_SHIFT) as u32
+}
+
+/// Notes the time in the record of a packet that is to be looked up.
+#[inline(always)]
+pub fn set_now<A>(work: &mut Work<A>) {
+    work.now = now();
+    let epoch = CONFIG.get(0).map_or(0, |config| config.epoch);
+    work.epoch = work.now.wrapping_add(epoch) as u16;
 }
 
 /// The settings.
@@ -67,11 +75,17 @@ pub fn config() -> Config {
 pub struct Entry<A>(*mut Flow<A>);
 
 impl<A: Address> Entry<A> {
-    /// A copy of the whole.
+    /// For the map helpers, which copy what it points to.
     #[inline(always)]
-    pub fn copy(self) -> Flow<A> {
-        // SAFETY: an element of a map, which lives as long as the program; integers only.
-        unsafe { *self.0 }
+    fn as_ref<'a>(self) -> &'a Flow<A> {
+        // SAFETY: an element of a map, which lives as long as the program. Only its address is used.
+        unsafe { &*self.0 }
+    }
+
+    #[inline(always)]
+    fn flags(self) -> u8 {
+        // SAFETY: see `set_seen`.
+        unsafe { addr_of_mut!((*self.0).flags).read_volatile() }
     }
 
     /// Copies the whole, by words: between two places in maps, which might overlap for all that the
@@ -80,8 +94,8 @@ impl<A: Address> Entry<A> {
     pub fn copy_to(self, to: &mut Flow<A>) {
         let (from, to): (*const u32, *mut u32) = (self.0.cast(), core::ptr::from_mut(to).cast());
         for word in 0..size_of::<Flow<A>>() / size_of::<u32>() {
-            // SAFETY: as in `copy`; a flow is words without padding. Volatile, lest the loop be
-            // taken for what it is.
+            // SAFETY: an element of a map, which lives as long as the program; a flow is words without
+            // padding. Volatile, lest the loop be taken for what it is.
             unsafe { to.add(word).write_volatile(from.add(word).read_volatile()) };
         }
     }
@@ -120,34 +134,26 @@ impl<A: Address> Entry<A> {
 
     /// Keeps a way to the world for the rest of the tick.
     #[inline(always)]
-    fn set_route(self, route: &Kept, now: u32) {
-        let old = self.copy();
+    fn set_route(self, route: &Kept, epoch: u16) {
+        let flags = self.flags();
         // The element may have gone to another flow since it was found.
-        if old.has(flag::TO_CONTAINER) {
+        if flags & flag::TO_CONTAINER != 0 {
             return;
         }
-        let without = old.flags & !flag::L2_CACHED;
+        // Another CPU may be sending by this entry: while the fields change, none is cached.
+        self.set_flags(flags & !flag::L2_CACHED);
         let Some(macs) = route.macs else {
-            self.set_flags(without);
             return;
         };
-        let same = old.has(flag::L2_CACHED)
-            && old.ifindex == route.ifindex
-            && old.mtu == route.mtu
-            && old.macs == macs;
-        if !same {
-            // Another CPU may be sending by this entry: while the fields change, none is cached.
-            self.set_flags(without);
-            // SAFETY: see `set_seen`.
-            unsafe {
-                addr_of_mut!((*self.0).ifindex).write_volatile(route.ifindex);
-                addr_of_mut!((*self.0).mtu).write_volatile(route.mtu);
-                addr_of_mut!((*self.0).macs).write_volatile(macs);
-            }
-            self.set_flags(without | flag::L2_CACHED);
-        }
         // SAFETY: see `set_seen`.
-        unsafe { addr_of_mut!((*self.0).routed).write_volatile(now as u16) };
+        unsafe {
+            addr_of_mut!((*self.0).ifindex).write_volatile(route.ifindex);
+            addr_of_mut!((*self.0).mtu).write_volatile(route.mtu);
+            addr_of_mut!((*self.0).macs).write_volatile(macs);
+        }
+        self.set_flags(flags | flag::L2_CACHED);
+        // SAFETY: see `set_seen`.
+        unsafe { addr_of_mut!((*self.0).routed).write_volatile(epoch) };
     }
 }
 
@@ -181,12 +187,12 @@ fn find<F: Family>(key: &Tuple<F::Addr>) -> Option<(Entry<F::Addr>, bool)> {
 /// For an assured flow in its steady state this is one map lookup; once a tick it is two.
 #[inline(always)]
 pub fn lookup<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
-    let (entry, assured) = match F::flows().get_ptr_mut(work.key) {
+    let (entry, assured) = match F::flows().get_ptr_mut(&work.key) {
         Some(entry) => (Entry(entry), true),
-        None => match F::embryos().get_ptr_mut(work.key) {
+        None => match F::embryos().get_ptr_mut(&work.key) {
             Some(entry) => (Entry(entry), false),
             // It may have become assured between the two looks.
-            None => match F::flows().get_ptr_mut(work.key) {
+            None => match F::flows().get_ptr_mut(&work.key) {
                 Some(entry) => (Entry(entry), false),
                 None => return Err(Miss::Absent),
             },
@@ -240,7 +246,7 @@ fn advance<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
         next_query_state(old, reply)
     } else if work
         .segment
-        .is_plausible(work.flags, &work.flow, &other.copy())
+        .is_plausible(work.flags, &work.flow, &work.other)
     {
         if work.flags & tcp::RST == 0 {
             entry.set_segment(&work.segment, work.flags);
@@ -266,13 +272,14 @@ fn advance<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
     assure::<F>(work, entry, other)
 }
 
-/// The other half of `work.flow`, under `work.reply_key`. A flow on its way between the tables has
-/// a half in each.
+/// The other half of `work.flow`, under `work.reply_key`; a copy goes to `work.other`. A flow on its
+/// way between the tables has a half in each.
 #[inline(always)]
-fn other_half<F: Family>(work: &Work<F::Addr>) -> Option<Entry<F::Addr>> {
+fn other_half<F: Family>(work: &mut Work<F::Addr>) -> Option<Entry<F::Addr>> {
     let (other, _) = find::<F>(&work.reply_key)?;
+    other.copy_to(&mut work.other);
     work.flow
-        .is_half_of(&work.key, &other.copy())
+        .is_half_of(&work.key, &work.other)
         .then_some(other)
 }
 
@@ -301,7 +308,7 @@ fn assure<F: Family>(
     other: Entry<F::Addr>,
 ) -> Result<(), Miss> {
     for (key, half) in [(&work.key, entry), (&work.reply_key, other)] {
-        match F::flows().insert(key, half.copy(), BPF_NOEXIST) {
+        match F::flows().insert(key, half.as_ref(), BPF_NOEXIST) {
             // Another CPU is doing the same.
             Ok(()) | Err(EEXIST) => {}
             Err(_) => {
@@ -319,16 +326,31 @@ fn assure<F: Family>(
 #[inline(always)]
 fn retire<F: Family>(work: &Work<F::Addr>, entry: Entry<F::Addr>, other: Entry<F::Addr>) {
     for (key, half) in [(&work.key, entry), (&work.reply_key, other)] {
-        let _ = F::embryos().insert(key, half.copy(), BPF_NOEXIST);
+        let _ = F::embryos().insert(key, half.as_ref(), BPF_NOEXIST);
     }
     remove_both::<F>(work, true);
+}
+
+/// Finds the flow of `work.key` and copies its entry into `work.flow`, for an ICMP error that speaks
+/// of it: nothing is noted.
+#[inline(always)]
+pub fn find_for_error<F: Family>(work: &mut Work<F::Addr>) -> bool {
+    let Some((entry, _)) = find::<F>(&work.key) else {
+        return false;
+    };
+    entry.copy_to(&mut work.flow);
+    work.reply_key = work.flow.reverse_key(work.key.proto);
+    other_half::<F>(work).is_some()
+        && !work
+            .flow
+            .is_expired(work.key.proto, work.now, &config().timeouts)
 }
 
 /// Keeps the way to the world that was found for the flow of `work.key`, for the rest of the tick.
 #[inline(always)]
 pub fn keep_route<F: Family>(work: &Work<F::Addr>, route: &Kept) {
     if let Some((entry, _)) = find::<F>(&work.key) {
-        entry.set_route(route, work.now);
+        entry.set_route(route, work.epoch);
     }
 }
 
@@ -350,19 +372,21 @@ pub enum Claim {
 /// A cheap look before [`claim`]: an insertion into the embryos may push another one out, even
 /// where it fails.
 #[inline(always)]
-pub fn is_free<F: Family>(work: &Work<F::Addr>) -> bool {
+pub fn is_free<F: Family>(work: &mut Work<F::Addr>) -> bool {
     match find::<F>(&work.reply_key) {
         Some((holder, _)) => {
-            let holder = holder.copy();
-            is_ours(work, &holder) || gives_way(work, &holder)
+            holder.copy_to(&mut work.other);
+            is_ours(work) || gives_way(work)
         }
         None => true,
     }
 }
 
-/// Is `holder` the reply half of the flow that is being made, by another CPU?
+/// Is the holder of `work.reply_key` (in `work.other`) the reply half of the flow that is being made,
+/// by another CPU?
 #[inline(always)]
-fn is_ours<A: Address>(work: &Work<A>, holder: &Flow<A>) -> bool {
+fn is_ours<A: Address>(work: &Work<A>) -> bool {
+    let holder = &work.other;
     holder.src == work.reply.src
         && holder.dst == work.reply.dst
         && holder.sport == work.reply.sport
@@ -370,48 +394,51 @@ fn is_ours<A: Address>(work: &Work<A>, holder: &Flow<A>) -> bool {
         && holder.has(flag::REPLY)
 }
 
-/// Has the holder of a tuple no more claim to it? One that is over gives way where no port is free
-/// otherwise: a new connection from it is told from the old by its sequence numbers.
+/// Has the holder of a tuple (in `work.other`) no more claim to it? One that is over gives way where
+/// no port is free otherwise: a new connection from it is told from the old by its sequence numbers.
 #[inline(always)]
-fn gives_way<A: Address>(work: &Work<A>, holder: &Flow<A>) -> bool {
+fn gives_way<A: Address>(work: &Work<A>) -> bool {
+    let holder = &work.other;
     holder.is_expired(work.key.proto, work.now, &config().timeouts)
         || (work.pressed && holder.is_closed())
 }
 
-/// Removes the holder of `work.reply_key`, and its other half if that is still its own.
-#[inline(always)]
-fn evict<F: Family>(work: &Work<F::Addr>, holder: &Flow<F::Addr>, assured: bool) {
-    let reverse = holder.reverse_key(work.key.proto);
-    let whole = match find::<F>(&reverse) {
-        Some((other, _)) => holder.is_half_of(&work.reply_key, &other.copy()),
-        None => false,
-    };
-    if whole {
-        remove::<F>(&reverse, assured);
+/// Removes the holder of `work.reply_key` (in `work.other`), and its other half if that is still its
+/// own.
+#[inline(never)]
+fn evict<F: Family>(work: &mut Work<F::Addr>, assured: bool) {
+    work.holder_key = work.other.reverse_key(work.key.proto);
+    // The judgement on the holder has been made: its copy makes room for its half.
+    work.flow_of_holder = work.other;
+    if let Some((other, _)) = find::<F>(&work.holder_key) {
+        other.copy_to(&mut work.other);
+        if work.flow_of_holder.is_half_of(&work.reply_key, &work.other) {
+            remove::<F>(&work.holder_key, assured);
+        }
     }
     remove::<F>(&work.reply_key, assured);
 }
 
 /// Claims `work.reply_key`, the tuple that answers will have, for `work.reply`.
 #[inline(never)]
-pub fn claim<F: Family>(work: &Work<F::Addr>) -> Claim {
-    match F::embryos().insert(work.reply_key, work.reply, BPF_NOEXIST) {
+pub fn claim<F: Family>(work: &mut Work<F::Addr>) -> Claim {
+    match F::embryos().insert(&work.reply_key, &work.reply, BPF_NOEXIST) {
         Ok(()) => {}
         Err(EEXIST) => {
-            let Some(holder) = F::embryos().get_ptr_mut(work.reply_key) else {
+            let Some(holder) = F::embryos().get_ptr_mut(&work.reply_key) else {
                 return Claim::Taken;
             };
-            let holder = Entry(holder).copy();
-            if !gives_way(work, &holder) {
-                return if is_ours(work, &holder) {
+            Entry(holder).copy_to(&mut work.other);
+            if !gives_way(work) {
+                return if is_ours(work) {
                     Claim::Shared
                 } else {
                     Claim::Taken
                 };
             }
-            evict::<F>(work, &holder, false);
+            evict::<F>(work, false);
             if F::embryos()
-                .insert(work.reply_key, work.reply, BPF_NOEXIST)
+                .insert(&work.reply_key, &work.reply, BPF_NOEXIST)
                 .is_err()
             {
                 return Claim::Taken;
@@ -421,16 +448,17 @@ pub fn claim<F: Family>(work: &Work<F::Addr>) -> Claim {
     }
     // An assured flow that expired makes room, and so does one of which half is missing; one that
     // was on its way from the embryos does not.
-    let Some(holder) = F::flows().get_ptr_mut(work.reply_key) else {
+    let Some(holder) = F::flows().get_ptr_mut(&work.reply_key) else {
         return Claim::Ours;
     };
-    let holder = Entry(holder).copy();
-    let orphan = find::<F>(&holder.reverse_key(work.key.proto)).is_none();
-    if orphan || gives_way(work, &holder) {
-        evict::<F>(work, &holder, true);
+    Entry(holder).copy_to(&mut work.other);
+    work.holder_key = work.other.reverse_key(work.key.proto);
+    let orphan = find::<F>(&work.holder_key).is_none();
+    if orphan || gives_way(work) {
+        evict::<F>(work, true);
         return Claim::Ours;
     }
-    let _ = F::embryos().remove(work.reply_key);
+    let _ = F::embryos().remove(&work.reply_key);
     Claim::Taken
 }
 
@@ -438,11 +466,12 @@ pub fn claim<F: Family>(work: &Work<F::Addr>) -> Claim {
 /// another CPU was faster, takes back the claim and copies the winner's entry into `work.flow`.
 #[inline(always)]
 pub fn open<F: Family>(work: &mut Work<F::Addr>, claim: Claim) -> Result<(), Drop> {
-    let _ = F::embryos().insert(work.key, work.flow, BPF_NOEXIST);
+    let _ = F::embryos().insert(&work.key, &work.flow, BPF_NOEXIST);
     let (winner, _) = find::<F>(&work.key).ok_or(Drop::TableFull)?;
     winner.copy_to(&mut work.flow);
-    if claim == Claim::Ours && work.flow.reverse_key(work.key.proto) != work.reply_key {
-        let _ = F::embryos().remove(work.reply_key);
+    work.holder_key = work.flow.reverse_key(work.key.proto);
+    if claim == Claim::Ours && work.holder_key != work.reply_key {
+        let _ = F::embryos().remove(&work.reply_key);
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ mod nat;
 mod packet;
 mod parse;
 mod redirect;
+mod socket;
 mod verdict;
 mod work;
 

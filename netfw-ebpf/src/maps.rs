@@ -85,6 +85,9 @@ pub static SOCKETS6: LruHashMap<SocketKey6, SocketPeer6> = LruHashMap::with_max_
 pub static WORK4: PerCpuArray<Work<Ip4>> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static WORK6: PerCpuArray<Work<Ip6>> = PerCpuArray::with_max_entries(1, 0);
+/// Tick, and ICMP errors that were sent in it. Not pinned.
+#[map]
+pub static ANSWERS: PerCpuArray<[u32; 2]> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(COUNTER_ENTRIES, 0);
 #[map]

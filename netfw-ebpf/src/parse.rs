@@ -5,12 +5,16 @@
 //! [`Malformed`], and never translated.
 
 use netfw_common::{
-    addr::{Address, Be16, Be32, Mac},
+    addr::{Be16, Be32, Mac},
     flow::Segment,
     tuple::proto,
 };
 
-use crate::{packet::Packet, work::Work};
+use crate::{
+    family::Family,
+    packet::Packet,
+    work::{Work, fragment},
+};
 
 pub const ETH_LEN: usize = 14;
 
@@ -24,7 +28,7 @@ pub mod ethertype {
 
 /// The Ethernet header.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct Ethernet {
     pub dst: Mac,
     pub src: Mac,
@@ -39,11 +43,11 @@ pub struct Malformed;
 ///
 /// The network header has been read.
 #[inline(always)]
-pub fn transport<P: Packet, A: Address>(packet: &P, work: &mut Work<A>) -> bool {
+pub fn transport<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> bool {
     const NONE: Be16 = Be16::new(0);
     (work.key.sport, work.key.dport) = (NONE, NONE);
     (work.flags, work.opens) = (0, false);
-    if work.fragment {
+    if work.fragment != fragment::NONE {
         return false;
     }
     match work.key.proto {
@@ -56,7 +60,7 @@ pub fn transport<P: Packet, A: Address>(packet: &P, work: &mut Work<A>) -> bool 
             work.flags = header.flags;
             let end_of_header = work.l4 + u32::from(header.offset >> 4) * 4;
             let phantom = u32::from(header.flags & SYN != 0) + u32::from(header.flags & FIN != 0);
-            let payload = (ETH_LEN as u32 + work.len).saturating_sub(end_of_header);
+            let payload = (P::NETWORK as u32 + work.len).saturating_sub(end_of_header);
             let seq = header.sequence.get();
             work.segment = Segment {
                 seq,
@@ -72,17 +76,17 @@ pub fn transport<P: Packet, A: Address>(packet: &P, work: &mut Work<A>) -> bool 
             (work.key.sport, work.key.dport) = (header.sport, header.dport);
             work.opens = true;
         }
-        proto::ICMP => {
+        icmp if icmp == F::ICMP => {
             let Some(header) = packet.read::<Icmp>(work.transport()) else {
                 return false;
             };
-            match (header.kind, header.code) {
-                (Icmp::ECHO_REQUEST, 0) => {
-                    work.key.sport = header.id;
-                    work.opens = true;
-                }
-                (Icmp::ECHO_REPLY, 0) => work.key.dport = header.id,
-                _ => return false,
+            if header.code == 0 && header.kind == F::ECHO_REQUEST {
+                work.key.sport = header.id;
+                work.opens = true;
+            } else if header.code == 0 && header.kind == F::ECHO_REPLY {
+                work.key.dport = header.id;
+            } else {
+                return false;
             }
         }
         _ => return false,
@@ -124,9 +128,9 @@ impl Udp {
     pub const CHECKSUM: usize = 6;
 }
 
-/// An ICMP header of a query (RFC 792).
+/// An ICMP or ICMPv6 header of a query (RFC 792, 4443).
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct Icmp {
     pub kind: u8,
     pub code: u8,
@@ -136,8 +140,6 @@ pub struct Icmp {
 }
 
 impl Icmp {
-    pub const ECHO_REPLY: u8 = 0;
-    pub const ECHO_REQUEST: u8 = 8;
     pub const CHECKSUM: usize = 2;
     pub const ID: usize = 4;
 }

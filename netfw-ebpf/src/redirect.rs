@@ -8,27 +8,28 @@
 
 use aya_ebpf::{
     bindings::{
-        BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
-        BPF_FIB_LOOKUP_SRC, bpf_fib_lookup,
+        BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH,
+        BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_SRC, bpf_fib_lookup,
     },
     helpers::generated::bpf_fib_lookup as fib_lookup,
 };
 use netfw_common::{
-    addr::{Be32, Ip4, MacPair},
+    addr::{Address, Be16, MacPair},
     drop::Drop,
     flow::flag,
+    record::Endpoint,
 };
 
 use crate::{
-    family::{Family, V4},
+    family::Family,
     flow::{self, Kept},
     maps::UPLINKS,
+    nat::answer::{self, Error},
     packet::Packet,
     verdict::Verdict,
     work::Work,
 };
 
-const AF_INET: u8 = 2;
 const EINVAL: i64 = 22;
 
 /// A question to the routing tables.
@@ -38,6 +39,11 @@ pub struct Query<A> {
     /// The container's address.
     pub src: A,
     pub dst: A,
+    /// Rules and routes of several paths may ask for these, too.
+    pub sport: Be16,
+    pub dport: Be16,
+    pub proto: u8,
+    pub tos: u8,
     /// Bytes of the IP packet as it will be on the wire: of a segment, for those yet to be cut.
     pub len: u16,
     /// Wanted: the node's address towards `dst`.
@@ -48,9 +54,14 @@ pub struct Query<A> {
 pub enum Route<A> {
     Via(Via<A>),
     /// The packet is too big for the way out.
-    TooBig,
-    /// No route, or one that forbids it.
+    TooBig {
+        mtu: u16,
+    },
+    /// No route.
     None,
+    /// One that forbids it, or swallows it without a word.
+    Prohibited,
+    Blackhole,
     /// Out of an interface that netfw does not serve.
     Closed,
 }
@@ -71,16 +82,18 @@ pub struct NextHop {
     pub addr: [u32; 4],
 }
 
-/// [`Family::route`] for IPv4.
+/// Asks the node's routing tables.
 #[inline(always)]
-pub fn route4<P: Packet>(packet: &P, query: &Query<Ip4>) -> Route<Ip4> {
+pub fn route<P: Packet, F: Family>(packet: &P, query: &Query<F::Addr>) -> Route<F::Addr> {
     // SAFETY: integers and arrays; zero is a valid value of each.
     let mut fib: bpf_fib_lookup = unsafe { core::mem::zeroed() };
-    fib.family = AF_INET;
+    fib.family = F::AF;
+    fib.l4_protocol = query.proto;
+    fib.sport = query.sport.wire();
+    fib.dport = query.dport.wire();
     fib.ifindex = query.bridge;
     fib.__bindgen_anon_1.tot_len = query.len;
-    fib.__bindgen_anon_3.ipv4_src = query.src.0.wire();
-    fib.__bindgen_anon_4.ipv4_dst = query.dst.0.wire();
+    F::ask(query, &mut fib);
     let size = size_of::<bpf_fib_lookup>() as i32;
     let ctx = packet.context();
 
@@ -95,7 +108,16 @@ pub fn route4<P: Packet>(packet: &P, query: &Query<Ip4>) -> Route<Ip4> {
         found = unsafe { fib_lookup(ctx, &mut fib, size, 0) };
     }
     if found == i64::from(BPF_FIB_LKUP_RET_FRAG_NEEDED) {
-        return Route::TooBig;
+        return Route::TooBig {
+            // SAFETY: a union of integers. The kernel tells it since 5.12.
+            mtu: unsafe { fib.__bindgen_anon_1.mtu_result },
+        };
+    }
+    if found == i64::from(BPF_FIB_LKUP_RET_PROHIBIT) {
+        return Route::Prohibited;
+    }
+    if found == i64::from(BPF_FIB_LKUP_RET_BLACKHOLE) {
+        return Route::Blackhole;
     }
     let resolved = found == i64::from(BPF_FIB_LKUP_RET_SUCCESS);
     if !resolved && found != i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
@@ -106,10 +128,9 @@ pub fn route4<P: Packet>(packet: &P, query: &Query<Ip4>) -> Route<Ip4> {
         return Route::Closed;
     };
     let source = if preferred_source {
-        // SAFETY: a union of integers.
-        Ip4(Be32::from_wire(unsafe { fib.__bindgen_anon_3.ipv4_src }))
+        F::preferred_source(&fib)
     } else {
-        V4::uplink_address(uplink)
+        F::uplink_address(uplink)
     };
     // Before 6.4 (1fcc064b305a) neighbours count as resolved that have never answered.
     let known = resolved && fib.dmac != [0; 6];
@@ -128,40 +149,72 @@ pub fn route4<P: Packet>(packet: &P, query: &Query<Ip4>) -> Route<Ip4> {
             // SAFETY: a union of integers; of an IPv4 address the kernel left the rest alone.
             addr: unsafe { fib.__bindgen_anon_4.ipv6_dst },
         },
-        source: (source.0.wire() != 0).then_some(source),
+        source: (source != F::Addr::ANY).then_some(source),
     })
+}
+
+/// The verdict on a packet that has no way out, from `gateway`, its sender's.
+#[inline(always)]
+pub fn refuse<P: Packet, F: Family>(
+    packet: &mut P,
+    work: &mut Work<F::Addr>,
+    route: &Route<F::Addr>,
+    gateway: F::Addr,
+) -> Verdict {
+    let (error, reason) = match route {
+        Route::TooBig { mtu } => (Error::TooBig { mtu: *mtu }, Drop::TooBig),
+        Route::None => (Error::Unreachable, Drop::NoRoute),
+        Route::Prohibited => (Error::Prohibited, Drop::NoRoute),
+        Route::Via(_) | Route::Blackhole | Route::Closed => return Verdict::Drop(Drop::NoRoute),
+    };
+    answer::refuse::<P, F>(packet, work, error, gateway, reason)
 }
 
 /// The way to the world of the flow in `work`: the one kept, or, for the first packet of a tick and
 /// for those too big for it, a new one.
 #[inline(always)]
 pub fn way_out<P: Packet, F: Family>(
-    packet: &P,
+    packet: &mut P,
     work: &mut Work<F::Addr>,
-    bridge: u32,
+    sender: &Endpoint,
 ) -> Result<Verdict, Verdict> {
     let len = packet.wire_len(work.len, work.transport(), work.key.proto);
     let flow = &work.flow;
-    if flow.has(flag::L2_CACHED) && flow.routed == work.now as u16 && len <= flow.mtu {
+    if flow.has(flag::L2_CACHED) && flow.routed == work.epoch && len <= flow.mtu {
         return Ok(Verdict::Redirect {
             ifindex: flow.ifindex,
         });
     }
+    if flow.dst.is_link_local() {
+        // No table knows which link.
+        return Ok(Verdict::Neighbour {
+            ifindex: flow.ifindex,
+            next_hop: NextHop {
+                family: u32::from(F::AF),
+                addr: F::next_hop(flow.dst),
+            },
+        });
+    }
     let query = Query {
-        bridge,
+        bridge: sender.bridge,
         src: work.key.src,
         dst: flow.dst,
+        sport: work.key.sport,
+        dport: flow.dport,
+        proto: work.key.proto,
+        tos: work.tos,
         len,
         source: false,
     };
-    let via = match F::route(packet, &query) {
+    let via = match route::<P, F>(packet, &query) {
         Route::Via(via) => via,
-        // The stack answers for a router: "fragmentation needed".
-        Route::TooBig => return Err(Verdict::Pass),
-        Route::None | Route::Closed => return Err(Verdict::Drop(Drop::NoRoute)),
+        other => {
+            let gateway = F::endpoint_gateway(sender);
+            return Err(refuse::<P, F>(packet, work, &other, gateway));
+        }
     };
     // An address that the node no longer has must not be sent from (the answers would go astray).
-    if !F::is_local(&flow.src) {
+    if !F::is_local(&work.flow.src) {
         return Err(Verdict::Drop(Drop::NoRoute));
     }
     flow::keep_route::<F>(work, &via.way);

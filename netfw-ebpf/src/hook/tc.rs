@@ -11,14 +11,11 @@ use aya_ebpf::{
     macros::classifier,
     programs::TcContext,
 };
-use netfw_common::{
-    addr::{Address as _, Ip4, Ip6},
-    drop::Drop,
-};
+use netfw_common::drop::Drop;
 
 use crate::{
     event,
-    family::V4,
+    family::{Family, V4, V6},
     maps::ENDPOINTS,
     nat,
     packet::{Packet, Skb},
@@ -26,42 +23,46 @@ use crate::{
     verdict::Verdict,
 };
 
-/// Headers that the engine reads and writes: Ethernet, IPv4 with all options, TCP.
+/// Headers that the engine reads and writes: Ethernet, IPv4 with all options or IPv6, TCP.
 const HEADERS: usize = ETH_LEN + 60 + 20;
 
-/// Offset of source and destination in an IPv6 header (RFC 8200 3).
-const IPV6_ADDRESSES: usize = 8;
+/// Offsets of the source address (RFC 791 3.1, RFC 8200 3).
+const IPV4_SOURCE: u32 = 12;
+const IPV6_SOURCE: u32 = 8;
 
 /// Ingress of an uplink: what comes from the world.
 #[classifier]
 pub fn netfw_uplink(ctx: TcContext) -> i32 {
-    let mut packet = Skb::new(ctx);
+    from_world(Skb::<ETH_LEN>::new(ctx))
+}
+
+/// Ingress of an uplink whose frames have no link-layer header (tun, WireGuard, IP tunnels).
+#[classifier]
+pub fn netfw_tunnel(ctx: TcContext) -> i32 {
+    from_world(Skb::<0>::new(ctx))
+}
+
+#[inline(always)]
+fn from_world<const L2: usize>(mut packet: Skb<L2>) -> i32 {
+    packet.make_linear(HEADERS);
     let verdict = match packet.protocol() {
-        ethertype::IPV4 => {
-            packet.make_linear(HEADERS);
-            nat::world::receive::<_, V4>(&mut packet)
-        }
+        ethertype::IPV4 => nat::world::receive::<_, V4>(&mut packet),
+        ethertype::IPV6 => nat::world::receive::<_, V6>(&mut packet),
         _ => Verdict::Pass,
     };
     act(&packet, verdict)
 }
 
-/// Ingress of an uplink whose frames have no link-layer header (tun, WireGuard, IP tunnels).
-#[classifier]
-pub fn netfw_tunnel(_ctx: TcContext) -> i32 {
-    TC_ACT_UNSPEC
-}
-
 /// Ingress of the host side of a container's veth pair: what a container sends.
 #[classifier]
 pub fn netfw_container(ctx: TcContext) -> i32 {
-    let mut packet = Skb::new(ctx);
+    let mut packet = Skb::<ETH_LEN>::new(ctx);
     let verdict = from_container(&mut packet);
     act(&packet, verdict)
 }
 
 #[inline(always)]
-fn from_container(packet: &mut Skb) -> Verdict {
+fn from_container(packet: &mut Skb<ETH_LEN>) -> Verdict {
     // SAFETY: integers, written by the agent alone.
     let Some(sender) = (unsafe { ENDPOINTS.get(packet.ifindex()) }) else {
         // On its way in or out: nothing may pass unchecked.
@@ -90,14 +91,7 @@ fn from_container(packet: &mut Skb) -> Verdict {
             }
             _ => Verdict::Drop(Drop::SpoofedAddress),
         },
-        // Containers have no IPv6 address yet: what is not the link's own chatter would leave the node
-        // by nobody's rules.
-        ethertype::IPV6 => match packet.read::<[Ip6; 2]>(ETH_LEN + IPV6_ADDRESSES) {
-            Some([src, dst]) if (src.is_link_scope() || src == Ip6::ANY) && dst.is_link_scope() => {
-                Verdict::Pass
-            }
-            _ => Verdict::Drop(Drop::SpoofedAddress),
-        },
+        ethertype::IPV6 => nat::container::receive::<_, V6>(packet, &ethernet, sender),
         _ => Verdict::Pass,
     }
 }
@@ -105,41 +99,49 @@ fn from_container(packet: &mut Skb) -> Verdict {
 /// Egress of an uplink: the last look, so that no container's own address ever leaves the node.
 #[classifier]
 pub fn netfw_guard(ctx: TcContext) -> i32 {
-    let packet = Skb::new(ctx);
+    let packet = Skb::<ETH_LEN>::new(ctx);
     let verdict = match packet.protocol() {
-        ethertype::IPV4 => {
-            const SOURCE: u32 = 12;
-            let mut src = Ip4::default();
-            // Relative to the network header: uplinks differ in what lies before it.
-            // SAFETY: a helper call with a buffer of the size it is told.
-            let read = unsafe {
-                bpf_skb_load_bytes_relative(
-                    packet.context(),
-                    SOURCE,
-                    (&raw mut src).cast(),
-                    size_of::<Ip4>() as u32,
-                    BPF_HDR_START_NET,
-                )
-            };
-            if read == 0 {
-                nat::guard::send::<V4>(src)
-            } else {
-                Verdict::Pass
-            }
-        }
+        ethertype::IPV4 => guard::<V4>(&packet, IPV4_SOURCE),
+        ethertype::IPV6 => guard::<V6>(&packet, IPV6_SOURCE),
         _ => Verdict::Pass,
     };
     act(&packet, verdict)
 }
 
+#[inline(always)]
+fn guard<F: Family>(packet: &Skb<ETH_LEN>, source: u32) -> Verdict {
+    let mut src = F::Addr::default();
+    // Relative to the network header: uplinks differ in what lies before it.
+    // SAFETY: a helper call with a buffer of the size it is told.
+    let read = unsafe {
+        bpf_skb_load_bytes_relative(
+            packet.context(),
+            source,
+            (&raw mut src).cast(),
+            size_of::<F::Addr>() as u32,
+            BPF_HDR_START_NET,
+        )
+    };
+    if read == 0 {
+        nat::guard::send::<F>(src)
+    } else {
+        Verdict::Pass
+    }
+}
+
 /// The verdict as TC's action.
 #[inline(always)]
-fn act(packet: &Skb, verdict: Verdict) -> i32 {
+fn act<const L2: usize>(packet: &Skb<L2>, verdict: Verdict) -> i32 {
     match verdict {
         Verdict::Pass => TC_ACT_UNSPEC,
         Verdict::Drop(reason) => {
             event::dropped(reason, packet.ifindex());
             TC_ACT_SHOT
+        }
+        Verdict::Answer(reason) => {
+            event::dropped(reason, packet.ifindex());
+            // SAFETY: a helper call that notes where the packet goes.
+            unsafe { bpf_redirect(packet.ifindex(), 0) as i32 }
         }
         Verdict::Peer { ifindex } => {
             packet.set_for_host();

@@ -1,7 +1,7 @@
 //! What a container sends, on the host side of its veth pair.
 
 use netfw_common::{
-    addr::{Address, Mac, MacPair},
+    addr::{Address as _, Mac, MacPair},
     drop::Drop,
     flow::flag,
     record::{Endpoint, Publish, network_flag},
@@ -9,8 +9,9 @@ use netfw_common::{
 };
 
 use super::{
+    answer::{self, Error},
     mapping::{self, Mapping},
-    translate,
+    related, translate,
     world::{asked_for, endpoint_at},
 };
 use crate::{
@@ -19,7 +20,7 @@ use crate::{
     flow::{self, Miss},
     packet::Packet,
     parse::{self, Ethernet},
-    redirect::{Query, Route, way_out},
+    redirect::{Query, Route, refuse, route, way_out},
     verdict::Verdict,
     work::Work,
 };
@@ -40,10 +41,10 @@ pub fn receive<P: Packet, F: Family>(
     if F::parse(packet, work).is_err() {
         return Verdict::Drop(Drop::Malformed);
     }
-    if work.key.src != F::endpoint_address(sender) {
-        return Verdict::Drop(Drop::SpoofedAddress);
+    if let Some(verdict) = F::on_link(packet, work, sender) {
+        return verdict;
     }
-    if is_group(&ethernet.dst) || work.key.dst.is_link_scope() {
+    if is_group(&ethernet.dst) {
         return Verdict::Pass;
     }
 
@@ -62,15 +63,21 @@ fn flow_of<P: Packet, F: Family>(
     work: &mut Work<F::Addr>,
     sender: &Endpoint,
 ) -> Result<(), Verdict> {
-    let translatable = parse::transport(packet, work);
+    let translatable = parse::transport::<P, F>(packet, work);
     if translatable {
         work.key.zone = zone::CONTAINER;
-        work.now = flow::now();
+        flow::set_now(work);
         match flow::lookup::<F>(work) {
             Ok(()) => return Ok(()),
             Err(Miss::TableFull) => return Err(Verdict::Drop(Drop::TableFull)),
             Err(Miss::Absent) => {}
         }
+    } else {
+        work.key.zone = zone::CONTAINER;
+        if related::find::<P, F>(packet, work) {
+            return Ok(());
+        }
+        flow::set_now(work);
     }
 
     if let Some(receiver) = endpoint_at::<F>(&work.key.dst) {
@@ -101,9 +108,12 @@ fn flow_of<P: Packet, F: Family>(
     if !work.key.dst.is_unicast() {
         return Err(Verdict::Drop(Drop::Martian));
     }
-    // Untranslated networks are the stack's to route, and so is the answer "time exceeded".
-    if sender.flags & network_flag::MASQUERADE == 0 || work.ttl <= 1 {
+    // Untranslated networks are the stack's to route.
+    if sender.flags & network_flag::MASQUERADE == 0 {
         return Err(Verdict::Pass);
+    }
+    if work.ttl <= 1 {
+        return Err(time_exceeded::<P, F>(packet, work, sender));
     }
     if !translatable {
         return Err(Verdict::Drop(Drop::Untranslatable));
@@ -129,19 +139,19 @@ fn send<P: Packet, F: Family>(
 ) -> Verdict {
     let to_container = work.flow.has(flag::TO_CONTAINER);
     if work.ttl <= 1 {
-        // Towards the world the stack answers; of the way to a publish it knows nothing.
-        return if to_container {
-            Verdict::Drop(Drop::TtlExceeded)
-        } else {
-            Verdict::Pass
-        };
+        return time_exceeded::<P, F>(packet, work, sender);
+    }
+    if to_container && let Some(mtu) = translate::too_big::<P, F>(packet, work) {
+        let gateway = F::endpoint_gateway(sender);
+        let error = Error::TooBig { mtu };
+        return answer::refuse::<P, F>(packet, work, error, gateway, Drop::TooBig);
     }
     let verdict = if to_container {
         Verdict::Peer {
             ifindex: work.flow.ifindex,
         }
     } else {
-        match way_out::<P, F>(packet, work, sender.bridge) {
+        match way_out::<P, F>(packet, work, sender) {
             Ok(verdict) => verdict,
             Err(verdict) => return verdict,
         }
@@ -150,6 +160,23 @@ fn send<P: Packet, F: Family>(
         Ok(()) => verdict,
         Err(reason) => Verdict::Drop(reason),
     }
+}
+
+/// As a router, which the gateway is.
+#[inline(always)]
+fn time_exceeded<P: Packet, F: Family>(
+    packet: &mut P,
+    work: &mut Work<F::Addr>,
+    sender: &Endpoint,
+) -> Verdict {
+    let gateway = F::endpoint_gateway(sender);
+    answer::refuse::<P, F>(
+        packet,
+        work,
+        Error::TimeExceeded,
+        gateway,
+        Drop::TtlExceeded,
+    )
 }
 
 /// To a container of the same network, past the bridge, untranslated.
@@ -172,7 +199,7 @@ fn neighbour<P: Packet, F: Family>(
         dst: receiver.mac,
         src: sender.gateway_mac,
     };
-    if ethernet.dst != receiver.mac && !translate::write_ethernet(packet, macs) {
+    if ethernet.dst != receiver.mac && !packet.set_ethernet::<F>(macs) {
         return Verdict::Drop(Drop::Malformed);
     }
     event::count(sender.counter, Direction::Tx, work.len.into());
@@ -221,14 +248,19 @@ fn masquerade<P: Packet, F: Family>(
         bridge: sender.bridge,
         src: work.key.src,
         dst: work.key.dst,
+        sport: work.key.sport,
+        dport: work.key.dport,
+        proto: work.key.proto,
+        tos: work.tos,
         len: packet.wire_len(work.len, work.transport(), work.key.proto),
         source: true,
     };
-    let via = match F::route(packet, &query) {
+    let via = match route::<P, F>(packet, &query) {
         Route::Via(via) => via,
-        // The stack answers for a router: "fragmentation needed", "unreachable".
-        Route::TooBig | Route::None => return Err(Verdict::Pass),
-        Route::Closed => return Err(Verdict::Drop(Drop::NoRoute)),
+        other => {
+            let gateway = F::endpoint_gateway(sender);
+            return Err(refuse::<P, F>(packet, work, &other, gateway));
+        }
     };
     let Some(source) = via.source else {
         return Err(Verdict::Drop(Drop::NoRoute));

@@ -5,7 +5,7 @@ use netfw_common::{
     drop::Drop,
     flow::{Flow, flag, state},
     port,
-    record::{Endpoint, PublishKey},
+    record::{Endpoint, PublishKey, endpoint_flag},
     tuple::proto,
 };
 
@@ -13,6 +13,7 @@ use crate::{
     family::Family,
     flow::{self, Claim},
     packet::Packet,
+    socket,
     work::Work,
 };
 
@@ -42,7 +43,11 @@ fn lead_into<A: Address>(flow: &mut Flow<A>, endpoint: &Endpoint) {
         dst: endpoint.mac,
         src: endpoint.gateway_mac,
     };
+    flow.mtu = endpoint.mtu.min(u32::from(u16::MAX)) as u16;
     flow.flags |= flag::TO_CONTAINER | flag::L2_CACHED;
+    if endpoint.flags & endpoint_flag::NAPI != 0 {
+        flow.flags |= flag::NAPI;
+    }
 }
 
 /// Makes the flow of the packet in `work`, and leaves its entry in `work.flow`.
@@ -77,8 +82,11 @@ pub fn create<P: Packet, F: Family>(
     if let Some(endpoint) = mapping.to {
         lead_into(&mut work.flow, endpoint);
     }
-    if let Some(endpoint) = mapping.back {
-        lead_into(&mut work.reply, endpoint);
+    match mapping.back {
+        Some(endpoint) => lead_into(&mut work.reply, endpoint),
+        // A peer on the link is answered there.
+        None if work.key.src.is_link_local() => work.reply.ifindex = packet.ifindex(),
+        None => {}
     }
     if work.key.proto == proto::TCP {
         work.flow.end = work.segment.end;
@@ -146,7 +154,7 @@ fn is_free<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> bool {
             return false;
         }
         key.addr = F::Addr::ANY;
-        if F::publishes().get_ptr(key).is_some() || F::has_socket(packet, reply) {
+        if F::publishes().get_ptr(key).is_some() || socket::exists::<P, F>(packet, reply) {
             return false;
         }
     }

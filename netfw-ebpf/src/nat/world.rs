@@ -9,15 +9,16 @@ use netfw_common::{
 };
 
 use super::{
+    answer::{self, Error},
     mapping::{self, Mapping},
-    translate,
+    related, translate,
 };
 use crate::{
     family::Family,
     flow::{self, Miss},
     maps::{ENDPOINTS, UPLINKS},
     packet::Packet,
-    parse,
+    parse, socket,
     verdict::Verdict,
     work::Work,
 };
@@ -45,9 +46,12 @@ pub fn receive<P: Packet, F: Family>(packet: &mut P) -> Verdict {
 /// Otherwise the verdict on a packet without a flow.
 #[inline(always)]
 fn flow_of<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result<(), Verdict> {
-    if parse::transport(packet, work) {
+    if work.key.src.is_link_local() || work.key.dst.is_link_local() {
+        work.key.scope = packet.ifindex() as u16;
+    }
+    if parse::transport::<P, F>(packet, work) {
         work.key.zone = zone::WORLD;
-        work.now = flow::now();
+        flow::set_now(work);
         match flow::lookup::<F>(work) {
             Ok(()) => return Ok(()),
             Err(Miss::TableFull) => return Err(Verdict::Drop(Drop::TableFull)),
@@ -59,9 +63,14 @@ fn flow_of<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result
             && let Some(publish) = asked_for::<F>(work)
             // An answer that a process of the node waits for is no question to a container, though
             // the kernel chose a published port for the process.
-            && !(work.key.proto == proto::UDP && F::has_connected_socket(packet, &work.key))
+            && !(work.key.proto == proto::UDP && socket::is_awaited::<P, F>(packet, &work.key))
         {
             return dnat::<P, F>(packet, work, publish).map_err(Verdict::Drop);
+        }
+    } else {
+        work.key.zone = zone::WORLD;
+        if related::find::<P, F>(packet, work) {
+            return Ok(());
         }
     }
     Err(match F::subnet(work.key.dst) {
@@ -74,9 +83,17 @@ fn flow_of<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result
 
 /// Into the container.
 #[inline(always)]
-fn deliver<P: Packet, F: Family>(packet: &mut P, work: &Work<F::Addr>) -> Verdict {
+fn deliver<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -> Verdict {
+    if packet.is_left::<F>(work) {
+        return Verdict::Pass;
+    }
     if work.ttl <= 1 {
-        return Verdict::Drop(Drop::TtlExceeded);
+        let own = work.key.dst;
+        return answer::refuse::<P, F>(packet, work, Error::TimeExceeded, own, Drop::TtlExceeded);
+    }
+    if let Some(mtu) = translate::too_big::<P, F>(packet, work) {
+        let (own, error) = (work.key.dst, Error::TooBig { mtu });
+        return answer::refuse::<P, F>(packet, work, error, own, Drop::TooBig);
     }
     if !work.flow.has(flag::TO_CONTAINER) {
         // Nothing makes such a flow: what comes from the world leads into a container.

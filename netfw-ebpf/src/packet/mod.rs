@@ -4,27 +4,44 @@
 //! the start of the frame. A read returns a copy; no reference into the packet lives on, because
 //! helpers that change the packet make the verifier forget every pointer into it.
 
+mod frame;
 mod skb;
 
+pub use frame::Frame;
 pub use skb::Skb;
 
-use netfw_common::{addr::Ip4, tuple::Tuple};
+use netfw_common::addr::MacPair;
+
+use crate::{family::Family, work::Work};
 
 /// A frame at a hook.
 pub trait Packet {
+    /// Offset of the network header: what the link-layer header takes.
+    const NETWORK: usize;
+
     /// Bytes in the frame, those outside the linear part included.
     fn len(&self) -> usize;
 
     /// Start and end of the bytes that may be read and written directly.
     fn bounds(&self) -> (usize, usize);
 
-    /// Makes the first `len` bytes of the frame directly accessible, where they exist.
-    fn make_linear(&mut self, len: usize);
-
     /// Copies `len` bytes from `offset` to the start of `to`, where the frame has them.
     ///
     /// For lengths that vary; [`Packet::read`] is quicker for those that do not.
     fn copy(&self, offset: usize, to: &mut [u32; 10], len: usize) -> Option<()>;
+
+    /// Copies bytes from `offset` to `to`, where the frame has them and the hook reads other than
+    /// directly.
+    fn load<T>(&self, offset: usize, to: &mut T) -> bool;
+
+    /// Writes `value` at `offset`, where the frame has room and the hook writes other than directly.
+    fn store<T>(&mut self, offset: usize, value: &T) -> bool;
+
+    /// Cuts the frame off behind `len` bytes.
+    fn trim(&mut self, len: u32) -> bool;
+
+    /// Makes room for `len` bytes between link-layer and network header.
+    fn insert(&mut self, len: u32) -> bool;
 
     /// Interface on which it was received.
     fn ifindex(&self) -> u32;
@@ -37,8 +54,8 @@ pub trait Packet {
     /// outside the frame?
     fn is_for_us(&self) -> bool;
 
-    /// Carries a VLAN tag outside the frame's bytes?
-    fn has_vlan_tag(&self) -> bool;
+    /// Is this packet of the flow in `work` better left to the hook behind this one?
+    fn is_left<F: Family>(&self, work: &Work<F::Addr>) -> bool;
 
     /// Updates the L4 checksum at `offset` for a change of addresses (where the protocol has a
     /// pseudo-header, else 0) and of bytes of the L4 header, both as
@@ -46,11 +63,12 @@ pub trait Packet {
     /// comes out as 0 is written as 0xffff (RFC 768). All direct access ends here.
     fn update_l4_checksum(&mut self, offset: usize, pseudo: u32, header: u32, udp: bool);
 
-    /// Does the node hold a socket that would take this TCP or UDP packet?
-    fn has_socket4(&self, tuple: &Tuple<Ip4>) -> bool;
+    /// Takes note that bytes changed by `difference` which no checksum in the packet makes up for.
+    fn changed(&mut self, difference: u32);
 
-    /// Does the node hold a connected UDP socket that waits for this datagram?
-    fn has_connected_socket4(&self, tuple: &Tuple<Ip4>) -> bool;
+    /// Writes both Ethernet addresses; the EtherType stays. False where there is no room. The last
+    /// thing to be done to a packet: offsets may be others behind it.
+    fn set_ethernet<F: Family>(&mut self, macs: MacPair) -> bool;
 
     /// What helpers call the context.
     fn context(&self) -> *mut core::ffi::c_void;

@@ -6,29 +6,34 @@ use core::{ffi::c_void, hint::black_box};
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
-        __sk_buff, BPF_F_CURRENT_NETNS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_sock_tuple,
-        bpf_sock_tuple__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
+        __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
     },
     helpers::generated::{
-        bpf_l4_csum_replace, bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_change_type,
-        bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skc_lookup_tcp,
+        bpf_csum_update, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_head,
+        bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_pull_data,
+        bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
 use netfw_common::{
-    addr::{Be16, Ip4},
-    tuple::{Tuple, proto},
+    addr::{Be16, MacPair},
+    tuple::proto,
 };
 
 use super::Packet;
-use crate::parse::{ETH_LEN, Tcp, Udp};
+use crate::{
+    family::Family,
+    parse::{ETH_LEN, Ethernet, Tcp, Udp},
+    work::Work,
+};
 
 /// `skb->pkt_type` of a frame addressed to the interface that received it.
 const PACKET_HOST: u32 = 0;
 
-pub struct Skb(TcContext);
+/// `L2` is the length of the link-layer header: Ethernet's, or 0 on an interface that has none.
+pub struct Skb<const L2: usize>(TcContext);
 
-impl Skb {
+impl<const L2: usize> Skb<L2> {
     pub fn new(ctx: TcContext) -> Self {
         Self(ctx)
     }
@@ -53,13 +58,33 @@ impl Skb {
         }
     }
 
+    /// Makes the first `len` bytes of the frame directly accessible, where they exist.
+    #[inline(always)]
+    pub fn make_linear(&mut self, len: usize) {
+        let len = len.min(self.len());
+        let (start, end) = self.bounds();
+        if start + len > end {
+            // SAFETY: a helper call. A failure shows as reads that find nothing.
+            unsafe { bpf_skb_pull_data(self.raw(), len as u32) };
+        }
+    }
+
+    /// Carries a VLAN tag outside the frame's bytes?
+    #[inline(always)]
+    pub fn has_vlan_tag(&self) -> bool {
+        // SAFETY: the kernel's context, valid for the program's run.
+        unsafe { (*self.raw()).vlan_present != 0 }
+    }
+
     #[inline(always)]
     fn raw(&self) -> *mut __sk_buff {
         self.0.skb.skb
     }
 }
 
-impl Packet for Skb {
+impl<const L2: usize> Packet for Skb<L2> {
+    const NETWORK: usize = L2;
+
     #[inline(always)]
     fn len(&self) -> usize {
         self.0.len() as usize
@@ -68,16 +93,6 @@ impl Packet for Skb {
     #[inline(always)]
     fn bounds(&self) -> (usize, usize) {
         (self.0.data(), self.0.data_end())
-    }
-
-    #[inline(always)]
-    fn make_linear(&mut self, len: usize) {
-        let len = len.min(self.len());
-        let (start, end) = self.bounds();
-        if start + len > end {
-            // SAFETY: a helper call. A failure shows as reads that find nothing.
-            unsafe { bpf_skb_pull_data(self.raw(), len as u32) };
-        }
     }
 
     #[inline(always)]
@@ -90,6 +105,41 @@ impl Packet for Skb {
         // SAFETY: a helper call that writes `len` bytes, which `to` has.
         let read = unsafe { bpf_skb_load_bytes(self.raw().cast(), offset as u32, to, len) };
         (read == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn load<T>(&self, offset: usize, to: &mut T) -> bool {
+        let len = size_of::<T>() as u32;
+        let to = core::ptr::from_mut(to).cast();
+        // SAFETY: a helper call that writes `len` bytes, which `to` has.
+        unsafe { bpf_skb_load_bytes(self.raw().cast(), offset as u32, to, len) == 0 }
+    }
+
+    #[inline(always)]
+    fn store<T>(&mut self, offset: usize, value: &T) -> bool {
+        let len = size_of::<T>() as u32;
+        let from = core::ptr::from_ref(value).cast();
+        // SAFETY: a helper call that reads `len` bytes, which `value` has.
+        unsafe { bpf_skb_store_bytes(self.raw(), offset as u32, from, len, 0) == 0 }
+    }
+
+    #[inline(always)]
+    fn trim(&mut self, len: u32) -> bool {
+        // SAFETY: a helper call.
+        unsafe { bpf_skb_change_tail(self.raw(), len, 0) == 0 }
+    }
+
+    #[inline(always)]
+    fn insert(&mut self, len: u32) -> bool {
+        // SAFETY: helper calls.
+        unsafe {
+            let made = if L2 == 0 {
+                bpf_skb_change_head(self.raw(), len, 0)
+            } else {
+                bpf_skb_adjust_room(self.raw(), len as i32, BPF_ADJ_ROOM_MAC, 0)
+            };
+            made == 0
+        }
     }
 
     #[inline(always)]
@@ -112,7 +162,7 @@ impl Packet for Skb {
                     .map_or(0, |header| u32::from(header.offset >> 4) * 4),
                 _ => Udp::LEN,
             };
-            segment + header + (l4 - ETH_LEN) as u32
+            segment + header + (l4 - L2) as u32
         };
         len.min(u32::from(u16::MAX)) as u16
     }
@@ -124,9 +174,8 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn has_vlan_tag(&self) -> bool {
-        // SAFETY: as above.
-        unsafe { (*self.raw()).vlan_present != 0 }
+    fn is_left<F: Family>(&self, _: &Work<F::Addr>) -> bool {
+        false
     }
 
     /// The kernel knows whether the checksum is complete, partial (GSO, offload) or to be verified
@@ -150,64 +199,32 @@ impl Packet for Skb {
         }
     }
 
+    /// What covers the whole packet (`CHECKSUM_COMPLETE`) is made right again: the helper above
+    /// reckons with an IPv4 header, whose checksum makes up for the addresses. Its flag for IPv6 came
+    /// with kernel 6.16; this does the same on all.
     #[inline(always)]
-    fn has_socket4(&self, tuple: &Tuple<Ip4>) -> bool {
-        let (mut sock, size) = socket_tuple(tuple);
-        let ctx = self.context();
-        // SAFETY: helper calls; a socket that was found is released at once.
-        unsafe {
-            let found = match tuple.proto {
-                proto::TCP => bpf_skc_lookup_tcp(ctx, &mut sock, size, CURRENT_NETNS, 0),
-                proto::UDP => bpf_sk_lookup_udp(ctx, &mut sock, size, CURRENT_NETNS, 0),
-                _ => return false,
-            };
-            if found.is_null() {
-                return false;
-            }
-            bpf_sk_release(found.cast::<c_void>());
-        }
-        true
+    fn changed(&mut self, difference: u32) {
+        // SAFETY: a helper call. Where there is no such checksum it does nothing.
+        unsafe { bpf_csum_update(self.raw(), difference) };
     }
 
     #[inline(always)]
-    fn has_connected_socket4(&self, tuple: &Tuple<Ip4>) -> bool {
-        /// `BPF_TCP_ESTABLISHED`, of UDP sockets too.
-        const CONNECTED: u32 = 1;
-        let (mut sock, size) = socket_tuple(tuple);
-        let ctx = self.context();
-        // SAFETY: as in `has_socket4`.
-        unsafe {
-            let found = bpf_sk_lookup_udp(ctx, &mut sock, size, CURRENT_NETNS, 0);
-            if found.is_null() {
-                return false;
-            }
-            let state = (*found).state;
-            bpf_sk_release(found.cast::<c_void>());
-            state == CONNECTED
+    fn set_ethernet<F: Family>(&mut self, macs: MacPair) -> bool {
+        if L2 == ETH_LEN {
+            return self.write(0, macs);
         }
+        let header = Ethernet {
+            dst: macs.dst,
+            src: macs.src,
+            ethertype: F::ETHERTYPE,
+        };
+        // SAFETY: a helper call.
+        let made = unsafe { bpf_skb_change_head(self.raw(), ETH_LEN as u32, 0) };
+        made == 0 && self.write(0, header)
     }
 
     #[inline(always)]
     fn context(&self) -> *mut c_void {
         self.0.as_ptr()
     }
-}
-
-const CURRENT_NETNS: u64 = BPF_F_CURRENT_NETNS as i64 as u64;
-
-/// A tuple as the socket helpers take it, and its size there.
-#[inline(always)]
-fn socket_tuple(tuple: &Tuple<Ip4>) -> (bpf_sock_tuple, u32) {
-    let sock = bpf_sock_tuple {
-        __bindgen_anon_1: bpf_sock_tuple__bindgen_ty_1 {
-            ipv4: bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
-                saddr: tuple.src.0.wire(),
-                daddr: tuple.dst.0.wire(),
-                sport: tuple.sport.wire(),
-                dport: tuple.dport.wire(),
-            },
-        },
-    };
-    let size = size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1>();
-    (sock, size as u32)
 }

@@ -1,0 +1,124 @@
+//! Address families: what differs between IPv4 and IPv6, so that the engine does not.
+
+mod v4;
+mod v6;
+
+use aya_ebpf::{
+    bindings::{bpf_fib_lookup, bpf_sock_tuple},
+    maps::{HashMap, LruHashMap},
+};
+use netfw_common::{
+    addr::{Address, Be16},
+    flow::Flow,
+    record::{Endpoint, EndpointIfindex, Local, Publish, PublishKey, Subnet, Uplink},
+    tuple::Tuple,
+};
+
+pub use self::{v4::V4, v6::V6};
+use crate::{
+    nat::answer::{Error, Header},
+    packet::Packet,
+    parse::Malformed,
+    redirect::Query,
+    verdict::Verdict,
+    work::Work,
+};
+
+/// One address family.
+pub trait Family {
+    type Addr: Address;
+
+    /// Of the Ethernet header.
+    const ETHERTYPE: Be16;
+    /// `AF_INET` or `AF_INET6`.
+    const AF: u8;
+    /// The protocol number of its ICMP, and the types of echo.
+    const ICMP: u8;
+    const ECHO_REQUEST: u8;
+    const ECHO_REPLY: u8;
+    /// Does its ICMP's checksum cover a pseudo-header (RFC 4443 2.3)?
+    const ICMP_PSEUDO: bool;
+
+    /// The record of the packet at hand.
+    fn work() -> Option<&'static mut Work<Self::Addr>>;
+
+    /// Reads and checks the network header, and what stands between it and the transport's.
+    fn parse<P: Packet>(packet: &P, work: &mut Work<Self::Addr>) -> Result<(), Malformed>;
+
+    /// The verdict on what a container sends that is its link's business alone, or from an address
+    /// that it does not have; None: a packet to be routed.
+    fn on_link<P: Packet>(
+        packet: &P,
+        work: &Work<Self::Addr>,
+        sender: &Endpoint,
+    ) -> Option<Verdict>;
+
+    /// Writes the addresses of `to` and one TTL less, and updates the header's checksum where it
+    /// has one. `changed` is the difference of the addresses. False where the frame is too short,
+    /// which `parse` has ruled out.
+    fn rewrite<P: Packet>(packet: &mut P, to: &Flow<Self::Addr>, changed: u32) -> bool;
+
+    /// Bytes of a header of ours.
+    const HEADER: usize;
+    /// Bytes of a packet that an ICMP error quotes at most, so that it fits every link (RFC 1812
+    /// 4.3.2.3, 4443 2.4 (c)).
+    const QUOTE: u32;
+
+    /// Is this type of ICMP message an error that quotes a packet, and a router's to translate?
+    fn is_error(kind: u8) -> bool;
+
+    /// Type, code and parameter of an error.
+    fn error(error: Error) -> Header;
+
+    /// Reads the network header that an ICMP error quotes at [`Work::quoted`]: its addresses, swapped,
+    /// go to `work.key`, and where its transport header begins to `work.quote_l4`. Returns the
+    /// protocol; None where there is nothing that could be known again.
+    fn parse_quote<P: Packet>(packet: &P, work: &mut Work<Self::Addr>) -> Option<u8>;
+
+    /// Writes the addresses of `work.flow`, swapped, into the quoted header. `changed` is their
+    /// difference. Returns the difference of the whole header.
+    fn rewrite_quote<P: Packet>(
+        packet: &mut P,
+        work: &Work<Self::Addr>,
+        changed: u32,
+    ) -> Option<u32>;
+
+    /// The pseudo-header's part in the checksum of an ICMP message of `len` bytes.
+    fn icmp_pseudo(from: Self::Addr, to: Self::Addr, len: u32) -> u64;
+
+    /// Writes the network header of an ICMP message of `len` bytes.
+    fn store_header<P: Packet>(packet: &mut P, from: Self::Addr, to: Self::Addr, len: u32) -> bool;
+
+    /// Writes addresses, length and traffic class of a question to the routing tables.
+    fn ask(query: &Query<Self::Addr>, fib: &mut bpf_fib_lookup);
+
+    /// The source address that the routing tables prefer.
+    fn preferred_source(fib: &bpf_fib_lookup) -> Self::Addr;
+
+    /// An address as a next hop: in network order, an IPv4 address is the first word.
+    fn next_hop(addr: Self::Addr) -> [u32; 4];
+
+    /// A tuple as the socket helpers take it, and its size there.
+    fn socket(tuple: &Tuple<Self::Addr>) -> (bpf_sock_tuple, u32);
+
+    /// Logs the flow that was made for the packet in `work`.
+    fn log_opened(work: &Work<Self::Addr>);
+
+    fn endpoint_gateway(endpoint: &Endpoint) -> Self::Addr;
+    fn uplink_address(uplink: &Uplink) -> Self::Addr;
+
+    fn flows() -> &'static HashMap<Tuple<Self::Addr>, Flow<Self::Addr>>;
+    fn embryos() -> &'static LruHashMap<Tuple<Self::Addr>, Flow<Self::Addr>>;
+    fn publishes() -> &'static HashMap<PublishKey<Self::Addr>, Publish<Self::Addr>>;
+    fn addresses() -> &'static HashMap<Self::Addr, EndpointIfindex>;
+    fn locals() -> &'static HashMap<Self::Addr, Local>;
+
+    /// The subnet of one of netfw's networks that holds `addr`.
+    fn subnet(addr: Self::Addr) -> Option<Subnet>;
+
+    /// Is it an address of the node itself?
+    #[inline(always)]
+    fn is_local(addr: &Self::Addr) -> bool {
+        Self::locals().get_ptr(addr).is_some()
+    }
+}

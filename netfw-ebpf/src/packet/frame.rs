@@ -1,0 +1,145 @@
+//! [`Packet`] for XDP: the bytes that the driver received, before the kernel knows of them.
+//!
+//! XDP does what is many: whole TCP and UDP packets and echoes, without IP options or extension
+//! headers, into containers that take frames. The rest is left to TC behind it.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{EbpfContext as _, programs::XdpContext};
+use netfw_common::{
+    addr::{Address as _, MacPair},
+    csum,
+    flow::flag,
+    tuple::proto,
+};
+
+use super::Packet;
+use crate::{
+    family::Family,
+    maps::UPLINKS,
+    parse::{ETH_LEN, Ethernet, Tcp, Udp},
+    work::Work,
+};
+
+pub struct Frame(XdpContext);
+
+impl Frame {
+    pub fn new(ctx: XdpContext) -> Self {
+        Self(ctx)
+    }
+
+    /// Is the TCP or UDP checksum the bare sum of the pseudo-header? So it is in packets of this
+    /// machine whose checksum hardware should have filled in (`CHECKSUM_PARTIAL`): veth and virtio
+    /// hand them to XDP without a word. Of others, one in 2^16 looks so as well.
+    #[inline(always)]
+    fn is_partial<F: Family>(&self, work: &Work<F::Addr>) -> bool {
+        let at = match work.key.proto {
+            proto::TCP => Tcp::CHECKSUM,
+            proto::UDP => Udp::CHECKSUM,
+            _ => return false,
+        };
+        let len = (work.len + ETH_LEN as u32).saturating_sub(work.l4);
+        // Both are words of 16 bits in network order.
+        let pseudo = work.key.src.sum()
+            + work.key.dst.sum()
+            + u64::from(u16::from(work.key.proto).to_be())
+            + u64::from((len as u16).to_be());
+        self.read::<u16>(work.transport() + at) == Some(csum::fold(pseudo))
+    }
+}
+
+impl Packet for Frame {
+    const NETWORK: usize = ETH_LEN;
+
+    #[inline(always)]
+    fn len(&self) -> usize {
+        let (start, end) = self.bounds();
+        end - start
+    }
+
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        (self.0.data(), self.0.data_end())
+    }
+
+    #[inline(always)]
+    fn copy(&self, _: usize, _: &mut [u32; 10], _: usize) -> Option<()> {
+        None
+    }
+
+    #[inline(always)]
+    fn load<T>(&self, _: usize, _: &mut T) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn store<T>(&mut self, _: usize, _: &T) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn trim(&mut self, _: u32) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn insert(&mut self, _: u32) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: the kernel's context, valid for the program's run.
+        unsafe { (*self.0.ctx).ingress_ifindex }
+    }
+
+    #[inline(always)]
+    fn wire_len(&self, len: u32, _: usize, _: u8) -> u16 {
+        len.min(u32::from(u16::MAX)) as u16
+    }
+
+    #[inline(always)]
+    fn is_for_us(&self) -> bool {
+        // SAFETY: integers, written by the agent alone.
+        let Some(uplink) = (unsafe { UPLINKS.get(self.ifindex()) }) else {
+            return false;
+        };
+        self.read::<Ethernet>(0)
+            .is_some_and(|ethernet| ethernet.dst == uplink.mac)
+    }
+
+    #[inline(always)]
+    fn is_left<F: Family>(&self, work: &Work<F::Addr>) -> bool {
+        // TC answers where the time to live ends, and takes what is larger than a veth's frame.
+        work.ttl <= 1
+            || !work.flow.has(flag::NAPI)
+            || work.len > u32::from(work.flow.mtu)
+            || self.is_partial::<F>(work)
+    }
+
+    #[inline(always)]
+    fn update_l4_checksum(&mut self, offset: usize, pseudo: u32, header: u32, udp: bool) {
+        let Some(old) = self.read::<u16>(offset) else {
+            return;
+        };
+        if udp && old == 0 {
+            return;
+        }
+        // Two folded differences: their sum stays far below 2^32.
+        let new = csum::update(old, pseudo + header);
+        self.write(offset, if udp && new == 0 { 0xffff } else { new });
+    }
+
+    #[inline(always)]
+    fn changed(&mut self, _: u32) {}
+
+    #[inline(always)]
+    fn set_ethernet<F: Family>(&mut self, macs: MacPair) -> bool {
+        self.write(0, macs)
+    }
+
+    #[inline(always)]
+    fn context(&self) -> *mut c_void {
+        self.0.as_ptr()
+    }
+}
