@@ -326,6 +326,7 @@ impl Agent {
             mac: endpoint.mac.0,
             gateway_mac: network.mac.0,
             flags: network_flag::MASQUERADE,
+            mtu: self.mtu,
             ..Default::default()
         })?;
         self.dataplane
