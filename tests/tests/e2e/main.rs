@@ -12,3 +12,4 @@ mod publish;
 mod refused;
 mod setting;
 mod sockets;
+mod xdp;
