@@ -16,7 +16,7 @@
 use core::ptr::addr_of_mut;
 
 use netfw_common::{
-    addr::{Address, MacPair},
+    addr::{Address, Be16, MacPair},
     drop::Drop,
     flow::{
         Flow, Segment, TICK_SHIFT, Timeouts, flag, is_assured, next_query_state, next_tcp_state,
@@ -376,6 +376,9 @@ pub fn is_free<F: Family>(work: &mut Work<F::Addr>) -> bool {
     match find::<F>(&work.reply_key) {
         Some((holder, _)) => {
             holder.copy_to(&mut work.other);
+            if work.fallback == Be16::new(0) && work.other.is_closed() {
+                work.fallback = work.flow.sport;
+            }
             is_ours(work) || gives_way(work)
         }
         None => true,

@@ -10,6 +10,7 @@
 //! read before it was written in the same run.
 
 use netfw_common::{
+    addr::Be16,
     flow::{Flow, Segment},
     tuple::Tuple,
 };
@@ -66,7 +67,8 @@ pub struct Work<A> {
     /// Low bits of tick and epoch: ways to the world that were looked up in another are asked for
     /// again.
     pub epoch: u16,
-    pub reserved: u16,
+    /// A port that the flow which is being made could have if one that is over gave way; or 0.
+    pub fallback: Be16,
     /// Bytes of the packet, network header included.
     pub len: u32,
     /// Offset of the transport header from the start of the frame; see [`Work::transport`].

@@ -83,20 +83,42 @@ fn flow_of<P: Packet, F: Family>(
     if let Some(receiver) = endpoint_at::<F>(&work.key.dst) {
         return Err(neighbour::<P, F>(packet, ethernet, work, sender, receiver));
     }
-    let subnet = F::subnet(work.key.dst);
     if F::is_local(&work.key.dst) {
-        if work.opens
-            && let Some(publish) = asked_for::<F>(work)
-        {
-            return hairpin::<P, F>(packet, work, sender, publish).map_err(Verdict::Drop);
-        }
-        // Another network's gateway is part of that network.
-        return Err(match subnet {
-            Some(subnet) if subnet.network != sender.network => Verdict::Drop(Drop::Isolated),
-            _ => Verdict::Pass,
-        });
+        to_node::<P, F>(packet, work, sender)?;
+    } else {
+        to_world::<P, F>(packet, work, sender, translatable)?;
     }
-    match subnet {
+    mapping::create::<P, F>(packet, work).map_err(Verdict::Drop)
+}
+
+/// Prepares the flow of a packet to an address of the node, where it asks for a publish.
+#[inline(always)]
+fn to_node<P: Packet, F: Family>(
+    packet: &P,
+    work: &mut Work<F::Addr>,
+    sender: &Endpoint,
+) -> Result<(), Verdict> {
+    if work.opens
+        && let Some(publish) = asked_for::<F>(work)
+    {
+        return hairpin::<P, F>(packet, work, sender, publish).map_err(Verdict::Drop);
+    }
+    Err(match F::subnet(work.key.dst) {
+        // Another network's gateway is part of that network.
+        Some(subnet) if subnet.network != sender.network => Verdict::Drop(Drop::Isolated),
+        _ => Verdict::Pass,
+    })
+}
+
+/// Prepares the flow of a packet to the world, where it may go there.
+#[inline(always)]
+fn to_world<P: Packet, F: Family>(
+    packet: &mut P,
+    work: &mut Work<F::Addr>,
+    sender: &Endpoint,
+    translatable: bool,
+) -> Result<(), Verdict> {
+    match F::subnet(work.key.dst) {
         // Somebody on the bridge whom netfw does not know.
         Some(subnet) if subnet.network == sender.network => return Err(Verdict::Pass),
         Some(_) => return Err(Verdict::Drop(Drop::Isolated)),
@@ -234,7 +256,8 @@ fn hairpin<P: Packet, F: Family>(
         back: Some(sender),
         source_is_node: own,
     };
-    mapping::create::<P, F>(packet, work, &mapping)
+    mapping::prepare::<P, F>(packet, work, &mapping);
+    Ok(())
 }
 
 /// A new flow to the world, from the node's address.
@@ -275,5 +298,6 @@ fn masquerade<P: Packet, F: Family>(
         back: Some(sender),
         source_is_node: true,
     };
-    mapping::create::<P, F>(packet, work, &mapping).map_err(Verdict::Drop)
+    mapping::prepare::<P, F>(packet, work, &mapping);
+    Ok(())
 }

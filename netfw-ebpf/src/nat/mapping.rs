@@ -50,13 +50,13 @@ fn lead_into<A: Address>(flow: &mut Flow<A>, endpoint: &Endpoint) {
     }
 }
 
-/// Makes the flow of the packet in `work`, and leaves its entry in `work.flow`.
+/// Writes both halves of the packet's flow to `work`, for [`create`]: all but its source port.
 #[inline(always)]
-pub fn create<P: Packet, F: Family>(
+pub fn prepare<P: Packet, F: Family>(
     packet: &P,
     work: &mut Work<F::Addr>,
     mapping: &Mapping<F::Addr>,
-) -> Result<(), Drop> {
+) {
     work.flow = Flow {
         src: mapping.src,
         dst: mapping.dst,
@@ -92,6 +92,12 @@ pub fn create<P: Packet, F: Family>(
         work.flow.end = work.segment.end;
     }
     work.from_node = mapping.source_is_node;
+}
+
+/// Makes the flow that was prepared, and leaves its entry in `work.flow`. One call of it in a program
+/// is enough: to the verifier each is a program of its own.
+#[inline(always)]
+pub fn create<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result<(), Drop> {
     insert::<P, F>(packet, work)?;
     F::log_opened(work);
     Ok(())
@@ -107,37 +113,48 @@ fn insert<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result<
         max: config.port_max,
     };
 
-    for round in 0..2 {
-        work.pressed = round > 0;
-        let mut found = false;
-        for attempt in 0..port::TRIES {
-            let port = work.key.sport;
-            // A port that is the client's own is kept whatever it is, where no other is in its way.
-            work.flow.sport = if attempt == 0 && !work.from_node {
-                port
-            } else {
-                Be16::new(range.candidate(port.get(), work.hash, attempt))
-            };
-            if is_free::<P, F>(packet, work) {
-                found = true;
-                break;
-            }
-        }
-        if !found {
-            continue;
-        }
-        match flow::claim::<F>(work) {
-            // Overtaken between the look and the claim.
-            Claim::Taken => {}
-            Claim::Full => return Err(Drop::TableFull),
-            claim => return flow::open::<F>(work, claim),
+    work.fallback = Be16::new(0);
+    work.pressed = false;
+    let mut found = false;
+    for attempt in 0..port::TRIES {
+        let port = work.key.sport;
+        // A port that is the client's own is kept whatever it is, where no other is in its way.
+        work.flow.sport = if attempt == 0 && !work.from_node {
+            port
+        } else {
+            Be16::new(range.candidate(port.get(), work.hash, attempt))
+        };
+        found = is_free::<P, F>(packet, work);
+        if found {
+            break;
         }
     }
-    Err(Drop::PortsExhausted)
+    if !found {
+        // A flow that is over gives way.
+        work.pressed = true;
+        work.flow.sport = work.fallback;
+        if work.fallback == Be16::new(0) || !is_free::<P, F>(packet, work) {
+            return Err(Drop::PortsExhausted);
+        }
+    }
+    let mut claim = flow::claim::<F>(work);
+    if claim == Claim::Taken {
+        // Overtaken between the look and the claim: one port further, once.
+        let next = range.candidate(work.key.sport.get(), work.hash, port::TRIES);
+        work.flow.sport = Be16::new(next);
+        if is_free::<P, F>(packet, work) {
+            claim = flow::claim::<F>(work);
+        }
+    }
+    match claim {
+        Claim::Taken => Err(Drop::PortsExhausted),
+        Claim::Full => Err(Drop::TableFull),
+        claim => flow::open::<F>(work, claim),
+    }
 }
 
 /// Can the flow have the reply tuple that goes with its source port? Leaves it in
-/// `work.reply_key`.
+/// `work.reply_key`, and in `work.fallback` the first port whose holder is over.
 #[inline(never)]
 fn is_free<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> bool {
     work.reply_key = work.flow.reverse_key(work.key.proto);

@@ -129,7 +129,8 @@ fn dnat<P: Packet, F: Family>(
         back: None,
         source_is_node: false,
     };
-    mapping::create::<P, F>(packet, work, &mapping)
+    mapping::prepare::<P, F>(packet, work, &mapping);
+    mapping::create::<P, F>(packet, work)
 }
 
 /// The publish that a packet asks for. Loopback addresses are not for packets: on a wire they are

@@ -63,7 +63,7 @@ impl Packet for Frame {
     }
 
     #[inline(always)]
-    fn copy(&self, _: usize, _: &mut [u32; 10], _: usize) -> Option<()> {
+    fn copy<T>(&self, _: usize, _: &mut T, _: usize) -> Option<()> {
         None
     }
 

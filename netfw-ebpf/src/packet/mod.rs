@@ -8,7 +8,7 @@ mod frame;
 mod skb;
 
 pub use frame::Frame;
-pub use skb::Skb;
+pub use skb::{Skb, bounded};
 
 use netfw_common::addr::MacPair;
 
@@ -25,10 +25,11 @@ pub trait Packet {
     /// Start and end of the bytes that may be read and written directly.
     fn bounds(&self) -> (usize, usize);
 
-    /// Copies `len` bytes from `offset` to the start of `to`, where the frame has them.
+    /// Copies `len` bytes from `offset` to the start of `to`, where the frame has them and `T` room
+    /// for them. `len` is not 0.
     ///
     /// For lengths that vary; [`Packet::read`] is quicker for those that do not.
-    fn copy(&self, offset: usize, to: &mut [u32; 10], len: usize) -> Option<()>;
+    fn copy<T>(&self, offset: usize, to: &mut T, len: usize) -> Option<()>;
 
     /// Copies bytes from `offset` to `to`, where the frame has them and the hook reads other than
     /// directly.

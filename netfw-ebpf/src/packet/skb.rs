@@ -96,12 +96,9 @@ impl<const L2: usize> Packet for Skb<L2> {
     }
 
     #[inline(always)]
-    fn copy(&self, offset: usize, to: &mut [u32; 10], len: usize) -> Option<()> {
-        // The bounds, in a form that Linux 6.1's verifier follows: it learns a lower bound from no
-        // `!= 0`, so the last step adds one. And unseen by the compiler, which drops a bound that
-        // it knows from comparisons of another register, as the verifier does not.
-        let len = black_box(len).saturating_sub(1).min(size_of_val(to) - 1) as u32 + 1;
-        let to = to.as_mut_ptr().cast();
+    fn copy<T>(&self, offset: usize, to: &mut T, len: usize) -> Option<()> {
+        let len = bounded(len, size_of::<T>());
+        let to = core::ptr::from_mut(to).cast();
         // SAFETY: a helper call that writes `len` bytes, which `to` has.
         let read = unsafe { bpf_skb_load_bytes(self.raw().cast(), offset as u32, to, len) };
         (read == 0).then_some(())
@@ -227,4 +224,12 @@ impl<const L2: usize> Packet for Skb<L2> {
     fn context(&self) -> *mut c_void {
         self.0.as_ptr()
     }
+}
+
+/// A length of 1 to `max`, in a form that Linux 6.1's verifier follows: it learns a lower bound from
+/// no `!= 0`, so the last step adds one. And unseen by the compiler, which drops a bound that it
+/// knows from comparisons of another register, as the verifier does not.
+#[inline(always)]
+pub fn bounded(len: usize, max: usize) -> u32 {
+    black_box(len).saturating_sub(1).min(max - 1) as u32 + 1
 }

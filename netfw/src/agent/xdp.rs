@@ -289,6 +289,7 @@ impl Agent {
             .filter(|(_, ifindex)| !self.xdp.prepared.contains(ifindex))
             .map(|(name, ifindex)| (name.clone(), *ifindex))
             .collect();
+        let mut without = BTreeSet::new();
         for (name, ifindex) in todo {
             let Some(endpoint) = self.wanted.endpoints.get(&name).cloned() else {
                 continue;
@@ -301,12 +302,14 @@ impl Agent {
                 Ok(false) => tracing::debug!(endpoint = %name, "down: XDP later"),
                 Err(error) => self.not_prepared(&name, &error),
             }
-            if first
-                && !self.dataplane.has_napi(ifindex)
-                && let Err(error) = self.dataplane.forget_napi(ifindex)
-            {
-                tracing::warn!(endpoint = %name, %error, "its flows may not be reached by XDP");
+            if first && !self.dataplane.has_napi(ifindex) {
+                without.insert(ifindex);
             }
+        }
+        if !without.is_empty()
+            && let Err(error) = self.dataplane.forget_napi(&without)
+        {
+            tracing::warn!(%error, "flows may not be reached by XDP");
         }
     }
 

@@ -45,10 +45,6 @@ const PINNED: &[&str] = &[
     "CONFIG",
 ];
 
-// enum bpf_map_type, and a flag of maps (linux/bpf.h).
-const DEVMAP_HASH: u32 = 25;
-const BPF_F_RDONLY_PROG: u32 = 1 << 7;
-
 const MAX_FLOWS: &str = "max_flows";
 const MAX_EMBRYOS: &str = "max_embryos";
 
@@ -82,11 +78,7 @@ pub fn load(options: &Options, pins: &Pins) -> Result<Ebpf, BpfError> {
             key: map.key_size(),
             value: map.value_size(),
             entries: size.map_or(map.max_entries(), |(_, size)| *size),
-            // The kernel adds the flag by itself: programs get a pointer into the map (dev_map_alloc).
-            flags: match map.map_type() {
-                DEVMAP_HASH => map.map_flags() | BPF_F_RDONLY_PROG,
-                _ => map.map_flags(),
-            },
+            flags: map.map_flags(),
         };
         check(name, &directory.join(name), &wanted, pins.instance())?;
     }
@@ -138,6 +130,10 @@ pub fn program(ebpf: &mut Ebpf, hook: Hook) -> Result<&mut SchedClassifier, BpfE
     Ok(program)
 }
 
+/// `BPF_MAP_TYPE_DEVMAP_HASH`, `BPF_F_RDONLY_PROG` (linux/bpf.h).
+const DEVMAP_HASH: u32 = 25;
+const RDONLY_PROG: u32 = 1 << 7;
+
 /// What must agree between a map and the programs that use it.
 struct Shape {
     kind: u32,
@@ -161,12 +157,17 @@ fn check(name: &str, path: &Path, wanted: &Shape, instance: &str) -> Result<(), 
     };
     let found = MapInfo::from_pin(path).map_err(pinned)?;
     let kind = found.map_type().map_err(pinned)? as u32;
+    // The kernel adds it to maps of devices by itself (dev_map_init_map).
+    let flags = match kind {
+        DEVMAP_HASH => found.map_flags() & !RDONLY_PROG,
+        _ => found.map_flags(),
+    };
     for (what, found, wanted) in [
         ("type", kind, wanted.kind),
         ("key size", found.key_size(), wanted.key),
         ("value size", found.value_size(), wanted.value),
         ("room for", found.max_entries(), wanted.entries),
-        ("flags", found.map_flags(), wanted.flags),
+        ("flags", flags, wanted.flags),
     ] {
         if found == wanted {
             continue;

@@ -15,6 +15,8 @@
 //! | `napi` | the veths that XDP may send to |
 //! | `cgroup` | socket programs on the root cgroup |
 //! | `pin` | the directories in bpffs |
+//! | `family` | what the maps of IPv4 and IPv6 have in common |
+//! | `table` | a hash map, by batches |
 //! | `maps` | endpoints, publishes, subnets, …, counters |
 //! | `flows` | the flow tables |
 //! | `stats` | what the programs cost |
@@ -23,6 +25,7 @@
 mod attach;
 mod cgroup;
 mod error;
+mod family;
 mod flows;
 mod load;
 mod maps;
@@ -30,6 +33,7 @@ mod napi;
 mod pin;
 mod stats;
 mod sys;
+mod table;
 mod xdp;
 
 use aya::Ebpf;
@@ -38,8 +42,10 @@ use netfw_common::record::Config;
 pub use self::{
     attach::{Attachment, Hook},
     error::BpfError,
-    flows::now,
+    family::Family,
+    flows::{FlowWalk, Part, Visit, now},
     load::PROGRAMS_OBJECT,
+    maps::Epoch,
     pin::BPFFS,
     stats::{ProgramStats, enable_stats},
     xdp::XdpMode,

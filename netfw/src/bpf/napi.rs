@@ -7,7 +7,12 @@
 //! runs. Before one runs again, each endpoint has its entry again, or its flows lose the flag
 //! ([`DataPlane::forget_napi`]).
 
-use netfw_common::{flow::flag, record::endpoint_flag};
+use std::collections::BTreeSet;
+
+use netfw_common::{
+    addr::{Ip4, Ip6},
+    record::endpoint_flag,
+};
 use nix::libc;
 
 use super::{
@@ -58,17 +63,11 @@ impl DataPlane {
         .collect()
     }
 
-    /// Takes the flag from flows into an interface that has no entry (any more), before XDP runs.
-    /// Returns how many had it.
-    pub fn forget_napi(&mut self, ifindex: u32) -> Result<usize, BpfError> {
-        self.change_flows(|flow| {
-            let has =
-                flow.ifindex == ifindex && flow.has(flag::TO_CONTAINER) && flow.has(flag::NAPI);
-            if has {
-                flow.flags &= !flag::NAPI;
-            }
-            has
-        })
+    /// Takes the flag from flows into interfaces that have no entry (any more), before XDP runs.
+    /// Returns how many halves had it.
+    pub fn forget_napi(&mut self, ifindexes: &BTreeSet<u32>) -> Result<usize, BpfError> {
+        Ok(self.clear_napi_in_flows::<Ip4>(ifindexes)?
+            + self.clear_napi_in_flows::<Ip6>(ifindexes)?)
     }
 
     /// Notes that GRO at the other end of a veth pair is on because of us; also for agents after us.

@@ -11,7 +11,7 @@ use netfw_tests::{
     wait_until,
 };
 
-use crate::setting::{SOON, Site, attach, text};
+use crate::setting::{SOON, Site, text};
 
 /// A site with an agent of these options. What the client and the world send has its checksums:
 /// without, XDP leaves it to TC.
@@ -21,17 +21,7 @@ fn site(options: &[&str], publishes: &[&str]) -> Site {
     for end in [&lab.client, &lab.world] {
         end.run(&["ethtool", "-K", "eth0", "tx", "off"]);
     }
-    let agent = Agent::start_with(&lab, options);
-    let web = lab.container("web");
-    let nginx = Nginx::start(&web, "web", &[80, 81, 82]);
-    let ip = attach(&agent, "web", &web, publishes);
-    Site {
-        agent,
-        nginx,
-        web,
-        ip,
-        lab,
-    }
+    Site::in_lab(lab, options, publishes)
 }
 
 /// An uplink's XDP mode and why it has none, as the status tells them.

@@ -1,19 +1,25 @@
 //! XDP programs on interfaces, and veths that take their frames.
 
+use std::collections::BTreeSet;
+
 use netfw::{
-    bpf::{Attachment, DataPlane, XdpMode},
+    bpf::{Attachment, DataPlane, Family, XdpMode, now},
     net::{
         Namespace, Netlink, ethtool, peer,
         xdp::{Attached, Mode, attached},
     },
 };
 use netfw_common::{
-    flow::{Flow4, flag, state},
+    addr::{Be16, Ip4, Ip6},
+    flow::{Flow, flag, state},
     record::{Endpoint, endpoint_flag},
-    tuple::{Tuple4, proto, zone},
+    tuple::{Tuple, proto, zone},
 };
 
-use crate::{Instance, Lab, dummy_veth, root};
+use crate::{
+    instance::Instance,
+    lab::{Lab, dummy_veth, root},
+};
 
 /// A veth, up at both ends, whose peer (`eth0`) is in `peer`; its index.
 async fn veth(netlink: &Netlink, name: &str, peer: &Namespace) -> u32 {
@@ -231,30 +237,8 @@ fn a_veth_that_takes_xdps_frames_is_known_across_restarts() {
         plane.set_endpoint(&endpoint).unwrap();
         assert!(has_flag(&plane));
 
-        let key = Tuple4 {
-            proto: proto::UDP,
-            zone: zone::WORLD,
-            ..Default::default()
-        };
-        for (state, count) in [(state::NEW, 1), (state::ESTABLISHED, 1)] {
-            let flow = Flow4 {
-                ifindex: host,
-                flags: flag::TO_CONTAINER | flag::NAPI,
-                seen: netfw::bpf::now(),
-                state,
-                ..Default::default()
-            };
-            plane.insert_flow(&key, &flow).unwrap();
-            assert_eq!(plane.forget_napi(host).unwrap(), count);
-            assert_eq!(plane.forget_napi(host).unwrap(), 0);
-        }
-        assert!(
-            plane
-                .flows()
-                .unwrap()
-                .iter()
-                .all(|(_, f)| !f.has(flag::NAPI))
-        );
+        flows_lose_the_flag::<Ip4>(&mut plane, host);
+        flows_lose_the_flag::<Ip6>(&mut plane, host);
 
         plane.clear_napi(host).unwrap();
         plane.clear_napi(host).unwrap();
@@ -269,6 +253,32 @@ fn a_veth_that_takes_xdps_frames_is_known_across_restarts() {
         plane.remove_endpoint(host).unwrap();
         assert!(plane.attached().is_empty() && !plane.is_gro_noted(host));
     });
+}
+
+/// In either table, and only those into the interface.
+fn flows_lose_the_flag<A: Family>(plane: &mut DataPlane, host: u32) {
+    for (port, state) in [(1, state::NEW), (2, state::ESTABLISHED)] {
+        for ifindex in [host, host + 1] {
+            let key = Tuple::<A> {
+                sport: Be16::new(port),
+                dport: Be16::new(ifindex as u16),
+                proto: proto::UDP,
+                zone: zone::WORLD,
+                ..Default::default()
+            };
+            let flow = Flow::<A> {
+                ifindex,
+                flags: flag::TO_CONTAINER | flag::NAPI,
+                seen: now(),
+                state,
+                ..Default::default()
+            };
+            plane.insert_flow(&key, &flow).unwrap();
+        }
+    }
+    assert_eq!(plane.forget_napi(&BTreeSet::from([host])).unwrap(), 2);
+    assert_eq!(plane.forget_napi(&BTreeSet::from([host])).unwrap(), 0);
+    assert_eq!(plane.forget_napi(&BTreeSet::from([host + 1])).unwrap(), 2);
 }
 
 #[test]
