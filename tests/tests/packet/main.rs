@@ -7,6 +7,7 @@
 
 mod answers;
 mod errors;
+mod fuzz;
 mod guard;
 mod hairpin;
 mod icmp;
