@@ -18,6 +18,12 @@ pub mod proto {
     pub const UDP: u8 = 17;
     pub const ICMPV6: u8 = 58;
     pub const SCTP: u8 = 132;
+
+    /// Do its packets open and end connections, so that a flow's state follows theirs?
+    #[inline(always)]
+    pub fn has_connections(proto: u8) -> bool {
+        proto == TCP || proto == SCTP
+    }
 }
 
 /// The key of a flow entry: a packet as it is *received*, before any rewriting.

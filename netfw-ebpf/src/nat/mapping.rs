@@ -91,6 +91,9 @@ pub fn prepare<P: Packet, F: Family>(
     if work.key.proto == proto::TCP {
         work.flow.end = work.segment.end;
     }
+    if work.key.proto == proto::SCTP {
+        work.reply.end = work.segment.ack;
+    }
     work.from_node = mapping.source_is_node;
 }
 
@@ -160,7 +163,7 @@ fn is_free<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> bool {
     work.reply_key = work.flow.reverse_key(work.key.proto);
     let reply = &work.reply_key;
     // Would answers go to a publish or a socket of the node?
-    if work.from_node && (reply.proto == proto::TCP || reply.proto == proto::UDP) {
+    if work.from_node && matches!(reply.proto, proto::TCP | proto::UDP | proto::SCTP) {
         let mut key = PublishKey {
             addr: reply.dst,
             port: reply.dport,

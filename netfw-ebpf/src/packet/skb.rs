@@ -23,12 +23,16 @@ use netfw_common::{
 use super::Packet;
 use crate::{
     family::Family,
-    parse::{ETH_LEN, Ethernet, Tcp, Udp},
+    parse::{ETH_LEN, Ethernet, Sctp, Tcp, Udp},
     work::Work,
 };
 
 /// `skb->pkt_type` of a frame addressed to the interface that received it.
 const PACKET_HOST: u32 = 0;
+
+/// `gso_size` of SCTP: packets that were rolled into one, each in a part of its own behind the common
+/// header. To make bytes of them linear would move them from one to another (`skb_segment`).
+const GSO_BY_FRAGS: u32 = 0xffff;
 
 /// `L2` is the length of the link-layer header: Ethernet's, or 0 on an interface that has none.
 pub struct Skb<const L2: usize>(TcContext);
@@ -63,7 +67,9 @@ impl<const L2: usize> Skb<L2> {
     pub fn make_linear(&mut self, len: usize) {
         let len = len.min(self.len());
         let (start, end) = self.bounds();
-        if start + len > end {
+        // SAFETY: the kernel's context, valid for the program's run.
+        let segment = unsafe { (*self.raw()).gso_size };
+        if start + len > end && segment != GSO_BY_FRAGS {
             // SAFETY: a helper call. A failure shows as reads that find nothing.
             unsafe { bpf_skb_pull_data(self.raw(), len as u32) };
         }
@@ -151,6 +157,12 @@ impl<const L2: usize> Packet for Skb<L2> {
         let segment = unsafe { (*self.raw()).gso_size };
         let len = if segment == 0 {
             len
+        } else if segment == GSO_BY_FRAGS {
+            // Nothing tells the longest. Where there is much to send all are about as long.
+            // SAFETY: as above.
+            let segments = unsafe { (*self.raw()).gso_segs }.max(1);
+            let header = (l4 + Sctp::LEN - L2) as u32;
+            header + len.saturating_sub(header) / segments
         } else {
             // `gso_size` is a segment's payload; the headers stand before each.
             let header = match proto {
