@@ -14,3 +14,4 @@ mod publish;
 mod refused;
 mod setting;
 mod sockets;
+mod walks;
