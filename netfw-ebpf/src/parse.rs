@@ -38,8 +38,8 @@ pub struct Ethernet {
 /// The packet fails the checks that the stack makes on receipt.
 pub struct Malformed;
 
-/// Reads the transport header into `work`; false where netfw does not translate it (yet): other
-/// protocols, fragments, ICMP but echo, headers cut short.
+/// Reads the transport header into `work`; false where netfw does not translate it: what signs
+/// or sums up its addresses in unknown ways, fragments, ICMP but echo, headers cut short.
 ///
 /// The network header has been read.
 #[inline(always)]
@@ -108,6 +108,7 @@ pub fn transport<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> 
                 return false;
             }
         }
+        other if proto::is_portless(other) => work.opens = true,
         _ => return false,
     }
     true

@@ -65,8 +65,8 @@ pub fn apply<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -> 
                 packet.update_l4_checksum(l4 + Icmp::CHECKSUM, pseudo, ports, false);
             }
         }
-        // `parse::transport` lets nothing else through.
-        _ => return Err(Drop::Untranslatable),
+        // No ports, and no checksum over the addresses.
+        _ => {}
     }
 
     if to.flags & flag::L2_CACHED != 0 && !packet.set_ethernet::<F>(to.macs) {

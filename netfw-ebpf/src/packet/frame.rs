@@ -113,8 +113,10 @@ impl Packet for Frame {
 
     #[inline(always)]
     fn is_left<F: Family>(&self, work: &Work<F::Addr>) -> bool {
-        // TC answers where the time to live ends, and takes what is larger than a veth's frame.
+        // TC answers where the time to live ends, and takes what is larger than a veth's frame. What a
+        // protocol without ports carries may have a checksum yet to be filled in.
         work.ttl <= 1
+            || !proto::has_ports(work.key.proto)
             || !work.flow.has(flag::NAPI)
             || work.len > u32::from(work.flow.mtu)
             || self.is_partial::<F>(work)
