@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::{
-        bpf_fib_lookup, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1,
+        bpf_fib_lookup, bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1,
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
     },
     maps::{HashMap, LruHashMap, lpm_trie},
@@ -12,7 +12,10 @@ use netfw_common::{
     csum,
     drop::Drop,
     flow::Flow,
-    record::{Endpoint, EndpointIfindex, Local, Publish, PublishKey, Subnet, Uplink},
+    record::{
+        Endpoint, EndpointIfindex, Local, Publish, PublishKey, SocketKey, SocketPeer, Subnet,
+        Uplink,
+    },
     tuple::{Tuple, proto},
 };
 
@@ -412,6 +415,13 @@ impl Family for V6 {
     }
 
     #[inline(always)]
+    unsafe fn bound(sock: *const bpf_sock) -> Ip6 {
+        // SAFETY: the caller's.
+        let words = unsafe { (*sock).src_ip6 };
+        Ip6(words.map(Be32::from_wire))
+    }
+
+    #[inline(always)]
     fn log_opened(work: &Work<Ip6>) {
         crate::event::opened6(work);
     }
@@ -449,6 +459,11 @@ impl Family for V6 {
     #[inline(always)]
     fn locals() -> &'static HashMap<Ip6, Local> {
         &maps::LOCALS6
+    }
+
+    #[inline(always)]
+    fn sockets() -> &'static LruHashMap<SocketKey<Ip6>, SocketPeer<Ip6>> {
+        &maps::SOCKETS6
     }
 
     #[inline(always)]

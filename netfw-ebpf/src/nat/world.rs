@@ -64,7 +64,7 @@ fn flow_of<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result
             && let Some(publish) = asked_for::<F>(work)
             // An answer that a process of the node waits for is no question to a container, though
             // the kernel chose a published port for the process.
-            && !(work.key.proto == proto::UDP && socket::is_awaited::<P, F>(packet, &work.key))
+            && !(work.key.proto == proto::UDP && socket::is_awaited::<F>(packet.context(), &work.key))
         {
             return dnat::<P, F>(packet, work, publish).map_err(Verdict::Drop);
         }

@@ -15,3 +15,4 @@ mod refused;
 mod setting;
 mod sockets;
 mod walks;
+mod xdp;
