@@ -33,7 +33,7 @@ const EEXIST: i32 = -17;
 
 /// The tick of now.
 #[inline(always)]
-fn now() -> u32 {
+pub fn now() -> u32 {
     // The coarse clock (5.11) costs no more than a load, and is exact to a few ms.
     // SAFETY: a helper call.
     let ns = unsafe { aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns() };
@@ -437,6 +437,19 @@ fn evict<F: Family>(work: &mut Work<F::Addr>, assured: bool) {
         }
     }
     remove::<F>(&work.reply_key, assured);
+}
+
+/// Takes this tuple of answers away from whoever has it.
+#[inline(always)]
+pub fn evict_reply<F: Family>(answer: &Tuple<F::Addr>) {
+    if let Some(work) = F::work()
+        && let Some((holder, assured)) = find::<F>(answer)
+    {
+        holder.copy_to(&mut work.other);
+        work.key.proto = answer.proto;
+        work.reply_key = *answer;
+        evict::<F>(work, assured);
+    }
 }
 
 /// Claims `work.reply_key`, the tuple that answers will have, for `work.reply`.

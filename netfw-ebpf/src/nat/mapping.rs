@@ -13,7 +13,7 @@ use crate::{
     family::Family,
     flow::{self, Claim},
     packet::Packet,
-    socket,
+    socket, talk,
     work::Work,
 };
 
@@ -191,6 +191,9 @@ fn is_free<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> bool {
         if F::publishes().get_ptr(key).is_some() || socket::exists::<P, F>(packet, reply) {
             return false;
         }
+    }
+    if work.from_node && talk::is_nodes::<F>(reply) {
+        return false;
     }
     flow::is_free::<F>(work)
 }

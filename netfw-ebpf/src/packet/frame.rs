@@ -76,6 +76,11 @@ impl Packet for Frame {
     }
 
     #[inline(always)]
+    fn load_network<T>(&self, _: usize, _: &mut T) -> bool {
+        false
+    }
+
+    #[inline(always)]
     fn store<T>(&mut self, _: usize, _: &T) -> bool {
         false
     }
@@ -94,6 +99,11 @@ impl Packet for Frame {
     fn ifindex(&self) -> u32 {
         // SAFETY: the kernel's context, valid for the program's run.
         unsafe { (*self.0.ctx).ingress_ifindex }
+    }
+
+    #[inline(always)]
+    fn received_on(&self) -> u32 {
+        self.ifindex()
     }
 
     #[inline(always)]

@@ -7,11 +7,12 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::{
         __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        bpf_hdr_start_off::BPF_HDR_START_NET,
     },
     helpers::generated::{
         bpf_csum_update, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_head,
-        bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_pull_data,
-        bpf_skb_store_bytes,
+        bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_load_bytes_relative,
+        bpf_skb_pull_data, bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
@@ -119,6 +120,15 @@ impl<const L2: usize> Packet for Skb<L2> {
     }
 
     #[inline(always)]
+    fn load_network<T>(&self, offset: usize, to: &mut T) -> bool {
+        let len = size_of::<T>() as u32;
+        let to = core::ptr::from_mut(to).cast();
+        let (skb, from) = (self.raw().cast(), BPF_HDR_START_NET);
+        // SAFETY: a helper call that writes `len` bytes, which `to` has.
+        unsafe { bpf_skb_load_bytes_relative(skb, offset as u32, to, len, from) == 0 }
+    }
+
+    #[inline(always)]
     fn store<T>(&mut self, offset: usize, value: &T) -> bool {
         let len = size_of::<T>() as u32;
         let from = core::ptr::from_ref(value).cast();
@@ -149,6 +159,12 @@ impl<const L2: usize> Packet for Skb<L2> {
     fn ifindex(&self) -> u32 {
         // SAFETY: the kernel's context, valid for the program's run.
         unsafe { (*self.raw()).ifindex }
+    }
+
+    #[inline(always)]
+    fn received_on(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.raw()).ingress_ifindex }
     }
 
     #[inline(always)]

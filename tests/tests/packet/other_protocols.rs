@@ -76,6 +76,54 @@ fn who_fell_silent_gives_way() {
     });
 }
 
+/// What the node says itself, by a tunnel or with IPsec, is nobody else's.
+#[test]
+fn a_talk_of_the_node_is_not_taken() {
+    with_rig(|rig| {
+        for protocol in OTHERS {
+            rig.send(At::Egress, raw("node", "server", protocol, BYTES))
+                .passed();
+            rig.send(At::Web, raw("web", "server", protocol, BYTES))
+                .dropped(Drop::Ambiguous);
+            rig.send(At::World, raw("server", "node", protocol, BYTES))
+                .passed();
+            rig.send(At::Web, raw("web", "router", protocol, BYTES))
+                .sent();
+        }
+    });
+}
+
+#[test]
+fn a_talk_of_the_node_takes_its_own_back() {
+    with_rig(|rig| {
+        rig.send(At::Web, raw("web", "server", GRE, BYTES)).sent();
+        // The container's own packets, once they are translated.
+        rig.send(At::EgressOfWeb, raw("node", "server", GRE, BYTES))
+            .passed();
+        rig.send(At::World, raw("server", "node", GRE, BYTES))
+            .sent();
+        rig.send(At::Egress, raw("node", "server", GRE, BYTES))
+            .passed();
+        assert_eq!(rig.entries(), (vec![], vec![]));
+        rig.send(At::World, raw("server", "node", GRE, BYTES))
+            .passed();
+        rig.send(At::Web, raw("web", "server", GRE, BYTES))
+            .dropped(Drop::Ambiguous);
+    });
+}
+
+#[test]
+fn a_talk_of_the_node_that_is_over_is_in_nobodys_way() {
+    with_rig(|rig| {
+        rig.timeouts(1);
+        rig.send(At::Egress, raw("node", "server", GRE, BYTES))
+            .passed();
+        rig.next_tick();
+        rig.next_tick();
+        rig.send(At::Web, raw("web", "server", GRE, BYTES)).sent();
+    });
+}
+
 #[test]
 fn its_flow_has_no_ports_and_udps_states() {
     with_rig(|rig| {

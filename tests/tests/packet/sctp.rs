@@ -243,6 +243,26 @@ fn flows_do_not_meet() {
     });
 }
 
+/// No helper finds the node's sockets: the guard notes who talks.
+#[test]
+fn a_port_of_the_node_is_not_taken() {
+    with_rig(|rig| {
+        rig.send(At::Egress, init_ack("node:2905", "client:4000"))
+            .passed();
+        let (from, _) = rig.send(At::Web, init("web:2905", "client:4000")).sent();
+        assert_ne!(from, "node:2905");
+        let (from, _) = rig.send(At::Web, init("web:2905", "client:4001")).sent();
+        assert_eq!(from, "node:2905");
+        // What the guard sees of a container's own changes nothing.
+        rig.send(At::EgressOfWeb, init("node:2905", "client:4001"))
+            .passed();
+        let (_, to) = rig
+            .send(At::World, init_ack("client:4001", "node:2905"))
+            .sent();
+        assert_eq!(to, "web:2905");
+    });
+}
+
 #[test]
 fn an_error_about_it_arrives() {
     with_rig(|rig| {
