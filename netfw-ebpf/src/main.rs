@@ -18,6 +18,7 @@ mod packet;
 mod parse;
 mod redirect;
 mod socket;
+mod talk;
 mod verdict;
 mod work;
 

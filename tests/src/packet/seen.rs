@@ -32,8 +32,8 @@ pub struct Seen {
 pub struct Damage {
     pub what: &'static str,
     /// The sum of all that it covers, and of itself: 0 if it were right (RFC 1071). In network
-    /// order.
-    pub off: u16,
+    /// order. Of SCTP, the bits that are wrong.
+    pub off: u32,
 }
 
 impl Seen {
@@ -61,7 +61,7 @@ impl Seen {
                     if off != 0 {
                         damage.push(Damage {
                             what: "IPv4 header",
-                            off,
+                            off: off.into(),
                         });
                     }
                     (
@@ -121,8 +121,13 @@ impl Seen {
                 let id = echo_id(matches!(icmp.type_u8(), 128 | 129), icmp.bytes5to8());
                 ((id, id), icmp.checksum(), icmp.payload())
             }
-            // Another protocol, or a fragment, which etherparse leaves alone.
-            _ => return,
+            // A fragment, which etherparse leaves alone.
+            _ if self.is_fragment => return,
+            _ if self.protocol == IpNumber::SCTP.0 => return self.look_at_sctp(),
+            _ => {
+                self.payload.clone_from(&self.ip_payload);
+                return;
+            }
         };
         self.source.set_port(ports.0);
         self.destination.set_port(ports.1);
@@ -136,6 +141,25 @@ impl Seen {
             checksum,
         );
         self.damage.extend(wrong);
+    }
+
+    /// SCTP, which etherparse does not know. The chunks are the payload.
+    fn look_at_sctp(&mut self) {
+        let Some((header, chunks)) = self.ip_payload.split_first_chunk::<12>() else {
+            return;
+        };
+        let [a, b, c, d, _, _, _, _, checksum @ ..] = *header;
+        self.source.set_port(u16::from_be_bytes([a, b]));
+        self.destination.set_port(u16::from_be_bytes([c, d]));
+        self.payload = chunks.to_vec();
+        let stands = u32::from_le_bytes(checksum);
+        let mut bytes = self.ip_payload.clone();
+        bytes[8..12].fill(0);
+        let off = stands ^ crc32c::crc32c(&bytes);
+        // 0 is none: it is filled in later, or never (RFC 9653).
+        if off != 0 && stands != 0 {
+            self.damage.push(Damage { what: "SCTP", off });
+        }
     }
 
     /// An ICMP message that quotes a packet.
@@ -246,5 +270,8 @@ fn transport_damage(
         sum = sum.add_4bytes(length).add_2bytes([0, protocol.0]);
     }
     let off = sum.add_slice(payload).ones_complement();
-    (off != 0).then_some(Damage { what, off })
+    (off != 0).then_some(Damage {
+        what,
+        off: off.into(),
+    })
 }
