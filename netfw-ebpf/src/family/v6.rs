@@ -200,7 +200,8 @@ fn link_chatter<P: Packet>(packet: &P, work: &Work<Ip6>, sender: &Endpoint) -> C
     let (src, dst) = (work.key.src, work.key.dst);
     // A probe for an address that is not one's own yet (RFC 4862 5.4) comes from nobody.
     let local = src.is_link_local() || src == Ip6::ANY;
-    if !local && src != sender.ip6 {
+    let gateway = link_local(&sender.gateway_mac);
+    if (!local && src != sender.ip6) || src == gateway {
         return Chatter::Spoofed;
     }
     if work.key.proto == proto::ICMPV6 && work.fragment == fragment::NONE {
@@ -212,8 +213,7 @@ fn link_chatter<P: Packet>(packet: &P, work: &Work<Ip6>, sender: &Endpoint) -> C
             NEIGHBOUR_ADVERTISEMENT => {
                 let own = packet.load(work.transport(), &mut header)
                     && (header.target == sender.ip6
-                        || header.target.is_link_local()
-                            && header.target != link_local(&sender.gateway_mac));
+                        || header.target.is_link_local() && header.target != gateway);
                 return if own { Chatter::Fair } else { Chatter::Spoofed };
             }
             ROUTER_SOLICITATION | NEIGHBOUR_SOLICITATION => return Chatter::Fair,
