@@ -17,5 +17,6 @@ mod network;
 mod publish;
 mod rig;
 mod sanity;
+mod shadow;
 mod state;
 mod xdp;
