@@ -20,5 +20,6 @@ mod publish;
 mod rig;
 mod sanity;
 mod sctp;
+mod shadow;
 mod state;
 mod xdp;
