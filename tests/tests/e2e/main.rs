@@ -10,6 +10,7 @@ mod mended;
 mod network;
 mod networks;
 mod output;
+mod path_mtu;
 mod publish;
 mod refused;
 mod setting;

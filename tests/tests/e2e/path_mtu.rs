@@ -1,0 +1,188 @@
+//! Path-MTU discovery: whoever sends what is too big for a link on the way is told, through
+//! publish and masquerade, and a transfer goes on with packets that fit.
+
+use std::net::{IpAddr, UdpSocket};
+
+use netfw_tests::{
+    Agent, Lab, Namespace,
+    sockets::{any, connection, dont_fragment, exchange, listen, path_mtu, udp_headers, udp_to},
+    topology::{Distance, HOST, HOST6, NODE, NODE_OUTSIDE, NODE6, NODE6_OUTSIDE, WORLD, WORLD6},
+    wait_until,
+};
+use nix::errno::Errno;
+
+use crate::setting::{SOON, Site, attach};
+
+/// Of the narrow link; every other takes 1500 bytes.
+const NARROW: u32 = 1300;
+
+/// 4 MiB: they take no time where packets fit, and for ever where they do not.
+const BLOCKS: u32 = 64;
+
+/// The node as the distant host knows it, and the host.
+const DISTANT: [(IpAddr, IpAddr); 2] = [(NODE_OUTSIDE, HOST), (NODE6_OUTSIDE, HOST6)];
+
+fn narrowed(publishes: &[&str]) -> (Site, Distance) {
+    let site = Site::new(publishes);
+    let distance = Distance::new(&site.lab);
+    distance.narrow(NARROW);
+    (site, distance)
+}
+
+/// As if nobody had sent a packet yet.
+fn forget_mtus(namespace: &Namespace) {
+    for family in ["-4", "-6"] {
+        namespace.ip(&[family, "route", "flush", "cache"]);
+    }
+}
+
+/// What the kernel of `namespace` knows of the way to `host`.
+fn known_mtu(namespace: &Namespace, host: IpAddr) -> Option<u32> {
+    let route = namespace.ip(&["route", "get", &host.to_string()]);
+    let (_, behind) = route.split_once(" mtu ")?;
+    behind.split(' ').next()?.trim().parse().ok()
+}
+
+/// Datagrams of `socket` that are too big bring it an error, and then it knows what is not.
+#[track_caller]
+fn learns(socket: &UdpSocket, mtu: u32) {
+    let peer = socket.peer_addr().expect("connected");
+    let big = vec![0; 1500 - udp_headers(peer.ip())];
+    wait_until(&format!("the way to {peer} to be known"), SOON, || {
+        socket.send(&big).is_err_and(|error| {
+            let raw = error.raw_os_error().map(Errno::from_raw);
+            raw == Some(Errno::EMSGSIZE)
+        })
+    });
+    assert_eq!(path_mtu(socket), mtu.cast_signed(), "to {peer}");
+}
+
+/// A datagram of `from` as big as the way takes comes to `to`.
+#[track_caller]
+fn fits(from: &UdpSocket, to: &UdpSocket) {
+    let peer = from.peer_addr().expect("connected");
+    let fits = path_mtu(from).cast_unsigned() as usize - udp_headers(peer.ip());
+    from.send(&vec![b'x'; fits]).expect("it fits");
+    let received = to.recv(&mut [0; 2048]).expect("it arrives");
+    assert_eq!(received, fits, "to {peer}");
+}
+
+/// Two sockets in a talk: of `client`, which asked `to`, and of `server`, which was asked at `port`.
+/// What they send is not cut into fragments.
+#[track_caller]
+fn talk(client: &Namespace, to: (IpAddr, u16), server: &Namespace, port: u16) -> [UdpSocket; 2] {
+    let server = server.enter(|| UdpSocket::bind((any(to.0), port)).expect("the port is free"));
+    server.set_read_timeout(Some(SOON)).expect("not 0");
+    let client = udp_to(client, 0, to);
+    client.send(b"a question").expect("sent");
+    let (_, from) = server.recv_from(&mut [0; 64]).expect("the question");
+    server.connect(from).expect("a route");
+    for socket in [&client, &server] {
+        dont_fragment(socket);
+    }
+    [client, server]
+}
+
+#[test]
+fn tracepath_finds_a_narrow_link() {
+    let (site, distance) = narrowed(&["5300-5330:5300-5330/udp"]);
+    for (node, host) in DISTANT {
+        let told = site.web.run(&["tracepath", "-n", &host.to_string()]);
+        assert!(told.contains("Resume: pmtu 1300 hops 5 "), "{told}");
+        let port = ["tracepath", "-n", "-p", "5300", &node.to_string()];
+        let told = distance.host.run(&port);
+        // Three routers, the node, and the container behind it.
+        assert!(told.contains("Resume: pmtu 1300 hops 5 "), "{told}");
+    }
+}
+
+#[test]
+fn transfers_fit_through_a_narrow_link_beyond_the_uplink() {
+    let (site, distance) = narrowed(&["9000:9000"]);
+    let inside = listen(&site.web, 9000);
+    let outside = listen(&distance.host, 9000);
+    for (node, host) in DISTANT {
+        let publish = connection(&inside, &distance.host, (node, 9000));
+        exchange(&publish, BLOCKS);
+        assert_eq!(known_mtu(&site.web, host), Some(NARROW), "publish");
+        forget_mtus(&site.web);
+        let masquerade = connection(&outside, &site.web, (host, 9000));
+        assert_eq!(known_mtu(&site.web, host), None);
+        exchange(&masquerade, BLOCKS);
+        assert_eq!(known_mtu(&site.web, host), Some(NARROW), "masquerade");
+    }
+}
+
+#[test]
+fn datagrams_learn_of_a_narrow_link_beyond_the_uplink() {
+    let (site, distance) = narrowed(&["5300:5300/udp"]);
+    for (node, host) in DISTANT {
+        let [client, server] = talk(&site.web, (host, 53), &distance.host, 53);
+        learns(&client, NARROW);
+        fits(&client, &server);
+        forget_mtus(&site.web);
+        // What the container answers to a publish's client.
+        let [client, server] = talk(&distance.host, (node, 5300), &site.web, 5300);
+        learns(&server, NARROW);
+        fits(&server, &client);
+    }
+}
+
+/// A container whose network takes no more than `mtu` bytes.
+fn in_a_network_of(agent: &Agent, lab: &Lab, mtu: u32, publishes: &[&str]) -> Namespace {
+    let mtu = mtu.to_string();
+    agent.netfw(&["network", "create", "other", "--ipv6", "--mtu", &mtu]);
+    let container = lab.container("other");
+    let mut words = vec!["endpoint", "add", "other", "--network", "other"];
+    words.extend(["--netns", container.name()]);
+    for publish in publishes {
+        words.extend(["-p", publish]);
+    }
+    agent.netfw(&words);
+    container
+}
+
+/// Has `namespace` announce on its default routes that it takes segments of any size, as if the
+/// narrow link were not its own.
+fn announce_large_segments(namespace: &Namespace) {
+    for family in ["-4", "-6"] {
+        let route = namespace.ip(&[family, "route", "show", "default"]);
+        let mut words = vec![family, "route", "replace"];
+        words.extend(route.split_whitespace().take(5));
+        words.extend(["advmss", "1440"]);
+        namespace.ip(&words);
+    }
+}
+
+#[test]
+fn a_narrow_link_before_the_container_is_made_known() {
+    let lab = Lab::new();
+    let agent = Agent::start(&lab);
+    let small = in_a_network_of(&agent, &lab, NARROW, &["9000:9000", "5300:5300/udp"]);
+    announce_large_segments(&small);
+    let listener = listen(&small, 9000);
+    let outside = listen(&lab.world, 9000);
+    let app = lab.container("app");
+    attach(&agent, "app", &app, &[]);
+    for (node, world) in [(NODE, WORLD), (NODE6, WORLD6)] {
+        exchange(&connection(&listener, &lab.client, (node, 9000)), BLOCKS);
+        assert_eq!(known_mtu(&lab.client, node), Some(NARROW), "publish");
+        exchange(&connection(&outside, &small, (world, 9000)), BLOCKS);
+        // A container of another network, whose own link is wider.
+        exchange(&connection(&listener, &app, (node, 9000)), BLOCKS);
+        assert_eq!(known_mtu(&app, node), Some(NARROW), "hairpin");
+        for end in [&lab.client, &app] {
+            forget_mtus(end);
+        }
+
+        for from in [&lab.client, &app] {
+            let [client, server] = talk(from, (node, 5300), &small, 5300);
+            learns(&client, NARROW);
+            fits(&client, &server);
+        }
+        // Answers to what was masqueraded.
+        let [client, server] = talk(&small, (world, 53), &lab.world, 53);
+        learns(&server, NARROW);
+        fits(&server, &client);
+    }
+}
