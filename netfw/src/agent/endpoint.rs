@@ -405,6 +405,7 @@ impl Agent {
             .attach_container(ifindex, &endpoint.host_interface)?;
         self.configure_container(endpoint, ifindex, namespace)
             .await?;
+        self.prepare_endpoint(endpoint, ifindex, namespace);
         Ok(ifindex)
     }
 
@@ -514,6 +515,7 @@ impl Agent {
             if let Err(error) = self.dataplane.remove_endpoint(ifindex) {
                 report("its entry was not removed", &error);
             }
+            self.forget_prepared(ifindex);
             if let Err(error) = self.dataplane.detach(ifindex) {
                 report("its program was not detached", &error);
             }

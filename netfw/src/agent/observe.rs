@@ -24,6 +24,7 @@ impl Agent {
             }
         }
         self.follow_uplinks(view.uplinks);
+        self.follow_xdp(&links);
         for name in &view.missing {
             if !self.missing_uplinks.contains(name) {
                 tracing::warn!(uplink = %name, "there is no such interface: it will be served when it appears");

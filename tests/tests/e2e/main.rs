@@ -16,3 +16,4 @@ mod refused;
 mod setting;
 mod sockets;
 mod walks;
+mod xdp;
