@@ -135,6 +135,11 @@ impl Distance {
         for end in [router, last, host] {
             trust(end);
         }
+        // As many ICMP errors as there are reasons for.
+        for end in [&lab.world, router, last, host] {
+            end.sysctl("ipv4/icmp_ratelimit", "0");
+            end.sysctl("ipv6/icmp/ratelimit", "0");
+        }
         let links = [(&lab.world, router), (router, last), (last, host)];
         for (link, (near, far)) in (3..).zip(links) {
             let end = (near, "eth1", on_link(link, 1));
@@ -158,13 +163,11 @@ impl Distance {
     }
 }
 
-/// Makes a namespace a router, which sends as many errors as it has reasons for.
+/// Makes a namespace a router.
 #[track_caller]
 pub fn forward(router: &Namespace) {
     router.sysctl("ipv4/ip_forward", "1");
     router.sysctl("ipv6/conf/all/forwarding", "1");
-    router.sysctl("ipv4/icmp_ratelimit", "0");
-    router.sysctl("ipv6/icmp/ratelimit", "0");
 }
 
 /// A new namespace copies the machine's settings; the lab must not depend on those.

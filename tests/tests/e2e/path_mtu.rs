@@ -11,7 +11,7 @@ use netfw_tests::{
 };
 use nix::errno::Errno;
 
-use crate::setting::{SOON, Site, attach};
+use crate::setting::{SOON, Site, on_each_hook};
 
 /// Of the narrow link; every other takes 1500 bytes.
 const NARROW: u32 = 1300;
@@ -22,11 +22,10 @@ const BLOCKS: u32 = 64;
 /// The node as the distant host knows it, and the host.
 const DISTANT: [(IpAddr, IpAddr); 2] = [(NODE_OUTSIDE, HOST), (NODE6_OUTSIDE, HOST6)];
 
-fn narrowed(publishes: &[&str]) -> (Site, Distance) {
-    let site = Site::new(publishes);
+fn narrowed(site: &Site) -> Distance {
     let distance = Distance::new(&site.lab);
     distance.narrow(NARROW);
-    (site, distance)
+    distance
 }
 
 /// As if nobody had sent a packet yet.
@@ -61,6 +60,8 @@ fn learns(socket: &UdpSocket, mtu: u32) {
 #[track_caller]
 fn fits(from: &UdpSocket, to: &UdpSocket) {
     let peer = from.peer_addr().expect("connected");
+    // Of an error that came late.
+    let _ = from.take_error();
     let fits = path_mtu(from).cast_unsigned() as usize - udp_headers(peer.ip());
     from.send(&vec![b'x'; fits]).expect("it fits");
     let received = to.recv(&mut [0; 2048]).expect("it arrives");
@@ -85,7 +86,11 @@ fn talk(client: &Namespace, to: (IpAddr, u16), server: &Namespace, port: u16) ->
 
 #[test]
 fn tracepath_finds_a_narrow_link() {
-    let (site, distance) = narrowed(&["5300-5330:5300-5330/udp"]);
+    on_each_hook(&["5300-5330:5300-5330/udp"], |site| tracepath(&site));
+}
+
+fn tracepath(site: &Site) {
+    let distance = narrowed(site);
     for (node, host) in DISTANT {
         let told = site.web.run(&["tracepath", "-n", &host.to_string()]);
         assert!(told.contains("Resume: pmtu 1300 hops 5 "), "{told}");
@@ -98,14 +103,21 @@ fn tracepath_finds_a_narrow_link() {
 
 #[test]
 fn transfers_fit_through_a_narrow_link_beyond_the_uplink() {
-    let (site, distance) = narrowed(&["9000:9000"]);
+    on_each_hook(&["9000:9000"], |site| transfers(&site));
+}
+
+fn transfers(site: &Site) {
+    let distance = narrowed(site);
     let inside = listen(&site.web, 9000);
     let outside = listen(&distance.host, 9000);
     for (node, host) in DISTANT {
         let publish = connection(&inside, &distance.host, (node, 9000));
         exchange(&publish, BLOCKS);
         assert_eq!(known_mtu(&site.web, host), Some(NARROW), "publish");
-        forget_mtus(&site.web);
+        // The host's as well: it would ask for small segments at once.
+        for end in [&site.web, &distance.host] {
+            forget_mtus(end);
+        }
         let masquerade = connection(&outside, &site.web, (host, 9000));
         assert_eq!(known_mtu(&site.web, host), None);
         exchange(&masquerade, BLOCKS);
@@ -115,7 +127,11 @@ fn transfers_fit_through_a_narrow_link_beyond_the_uplink() {
 
 #[test]
 fn datagrams_learn_of_a_narrow_link_beyond_the_uplink() {
-    let (site, distance) = narrowed(&["5300:5300/udp"]);
+    on_each_hook(&["5300:5300/udp"], |site| datagrams(&site));
+}
+
+fn datagrams(site: &Site) {
+    let distance = narrowed(site);
     for (node, host) in DISTANT {
         let [client, server] = talk(&site.web, (host, 53), &distance.host, 53);
         learns(&client, NARROW);
@@ -156,26 +172,29 @@ fn announce_large_segments(namespace: &Namespace) {
 
 #[test]
 fn a_narrow_link_before_the_container_is_made_known() {
-    let lab = Lab::new();
-    let agent = Agent::start(&lab);
-    let small = in_a_network_of(&agent, &lab, NARROW, &["9000:9000", "5300:5300/udp"]);
+    on_each_hook(&[], |site| before_the_container(&site));
+}
+
+fn before_the_container(site: &Site) {
+    let Site {
+        lab, agent, web, ..
+    } = site;
+    let small = in_a_network_of(agent, lab, NARROW, &["9000:9000", "5300:5300/udp"]);
     announce_large_segments(&small);
     let listener = listen(&small, 9000);
     let outside = listen(&lab.world, 9000);
-    let app = lab.container("app");
-    attach(&agent, "app", &app, &[]);
     for (node, world) in [(NODE, WORLD), (NODE6, WORLD6)] {
         exchange(&connection(&listener, &lab.client, (node, 9000)), BLOCKS);
         assert_eq!(known_mtu(&lab.client, node), Some(NARROW), "publish");
         exchange(&connection(&outside, &small, (world, 9000)), BLOCKS);
         // A container of another network, whose own link is wider.
-        exchange(&connection(&listener, &app, (node, 9000)), BLOCKS);
-        assert_eq!(known_mtu(&app, node), Some(NARROW), "hairpin");
-        for end in [&lab.client, &app] {
+        exchange(&connection(&listener, web, (node, 9000)), BLOCKS);
+        assert_eq!(known_mtu(web, node), Some(NARROW), "hairpin");
+        for end in [&lab.client, web] {
             forget_mtus(end);
         }
 
-        for from in [&lab.client, &app] {
+        for from in [&lab.client, web] {
             let [client, server] = talk(from, (node, 5300), &small, 5300);
             learns(&client, NARROW);
             fits(&client, &server);
