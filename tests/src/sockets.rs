@@ -19,7 +19,7 @@ use nix::{
     },
 };
 
-use crate::netns::Namespace;
+use crate::{netns::Namespace, wait::wait_for};
 
 /// For a connection, and for each read and write on one.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -62,13 +62,30 @@ pub fn any(like: IpAddr) -> IpAddr {
 /// as [`PATIENCE`].
 #[track_caller]
 pub fn udp_to(namespace: &Namespace, port: u16, to: (IpAddr, u16)) -> UdpSocket {
-    let socket = namespace.enter(|| {
-        let socket = UdpSocket::bind((any(to.0), port)).expect("the port is free");
-        socket.connect(to).expect("there is a route");
-        socket
-    });
+    let socket = udp_at(namespace, (any(to.0), port));
+    socket.connect(to).expect("there is a route");
+    socket
+}
+
+/// A UDP socket of `namespace`. It waits for datagrams as long as [`PATIENCE`].
+#[track_caller]
+pub fn udp_at(namespace: &Namespace, at: (IpAddr, u16)) -> UdpSocket {
+    let socket = once_free(namespace, at, || UdpSocket::bind(at));
     socket.set_read_timeout(Some(PATIENCE)).expect("not 0");
     socket
+}
+
+/// A process that another test starts holds all our sockets until it is what it is to be: what we
+/// have closed can be in use for a moment.
+#[track_caller]
+fn once_free<S: Send>(
+    namespace: &Namespace,
+    at: (IpAddr, u16),
+    bind: impl Fn() -> io::Result<S> + Sync,
+) -> S {
+    wait_for(&format!("{at:?} to be free"), PATIENCE, || {
+        namespace.enter(&bind).ok()
+    })
 }
 
 /// Its packets are never cut into fragments, neither here nor on the way.
@@ -140,7 +157,8 @@ pub fn tcp_from(namespace: &Namespace, port: u16, to: (IpAddr, u16)) -> io::Resu
 /// A listener of `namespace` at each of its addresses, of both families.
 #[track_caller]
 pub fn listen(namespace: &Namespace, port: u16) -> TcpListener {
-    namespace.enter(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).expect("the port is free"))
+    let at = (Ipv6Addr::UNSPECIFIED.into(), port);
+    once_free(namespace, at, || TcpListener::bind(at))
 }
 
 /// The two ends of a connection: from `client` to `to`, where `listener` takes it.

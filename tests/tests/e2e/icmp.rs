@@ -1,10 +1,10 @@
 //! ICMP errors reach whom they are for: traceroute sees every hop, a connected socket is refused.
 
-use std::net::{IpAddr, UdpSocket};
+use std::net::IpAddr;
 
 use netfw_tests::{
     Namespace,
-    sockets::{any, tcp_from, udp_to},
+    sockets::{any, tcp_from, udp_at, udp_to},
     topology::{
         Distance, HOST, HOST6, NODE, NODE_OUTSIDE, NODE6, NODE6_OUTSIDE, WORLD, WORLD6, on_link,
     },
@@ -116,7 +116,7 @@ fn nobody_listens(site: &Site) {
             assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
         }
         // Nothing is left in the way of who comes later.
-        let bound = web.enter(|| UdpSocket::bind((any(node), 5300)).expect("the port is free"));
+        let bound = udp_at(web, (any(node), 5300));
         let client = udp_to(&lab.client, 0, (node, 5300));
         client.send(b"now?").expect("sent");
         let (_, from) = bound.recv_from(&mut [0; 64]).expect("the question");

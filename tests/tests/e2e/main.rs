@@ -14,6 +14,7 @@ mod output;
 mod path_mtu;
 mod publish;
 mod refused;
+mod routing;
 mod setting;
 mod sockets;
 mod walks;

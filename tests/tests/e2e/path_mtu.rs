@@ -5,8 +5,13 @@ use std::net::{IpAddr, UdpSocket};
 
 use netfw_tests::{
     Agent, Lab, Namespace,
-    sockets::{any, connection, dont_fragment, exchange, listen, path_mtu, udp_headers, udp_to},
-    topology::{Distance, HOST, HOST6, NODE, NODE_OUTSIDE, NODE6, NODE6_OUTSIDE, WORLD, WORLD6},
+    sockets::{
+        any, connection, dont_fragment, exchange, listen, path_mtu, udp_at, udp_headers, udp_to,
+    },
+    topology::{
+        CLIENT, CLIENT6, Distance, HOST, HOST6, NODE, NODE_OUTSIDE, NODE6, NODE6_OUTSIDE, WORLD,
+        WORLD6,
+    },
     wait_until,
 };
 use nix::errno::Errno;
@@ -42,11 +47,11 @@ fn known_mtu(namespace: &Namespace, host: IpAddr) -> Option<u32> {
     behind.split(' ').next()?.trim().parse().ok()
 }
 
-/// Datagrams of `socket` that are too big bring it an error, and then it knows what is not.
+/// Datagrams of `socket` that are one byte too big bring it an error, and then it knows what is not.
 #[track_caller]
 fn learns(socket: &UdpSocket, mtu: u32) {
     let peer = socket.peer_addr().expect("connected");
-    let big = vec![0; 1500 - udp_headers(peer.ip())];
+    let big = vec![0; mtu as usize + 1 - udp_headers(peer.ip())];
     wait_until(&format!("the way to {peer} to be known"), SOON, || {
         socket.send(&big).is_err_and(|error| {
             let raw = error.raw_os_error().map(Errno::from_raw);
@@ -64,7 +69,7 @@ fn fits(from: &UdpSocket, to: &UdpSocket) {
     let _ = from.take_error();
     let fits = path_mtu(from).cast_unsigned() as usize - udp_headers(peer.ip());
     from.send(&vec![b'x'; fits]).expect("it fits");
-    let received = to.recv(&mut [0; 2048]).expect("it arrives");
+    let received = to.recv(&mut [0; 16384]).expect("it arrives");
     assert_eq!(received, fits, "to {peer}");
 }
 
@@ -72,8 +77,7 @@ fn fits(from: &UdpSocket, to: &UdpSocket) {
 /// What they send is not cut into fragments.
 #[track_caller]
 fn talk(client: &Namespace, to: (IpAddr, u16), server: &Namespace, port: u16) -> [UdpSocket; 2] {
-    let server = server.enter(|| UdpSocket::bind((any(to.0), port)).expect("the port is free"));
-    server.set_read_timeout(Some(SOON)).expect("not 0");
+    let server = udp_at(server, (any(to.0), port));
     let client = udp_to(client, 0, to);
     client.send(b"a question").expect("sent");
     let (_, from) = server.recv_from(&mut [0; 64]).expect("the question");
@@ -158,15 +162,17 @@ fn in_a_network_of(agent: &Agent, lab: &Lab, mtu: u32, publishes: &[&str]) -> Na
     container
 }
 
-/// Has `namespace` announce on its default routes that it takes segments of any size, as if the
-/// narrow link were not its own.
-fn announce_large_segments(namespace: &Namespace) {
+/// Has `namespace` announce on its routes that it takes segments of this size, as if its narrow
+/// link were not its own.
+fn announce_segments(namespace: &Namespace, size: u32) {
     for family in ["-4", "-6"] {
-        let route = namespace.ip(&[family, "route", "show", "default"]);
-        let mut words = vec![family, "route", "replace"];
-        words.extend(route.split_whitespace().take(5));
-        words.extend(["advmss", "1440"]);
-        namespace.ip(&words);
+        for route in namespace.ip(&[family, "route"]).lines() {
+            let mut words = vec![family, "route", "change"];
+            words.extend(route.split_whitespace());
+            let size = size.to_string();
+            words.extend(["advmss", &size]);
+            namespace.ip(&words);
+        }
     }
 }
 
@@ -180,7 +186,7 @@ fn before_the_container(site: &Site) {
         lab, agent, web, ..
     } = site;
     let small = in_a_network_of(agent, lab, NARROW, &["9000:9000", "5300:5300/udp"]);
-    announce_large_segments(&small);
+    announce_segments(&small, 1440);
     let listener = listen(&small, 9000);
     let outside = listen(&lab.world, 9000);
     for (node, world) in [(NODE, WORLD), (NODE6, WORLD6)] {
@@ -203,5 +209,38 @@ fn before_the_container(site: &Site) {
         let [client, server] = talk(&small, (world, 53), &lab.world, 53);
         learns(&server, NARROW);
         fits(&server, &client);
+    }
+}
+
+#[test]
+fn jumbo_frames_pass_and_are_refused_where_the_next_link_is_small() {
+    on_each_hook(&[], |site| jumbo(&site));
+}
+
+fn jumbo(site: &Site) {
+    const JUMBO: u32 = 9000;
+    let Site { lab, agent, .. } = site;
+    for (end, device) in [(&lab.node, "up1"), (&lab.world, "eth0")] {
+        end.ip(&["link", "set", device, "mtu", &JUMBO.to_string()]);
+    }
+    let large = in_a_network_of(agent, lab, JUMBO, &["9000:9000"]);
+    announce_segments(&lab.client, 8900);
+    let inside = listen(&large, 9000);
+    for (outside, [there, node], mtu) in [
+        (&lab.world, [WORLD, NODE_OUTSIDE], JUMBO),
+        (&lab.world, [WORLD6, NODE6_OUTSIDE], JUMBO),
+        (&lab.client, [CLIENT, NODE], 1500),
+        (&lab.client, [CLIENT6, NODE6], 1500),
+    ] {
+        let [client, server] = talk(&large, (there, 53), outside, 53);
+        learns(&client, mtu);
+        fits(&client, &server);
+        fits(&server, &client);
+        drop((client, server));
+        let listener = listen(outside, 9001);
+        exchange(&connection(&listener, &large, (there, 9001)), BLOCKS);
+        forget_mtus(&large);
+        exchange(&connection(&inside, outside, (node, 9000)), BLOCKS);
+        assert_eq!(known_mtu(&large, there).unwrap_or(JUMBO), mtu, "{there}");
     }
 }
