@@ -98,6 +98,16 @@ pub fn dont_fragment(socket: &UdpSocket) {
     }
 }
 
+/// Gives its packets a traffic class (IPv4: type of service).
+#[track_caller]
+pub fn mark(socket: &UdpSocket, class: u8) {
+    if is_ipv4(socket) {
+        set(socket, sockopt::Ipv4Tos, &class.into());
+    } else {
+        set(socket, sockopt::Ipv6TClass, &class.into());
+    }
+}
+
 /// What the kernel takes for the MTU of the way to where `socket` is connected to.
 #[track_caller]
 pub fn path_mtu(socket: &UdpSocket) -> i32 {

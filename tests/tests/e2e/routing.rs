@@ -9,7 +9,7 @@ use std::{
 use netfw_tests::{
     Namespace,
     programs::{Capture, Nginx, UdpEcho, curl},
-    sockets::{connection, exchange, listen, udp_to},
+    sockets::{connection, dont_fragment, exchange, listen, mark, udp_to},
     topology::{
         CLIENT, CLIENT6, FAR, FAR6, NODE, NODE_OUTSIDE, NODE6, NODE6_OUTSIDE, WORLD, WORLD6,
         default_route, forward, on_link, wire,
@@ -187,6 +187,94 @@ fn new_route(site: &Site) {
             }
             sent(&lab.client, "eth1") == before
         });
+    }
+}
+
+/// What stands in the network headers of packets to `port`, but for the time to live, and that.
+#[track_caller]
+fn headers(lines: &[String], port: u16) -> Vec<(String, u8)> {
+    let to = format!(".{port}: ");
+    let mut headers = Vec::new();
+    for (index, line) in lines.iter().enumerate() {
+        if !line.contains(&to) {
+            continue;
+        }
+        // tcpdump tells of IPv4 on a line of its own.
+        let told = if line.contains("IP6 (") {
+            line
+        } else {
+            &lines[index - 1]
+        };
+        let (_, told) = told.split_once('(').expect("a header");
+        let (ttl, rest): (Vec<&str>, Vec<&str>) = told
+            .split(", ")
+            .take(5)
+            .partition(|field| field.starts_with("ttl ") || field.starts_with("hlim "));
+        let ttl = ttl[0].split(' ').nth(1).and_then(|ttl| ttl.parse().ok());
+        let rest = rest
+            .into_iter()
+            .filter(|field| !field.starts_with("next-header"));
+        headers.push((rest.collect::<Vec<_>>().join(", "), ttl.expect("a number")));
+    }
+    headers
+}
+
+#[test]
+fn headers_survive_but_for_a_hop() {
+    on_each_hook(&["5300:5300/udp"], |site| headers_survive(&site));
+}
+
+fn headers_survive(site: &Site) {
+    const VERBOSE: &[&str] = &["-v"];
+    /// Expedited forwarding, ECT(1).
+    const CLASS: u8 = 0xb9;
+    let Site { lab, web, .. } = site;
+    for (inside, client, node, world, name) in [
+        (site.ip, CLIENT, NODE, WORLD, "tos"),
+        (site.ip6, CLIENT6, NODE6, WORLD6, "class"),
+    ] {
+        let _echoes = [(web, inside), (&lab.world, world)]
+            .map(|(end, address)| UdpEcho::start(end, (address, 5300)));
+        for (from, to, there) in [
+            (web, (world, 5300), (&lab.world, "eth0", node_of(world))),
+            (&lab.client, (node, 5300), (web, "eth0", client)),
+        ] {
+            let sender = Capture::start_with(from, "eth0", VERBOSE);
+            let receiver = Capture::start_with(there.0, there.1, VERBOSE);
+            for fragment in [false, true] {
+                let socket = udp_to(from, 0, to);
+                mark(&socket, CLASS);
+                if !fragment {
+                    dont_fragment(&socket);
+                }
+                for _ in 0..3 {
+                    assert!(ask_within(SOON, &socket).is_some());
+                }
+            }
+            let sent = headers(&sender.finish(to.0), 5300);
+            let received = headers(&receiver.finish(there.2), 5300);
+            assert_eq!(sent.len(), 6, "{sent:?}");
+            for (before, after) in sent.iter().zip(&received) {
+                assert_eq!(before.0, after.0);
+                assert_eq!(before.1, after.1 + 1, "a hop: {before:?} {after:?}");
+                assert!(
+                    before.0.contains(&format!("{name} 0x{CLASS:x}")),
+                    "{before:?}"
+                );
+            }
+            assert_eq!(sent.len(), received.len());
+        }
+    }
+    // Options: the route is recorded by those who have one.
+    let told = web.run(&["ping", "-n", "-c1", "-W5", "-R", &WORLD.to_string()]);
+    assert!(told.contains("RR: "), "{told}");
+}
+
+/// The node as the world or the client know it.
+fn node_of(neighbour: IpAddr) -> IpAddr {
+    match neighbour {
+        WORLD => NODE_OUTSIDE,
+        _ => NODE6_OUTSIDE,
     }
 }
 
