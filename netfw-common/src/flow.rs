@@ -151,9 +151,7 @@ impl<A: Address> Flow<A> {
     /// Expired means absent, whether or not the sweep has come by. `proto` is the flow's.
     #[inline(always)]
     pub fn is_expired(&self, proto: u8, now: u32, timeouts: &Timeouts) -> bool {
-        // `seen` may lie a tick ahead: another CPU read the clock a moment later.
-        now.wrapping_sub(self.seen).wrapping_sub(1) < u32::MAX / 2
-            && now.wrapping_sub(self.seen) > timeouts.of(proto, self.state)
+        is_past(self.seen, now, timeouts.of(proto, self.state))
     }
 
     /// Over, and in nobody's way who needs its tuples?
@@ -161,6 +159,13 @@ impl<A: Address> Flow<A> {
     pub fn is_closed(&self) -> bool {
         self.state >= state::TIME_WAIT
     }
+}
+
+/// Has more than `timeout` gone by since the tick `seen`?
+#[inline(always)]
+pub fn is_past(seen: u32, now: u32, timeout: u32) -> bool {
+    // `seen` may lie a tick ahead: another CPU read the clock a moment later.
+    now.wrapping_sub(seen).wrapping_sub(1) < u32::MAX / 2 && now.wrapping_sub(seen) > timeout
 }
 
 /// Timeouts in ticks: the record of RFC 5382 (TCP), 4787 (UDP) and 5508 (ICMP).
@@ -207,6 +212,17 @@ impl Timeouts {
             (crate::tuple::proto::ICMP | crate::tuple::proto::ICMPV6, _) => self.icmp,
             (_, state::NEW) => self.udp_unreplied,
             _ => self.udp_replied,
+        }
+    }
+
+    /// The timeout of an endpoint-independent mapping whose last flow was in `state`: TCP's goes by
+    /// its connection's, else each connection of a busy client would hold a port for two hours after
+    /// it is closed. Whether a query was answered makes no difference to the port it came from.
+    #[inline(always)]
+    pub fn of_mapping(&self, proto: u8, state: u8) -> u32 {
+        match proto {
+            crate::tuple::proto::TCP => self.of(proto, state),
+            _ => self.of(proto, state::ESTABLISHED),
         }
     }
 }

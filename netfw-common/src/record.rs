@@ -2,7 +2,7 @@
 
 use crate::{
     addr::{Be16, Ip4, Ip6, Mac},
-    flow::Timeouts,
+    flow::{Timeouts, is_past},
 };
 
 /// One attachment of a container, under the ifindex of the host side of its veth pair.
@@ -199,10 +199,26 @@ pub mod side {
 pub struct Mapping<A> {
     pub addr: A,
     pub port: Be16,
-    pub reserved: u16,
+    /// What the flow that was last heard of has seen ([`crate::flow::state`]): TCP's timeout goes by it.
+    pub state: u8,
+    pub reserved: u8,
     /// The tick in which a packet of the container last used it.
     pub seen: u32,
 }
+
+impl<A> Mapping<A> {
+    /// Expired means absent, as of flows.
+    #[inline(always)]
+    pub fn is_expired(&self, proto: u8, now: u32, timeouts: &Timeouts) -> bool {
+        is_past(self.seen, now, timeouts.of_mapping(proto, self.state))
+    }
+}
+
+/// Whom a container with an endpoint-independent mapping has sent to, where that lets the remote
+/// address send to it ([`network_flag::FILTER_ADDRESS`]). Map `PERMITS4|6`: LRU hash; the value is
+/// the tick (`u32`) in which it last sent. The key is the [`crate::tuple::Tuple`] of what may come,
+/// as the container will see it, but for the remote port, which is 0 as any will do.
+pub type Permit = u32;
 
 pub type Mapping4 = Mapping<Ip4>;
 pub type Mapping6 = Mapping<Ip6>;

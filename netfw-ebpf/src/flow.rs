@@ -26,10 +26,10 @@ use netfw_common::{
     tuple::{Tuple, proto},
 };
 
-use crate::{family::Family, maps::CONFIG, work::Work};
+use crate::{family::Family, independent, maps::CONFIG, work::Work};
 
-const BPF_NOEXIST: u64 = 1;
-const EEXIST: i32 = -17;
+pub const BPF_NOEXIST: u64 = 1;
+pub const EEXIST: i32 = -17;
 
 /// The tick of now.
 #[inline(always)]
@@ -261,6 +261,9 @@ fn advance<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
     if new != old {
         entry.set_state(new);
         other.set_state(new);
+    }
+    if work.flow.has(flag::MAPPED) {
+        independent::refresh::<F>(work, new);
     }
     if is_assured(new) == assured {
         return Ok(());

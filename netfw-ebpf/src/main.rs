@@ -8,6 +8,7 @@ mod event;
 mod family;
 mod flow;
 mod hook;
+mod independent;
 mod maps;
 mod nat;
 mod packet;

@@ -14,7 +14,7 @@ use netfw_common::{
     flow::{Flow4, Flow6},
     record::{
         Config, Counter, Endpoint, EndpointIfindex, Local, Mapping4, Mapping6, MappingKey4,
-        MappingKey6, Publish4, Publish6, PublishKey4, PublishKey6, SocketKey4, SocketKey6,
+        MappingKey6, Permit, Publish4, Publish6, PublishKey4, PublishKey6, SocketKey4, SocketKey6,
         SocketPeer4, SocketPeer6, Subnet, Uplink,
     },
     tuple::{Tuple4, Tuple6},
@@ -26,6 +26,7 @@ use crate::work::Work;
 const FLOW_ENTRIES: u32 = 1 << 19;
 const EMBRYO_ENTRIES: u32 = 1 << 17;
 const PUBLISH_ENTRIES: u32 = 1 << 18;
+const PERMIT_ENTRIES: u32 = 1 << 15;
 const ENDPOINT_ENTRIES: u32 = 1 << 14;
 const COUNTER_ENTRIES: u32 = 1 << 15;
 
@@ -67,6 +68,11 @@ pub static MAPPINGS4: HashMap<MappingKey4, Mapping4> =
 #[map]
 pub static MAPPINGS6: HashMap<MappingKey6, Mapping6> =
     HashMap::with_max_entries(PUBLISH_ENTRIES, ON_DEMAND);
+/// Where one is pushed out, its remote is not let in until it is sent to again.
+#[map]
+pub static PERMITS4: LruHashMap<Tuple4, Permit> = LruHashMap::with_max_entries(PERMIT_ENTRIES, 0);
+#[map]
+pub static PERMITS6: LruHashMap<Tuple6, Permit> = LruHashMap::with_max_entries(PERMIT_ENTRIES, 0);
 #[map]
 pub static ENDPOINTS: HashMap<u32, Endpoint> =
     HashMap::with_max_entries(ENDPOINT_ENTRIES, ON_DEMAND);

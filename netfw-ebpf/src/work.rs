@@ -10,7 +10,9 @@
 //! read before it was written in the same run.
 
 use netfw_common::{
+    addr::Be16,
     flow::{Flow, Segment},
+    record::Mapping,
     tuple::Tuple,
 };
 
@@ -32,6 +34,19 @@ pub mod fragment {
     }
 }
 
+/// The container that a packet asks for at an address of the node, by a publish or a mapping.
+#[repr(C)]
+pub struct Target<A> {
+    /// Its own address.
+    pub addr: A,
+    /// Index of the counter.
+    pub counter: u32,
+    pub port: Be16,
+    /// Those of [`netfw_common::flow::flag`] that tell how it was found.
+    pub flags: u8,
+    pub reserved: u8,
+}
+
 /// The packet, what its flow does to it, and the flow while it is being made.
 #[repr(C)]
 pub struct Work<A> {
@@ -49,6 +64,14 @@ pub struct Work<A> {
     /// The entry of a holder that has to give way, and the key of its other half.
     pub flow_of_holder: Flow<A>,
     pub holder_key: Tuple<A>,
+    /// Whom the packet asks for.
+    pub target: Target<A>,
+    /// The sender's address as the world knows it.
+    pub remote: A,
+    /// The sender's endpoint-independent mapping: its external side.
+    pub external: Mapping<A>,
+    /// Names a remote address that may send to a mapping, see `PERMITS4`.
+    pub permit: Tuple<A>,
     /// The tick of now.
     pub now: u32,
     /// Low bits of tick and epoch: ways to the world that were looked up in another are asked for
@@ -79,6 +102,12 @@ pub struct Work<A> {
     /// The flow that is being made sends from an address of the node, which sockets and publishes
     /// use as well.
     pub from_node: bool,
+    /// It may use, or make, an endpoint-independent mapping of its sender.
+    pub independent: bool,
+    /// There is one, for the address that the flow sends from.
+    pub mapped: bool,
+    /// Whoever is sent to by that mapping may send to it.
+    pub permits: bool,
     /// No port was free for it: flows that are over give way.
     pub pressed: bool,
 }

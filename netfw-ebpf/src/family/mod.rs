@@ -10,7 +10,10 @@ use aya_ebpf::{
 use netfw_common::{
     addr::{Address, Be16},
     flow::Flow,
-    record::{Endpoint, EndpointIfindex, Local, Publish, PublishKey, Subnet, Uplink},
+    record::{
+        Endpoint, EndpointIfindex, Local, Mapping, MappingKey, Permit, Publish, PublishKey, Subnet,
+        Uplink,
+    },
     tuple::Tuple,
 };
 
@@ -74,6 +77,8 @@ pub trait Family {
     fn publishes() -> &'static HashMap<PublishKey<Self::Addr>, Publish<Self::Addr>>;
     fn addresses() -> &'static HashMap<Self::Addr, EndpointIfindex>;
     fn locals() -> &'static HashMap<Self::Addr, Local>;
+    fn mappings() -> &'static HashMap<MappingKey<Self::Addr>, Mapping<Self::Addr>>;
+    fn permits() -> &'static LruHashMap<Tuple<Self::Addr>, Permit>;
 
     /// The subnet of one of netfw's networks that holds `addr`.
     fn subnet(addr: Self::Addr) -> Option<Subnet>;

@@ -12,7 +12,10 @@ use netfw_common::{
     csum,
     drop::Drop,
     flow::Flow,
-    record::{Endpoint, EndpointIfindex, Local, Publish, PublishKey, Subnet, Uplink},
+    record::{
+        Endpoint, EndpointIfindex, Local, Mapping, MappingKey, Permit, Publish, PublishKey, Subnet,
+        Uplink,
+    },
     tuple::{Tuple, proto},
 };
 
@@ -349,6 +352,16 @@ impl Family for V6 {
     #[inline(always)]
     fn locals() -> &'static HashMap<Ip6, Local> {
         &maps::LOCALS6
+    }
+
+    #[inline(always)]
+    fn mappings() -> &'static HashMap<MappingKey<Ip6>, Mapping<Ip6>> {
+        &maps::MAPPINGS6
+    }
+
+    #[inline(always)]
+    fn permits() -> &'static LruHashMap<Tuple<Ip6>, Permit> {
+        &maps::PERMITS6
     }
 
     #[inline(always)]

@@ -4,19 +4,20 @@ use netfw_common::{
     addr::{Address as _, Mac, MacPair},
     drop::Drop,
     flow::flag,
-    record::{Endpoint, Publish, network_flag},
+    record::{Endpoint, network_flag},
     tuple::zone,
 };
 
 use super::{
     mapping::{self, Mapping},
     translate,
-    world::{asked_for, endpoint_at},
+    world::{asks_for_publish, endpoint_at},
 };
 use crate::{
     event::{self, Direction},
     family::Family,
     flow::{self, Miss},
+    independent,
     packet::Packet,
     parse::{self, Ethernet},
     redirect::{Query, Route, route, way_out},
@@ -73,15 +74,26 @@ fn flow_of<P: Packet, F: Family>(
         }
     }
 
+    draft::<P, F>(packet, ethernet, work, sender, translatable)?;
+    mapping::open::<P, F, true>(packet, work).map_err(Verdict::Drop)
+}
+
+/// Drafts the flow that the packet asks for. Otherwise the verdict on it.
+#[inline(always)]
+fn draft<P: Packet, F: Family>(
+    packet: &mut P,
+    ethernet: &Ethernet,
+    work: &mut Work<F::Addr>,
+    sender: &Endpoint,
+    translatable: bool,
+) -> Result<(), Verdict> {
     if let Some(receiver) = endpoint_at::<F>(&work.key.dst) {
         return Err(neighbour::<P, F>(packet, ethernet, work, sender, receiver));
     }
     let subnet = F::subnet(work.key.dst);
     if F::is_local(&work.key.dst) {
-        if work.opens
-            && let Some(publish) = asked_for::<F>(work)
-        {
-            return hairpin::<P, F>(packet, work, sender, publish).map_err(Verdict::Drop);
+        if work.opens && asks_for_container::<P, F>(packet, work, sender) {
+            return hairpin::<P, F>(packet, work, sender).map_err(Verdict::Drop);
         }
         // Another network's gateway is part of that network.
         return Err(match subnet {
@@ -182,32 +194,66 @@ fn neighbour<P: Packet, F: Family>(
     }
 }
 
-/// A new flow to a publish of the node, which leads back into a container.
+/// Does the packet ask for a container, by a publish of the node or by a mapping that lets it in?
+/// Leaves it in `work.target`.
+#[inline(always)]
+fn asks_for_container<P: Packet, F: Family>(
+    packet: &P,
+    work: &mut Work<F::Addr>,
+    sender: &Endpoint,
+) -> bool {
+    const RULES: u32 = network_flag::MASQUERADE | network_flag::INTERNAL;
+    if asks_for_publish::<F>(work) {
+        return true;
+    }
+    // Mappings are a matter between those who are masqueraded, or the world.
+    if sender.flags & RULES != network_flag::MASQUERADE {
+        return false;
+    }
+    // To its neighbour it is who it is to the world (RFC 4787 REQ-9).
+    work.remote = work.key.dst;
+    if sender.flags & network_flag::ENDPOINT_INDEPENDENT != 0 && independent::find::<F>(work) {
+        work.remote = work.external.addr;
+        // Two that send to each other, and each lets in whom it has sent to: the first packet is
+        // not let in, but the second is.
+        if sender.flags & network_flag::FILTER_ADDRESS != 0 {
+            independent::permit::<F>(work);
+        }
+    }
+    independent::is_asked_for::<P, F>(packet, work)
+}
+
+/// A new flow to a publish or a mapping of the node, which leads back into a container.
 #[inline(always)]
 fn hairpin<P: Packet, F: Family>(
     packet: &P,
     work: &mut Work<F::Addr>,
     sender: &Endpoint,
-    publish: &Publish<F::Addr>,
 ) -> Result<(), Drop> {
-    let server = endpoint_at::<F>(&publish.addr).ok_or(Drop::NoEndpoint)?;
+    let target = &work.target;
+    let server = endpoint_at::<F>(&target.addr).ok_or(Drop::NoEndpoint)?;
+    let mapped = target.flags & flag::MAPPED != 0;
     // A container that saw its own address as source would answer itself.
     let own = server.ifindex == sender.ifindex;
     let mapping = Mapping {
-        src: if own {
+        src: if mapped {
+            work.remote
+        } else if own {
             F::endpoint_gateway(sender)
         } else {
             work.key.src
         },
-        dst: publish.addr,
-        dport: publish.port,
-        counter: publish.counter,
-        published: flag::PUBLISHED,
+        dst: target.addr,
+        dport: target.port,
+        counter: target.counter,
+        flags: target.flags,
         to: Some(server),
         back: Some(sender),
-        source_is_node: own,
+        source_is_node: mapped || own,
+        rules: if mapped { sender.flags } else { 0 },
     };
-    mapping::create::<P, F>(packet, work, &mapping)
+    mapping::draft::<P, F>(packet, work, &mapping);
+    Ok(())
 }
 
 /// A new flow to the world, from the node's address.
@@ -242,10 +288,12 @@ fn masquerade<P: Packet, F: Family>(
         dst: work.key.dst,
         dport: work.key.dport,
         counter: sender.counter,
-        published: 0,
+        flags: 0,
         to: None,
         back: Some(sender),
         source_is_node: true,
+        rules: sender.flags,
     };
-    mapping::create::<P, F>(packet, work, &mapping).map_err(Verdict::Drop)
+    mapping::draft::<P, F>(packet, work, &mapping);
+    Ok(())
 }

@@ -1,17 +1,24 @@
 //! Makes flows: chooses the tuple that answers will have, claims it, and inserts both halves.
+//!
+//! In two steps: [`draft`] where it is decided what the flow does, and [`open`] once for all of these,
+//! since the search for a port is most of what the verifier has to go through.
 
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::generated::bpf_loop;
 use netfw_common::{
     addr::{Address, Be16, MacPair},
     drop::Drop,
     flow::{Flow, flag, state},
     port,
-    record::{Endpoint, PublishKey, endpoint_flag},
+    record::{Endpoint, PublishKey, endpoint_flag, network_flag},
     tuple::proto,
 };
 
 use crate::{
     family::Family,
     flow::{self, Claim},
+    independent,
     packet::Packet,
     socket,
     work::Work,
@@ -25,14 +32,16 @@ pub struct Mapping<'a, A> {
     pub dport: Be16,
     /// Index of the counter.
     pub counter: u32,
-    /// [`flag::PUBLISHED`] or 0.
-    pub published: u8,
+    /// [`flag::PUBLISHED`], [`flag::MAPPED`] or 0.
+    pub flags: u8,
     /// The container that the original direction leads into, if it does.
     pub to: Option<&'a Endpoint>,
     /// The container that the reply direction leads into, if it does.
     pub back: Option<&'a Endpoint>,
     /// The source becomes an address of the node, which other sockets and publishes use as well.
     pub source_is_node: bool,
+    /// Of [`network_flag`]: what the sender's network says of mappings, where it may use one.
+    pub rules: u32,
 }
 
 /// An entry's part that says how packets leave into `endpoint`.
@@ -50,13 +59,13 @@ fn lead_into<A: Address>(flow: &mut Flow<A>, endpoint: &Endpoint) {
     }
 }
 
-/// Makes the flow of the packet in `work`, and leaves its entry in `work.flow`.
+/// Writes both halves of the packet's flow into `work`, all but the source port.
 #[inline(always)]
-pub fn create<P: Packet, F: Family>(
+pub fn draft<P: Packet, F: Family>(
     packet: &P,
     work: &mut Work<F::Addr>,
     mapping: &Mapping<F::Addr>,
-) -> Result<(), Drop> {
+) {
     work.flow = Flow {
         src: mapping.src,
         dst: mapping.dst,
@@ -65,7 +74,7 @@ pub fn create<P: Packet, F: Family>(
         seen: work.now,
         counter: mapping.counter as u16,
         state: state::NEW,
-        flags: mapping.published,
+        flags: mapping.flags,
         ..Default::default()
     };
     work.reply = Flow {
@@ -76,7 +85,7 @@ pub fn create<P: Packet, F: Family>(
         seen: work.now,
         counter: mapping.counter as u16,
         state: state::NEW,
-        flags: mapping.published | flag::REPLY,
+        flags: mapping.flags | flag::REPLY,
         ..Default::default()
     };
     if let Some(endpoint) = mapping.to {
@@ -92,39 +101,45 @@ pub fn create<P: Packet, F: Family>(
         work.flow.end = work.segment.end;
     }
     work.from_node = mapping.source_is_node;
-    insert::<P, F>(packet, work)?;
+    work.independent = mapping.rules & network_flag::ENDPOINT_INDEPENDENT != 0;
+    work.permits = mapping.rules & network_flag::FILTER_ADDRESS != 0;
+}
+
+/// Makes the flow that was drafted, and leaves its entry in `work.flow`.
+///
+/// `NODE`: may it send from an address of the node? What comes from the world never does, and the
+/// verifier need not go through what such a flow takes.
+#[inline(always)]
+pub fn open<P: Packet, F: Family, const NODE: bool>(
+    packet: &P,
+    work: &mut Work<F::Addr>,
+) -> Result<(), Drop> {
+    insert::<P, F, NODE>(packet, work)?;
     F::log_opened(work);
     Ok(())
 }
 
 /// Chooses the source port, claims it, and inserts both halves.
 #[inline(never)]
-fn insert<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result<(), Drop> {
-    let config = flow::config();
+fn insert<P: Packet, F: Family, const NODE: bool>(
+    packet: &P,
+    work: &mut Work<F::Addr>,
+) -> Result<(), Drop> {
     work.hash = port::hash(work.key.src.sum(), work.key.sport.get(), work.key.proto);
-    let range = port::Range {
-        min: config.port_min,
-        max: config.port_max,
+    // Where the port of the mapping is another flow's towards this destination, the flow gets one of
+    // its own: RFC 4787 REQ-1 is broken for that flow, rather than its packets lost.
+    work.mapped = NODE && work.independent && independent::find::<F>(work) && {
+        // With several uplinks: a mapping belongs to the address it was made for.
+        work.external.addr == work.flow.src
     };
 
     for round in 0..2 {
         work.pressed = round > 0;
-        let mut found = false;
-        for attempt in 0..port::TRIES {
-            let port = work.key.sport;
-            // A port that is the client's own is kept whatever it is, where no other is in its way.
-            work.flow.sport = if attempt == 0 && !work.from_node {
-                port
-            } else {
-                Be16::new(range.candidate(port.get(), work.hash, attempt))
-            };
-            if is_free::<P, F>(packet, work) {
-                found = true;
-                break;
-            }
-        }
-        if !found {
+        if !search::<P, F, NODE>(packet, work) {
             continue;
+        }
+        if NODE && work.independent {
+            independent::claim::<F>(work);
         }
         match flow::claim::<F>(work) {
             // Overtaken between the look and the claim.
@@ -136,14 +151,82 @@ fn insert<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result<
     Err(Drop::PortsExhausted)
 }
 
+/// What [`attempt`] works with.
+struct Search<'a, P, A> {
+    packet: &'a P,
+    work: &'a mut Work<A>,
+    found: bool,
+}
+
+/// Looks for a source port that the flow can have, and leaves it in `work.flow`.
+///
+/// By a helper that calls back (5.17), whose body the verifier goes through but once and not for
+/// each of the attempts.
+#[inline(always)]
+fn search<P: Packet, F: Family, const NODE: bool>(packet: &P, work: &mut Work<F::Addr>) -> bool {
+    let mut search = Search {
+        packet,
+        work,
+        found: false,
+    };
+    let step: unsafe extern "C" fn(u32, *mut Search<P, F::Addr>) -> i64 = attempt::<P, F, NODE>;
+    // SAFETY: a helper call with a callback of its own kind, which gets what it is made for.
+    unsafe {
+        bpf_loop(
+            port::TRIES,
+            step as *mut c_void,
+            (&raw mut search).cast(),
+            0,
+        );
+    }
+    search.found
+}
+
+/// One attempt at a source port; anything but 0 ends the search.
+///
+/// # Safety
+///
+/// `search` must be what [`search`] made, and nobody else's while this runs.
+unsafe extern "C" fn attempt<P: Packet, F: Family, const NODE: bool>(
+    attempt: u32,
+    search: *mut Search<P, F::Addr>,
+) -> i64 {
+    // SAFETY: see above.
+    let search = unsafe { &mut *search };
+    let work = &mut *search.work;
+    let config = flow::config();
+    let range = port::Range {
+        min: config.port_min,
+        max: config.port_max,
+    };
+    let port = work.key.sport;
+    work.flow.sport = if attempt == 0 && NODE && work.mapped {
+        work.external.port
+    } else if attempt == 0 && !(NODE && work.from_node) {
+        // A port that is the client's own is kept whatever it is, where no other is in its way.
+        port
+    } else {
+        Be16::new(range.candidate(port.get(), work.hash, attempt))
+    };
+    search.found = is_free::<P, F, NODE>(search.packet, work);
+    i64::from(search.found)
+}
+
 /// Can the flow have the reply tuple that goes with its source port? Leaves it in
 /// `work.reply_key`.
 #[inline(never)]
-fn is_free<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> bool {
+fn is_free<P: Packet, F: Family, const NODE: bool>(
+    packet: &P,
+    work: &mut Work<F::Addr>,
+) -> bool {
     work.reply_key = work.flow.reverse_key(work.key.proto);
+    // Nobody may shadow a mapping of another's.
+    if NODE && work.from_node && independent::is_others::<F>(work) {
+        return false;
+    }
     let reply = &work.reply_key;
     // Would answers go to a publish or a socket of the node?
-    if work.from_node && (reply.proto == proto::TCP || reply.proto == proto::UDP) {
+    if NODE && work.from_node && (reply.proto == proto::TCP || reply.proto == proto::UDP) {
         let mut key = PublishKey {
             addr: reply.dst,
             port: reply.dport,

@@ -15,11 +15,12 @@ use super::{
 use crate::{
     family::Family,
     flow::{self, Miss},
+    independent,
     maps::{ENDPOINTS, UPLINKS},
     packet::Packet,
     parse, socket,
     verdict::Verdict,
-    work::Work,
+    work::{Target, Work},
 };
 
 /// Decides about an IP packet. What is not netfw's goes on untouched: broken packets to the stack,
@@ -41,7 +42,7 @@ pub fn receive<P: Packet, F: Family>(packet: &mut P) -> Verdict {
     }
 }
 
-/// Puts the packet's flow into `work`, one that is made for it where it asks for a publish.
+/// Puts the packet's flow into `work`, one that is made for it where it asks for a container.
 /// Otherwise the verdict on a packet without a flow.
 #[inline(always)]
 fn flow_of<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result<(), Verdict> {
@@ -59,12 +60,9 @@ fn flow_of<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result
         // An interface that the agent does not serve is closed.
         if work.opens
             && UPLINKS.get_ptr(packet.ifindex()).is_some()
-            && let Some(publish) = asked_for::<F>(work)
-            // An answer that a process of the node waits for is no question to a container, though
-            // the kernel chose a published port for the process.
-            && !(work.key.proto == proto::UDP && socket::is_awaited::<P, F>(packet, &work.key))
+            && asks_for_container::<P, F>(packet, work)
         {
-            return dnat::<P, F>(packet, work, publish).map_err(Verdict::Drop);
+            return dnat::<P, F>(packet, work).map_err(Verdict::Drop);
         }
     }
     Err(match F::subnet(work.key.dst) {
@@ -96,40 +94,62 @@ fn deliver<P: Packet, F: Family>(packet: &mut P, work: &Work<F::Addr>) -> Verdic
     }
 }
 
-/// A new flow to a publish.
+/// Does the packet ask for a container, by a publish or by a mapping that lets it in? Leaves it in
+/// `work.target`.
 #[inline(always)]
-fn dnat<P: Packet, F: Family>(
-    packet: &P,
-    work: &mut Work<F::Addr>,
-    publish: &Publish<F::Addr>,
-) -> Result<(), Drop> {
+fn asks_for_container<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> bool {
+    if asks_for_publish::<F>(work) {
+        // An answer that a process of the node waits for is no question to a container, though the
+        // kernel chose a published port for the process.
+        return work.key.proto != proto::UDP || !socket::is_awaited::<P, F>(packet, &work.key);
+    }
+    work.remote = work.key.src;
+    independent::is_asked_for::<P, F>(packet, work)
+}
+
+/// A new flow to a publish, or to a mapping.
+#[inline(always)]
+fn dnat<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result<(), Drop> {
     let src = work.key.src;
     if !src.is_unicast() || F::is_local(&src) || F::subnet(src).is_some() {
         return Err(Drop::Martian);
     }
-    let endpoint = endpoint_at::<F>(&publish.addr).ok_or(Drop::NoEndpoint)?;
+    let target = &work.target;
+    let endpoint = endpoint_at::<F>(&target.addr).ok_or(Drop::NoEndpoint)?;
     let mapping = Mapping {
         src,
-        dst: publish.addr,
-        dport: publish.port,
-        counter: publish.counter,
-        published: flag::PUBLISHED,
+        dst: target.addr,
+        dport: target.port,
+        counter: target.counter,
+        flags: target.flags,
         to: Some(endpoint),
         back: None,
         source_is_node: false,
+        rules: 0,
     };
-    mapping::create::<P, F>(packet, work, &mapping)
+    mapping::draft::<P, F>(packet, work, &mapping);
+    mapping::open::<P, F, false>(packet, work)
 }
 
-/// The publish that a packet asks for. Loopback addresses are not for packets: on a wire they are
-/// martians.
+/// Does the packet ask for a publish? Leaves its container in `work.target`. Loopback addresses are
+/// not for packets: on a wire they are martians.
 #[inline(always)]
-pub fn asked_for<F: Family>(work: &Work<F::Addr>) -> Option<&'static Publish<F::Addr>> {
+pub fn asks_for_publish<F: Family>(work: &mut Work<F::Addr>) -> bool {
     let key = &work.key;
     if key.dst.is_loopback() {
-        return None;
+        return false;
     }
-    published::<F>(key.dst, key.dport, key.proto)
+    let Some(publish) = published::<F>(key.dst, key.dport, key.proto) else {
+        return false;
+    };
+    work.target = Target {
+        addr: publish.addr,
+        counter: publish.counter,
+        port: publish.port,
+        flags: flag::PUBLISHED,
+        reserved: 0,
+    };
+    true
 }
 
 /// The publish for a destination, which is an address of the node.

@@ -1,0 +1,313 @@
+//! Endpoint-independent mappings (RFC 4787 REQ-1): one external port for an internal address and
+//! port, whatever the destination, for containers of networks that ask for it.
+//!
+//! A mapping is two entries, one for each side. Flows are made by it, and once made they do without:
+//! a packet of a flow never looks here, but for the one in a tick that keeps the mapping alive.
+//!
+//! # Concurrency
+//!
+//! As of flows (`flow`). The external side is inserted first, with `BPF_NOEXIST`: that claims the
+//! port. Then the internal one, likewise: of two CPUs with first packets of one internal port, one
+//! wins. A mapping whose sides do not name each other counts as absent; its port is free again when
+//! the external side expires.
+
+use core::ptr::{addr_of, addr_of_mut};
+
+use netfw_common::{
+    addr::{Address, Be16},
+    flow::{flag, is_past, state},
+    record::{Mapping, MappingKey, network_flag, side},
+    tuple::{Tuple, proto, zone},
+};
+
+use crate::{
+    family::Family,
+    flow::{BPF_NOEXIST, EEXIST, config},
+    nat::world::endpoint_at,
+    packet::Packet,
+    socket,
+    work::Work,
+};
+
+/// One side of a mapping in its map, shared with every CPU.
+struct Side<A>(*mut Mapping<A>);
+
+impl<A: Address> Side<A> {
+    #[inline(always)]
+    fn of<F: Family<Addr = A>>(key: &MappingKey<A>) -> Option<Self> {
+        F::mappings().get_ptr_mut(key).map(Self)
+    }
+
+    // Field by field: no reference to the whole may exist while other CPUs write.
+
+    #[inline(always)]
+    fn addr(&self) -> A {
+        // SAFETY: an element of a map, which lives as long as the program.
+        unsafe { addr_of!((*self.0).addr).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn port(&self) -> Be16 {
+        // SAFETY: see `addr`.
+        unsafe { addr_of!((*self.0).port).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn is_expired(&self, proto: u8, now: u32) -> bool {
+        // SAFETY: see `addr`.
+        let (seen, state) = unsafe {
+            (
+                addr_of!((*self.0).seen).read_volatile(),
+                addr_of!((*self.0).state).read_volatile(),
+            )
+        };
+        is_past(seen, now, config().timeouts.of_mapping(proto, state))
+    }
+
+    /// Does it name this side as its other one?
+    #[inline(always)]
+    fn names(&self, key: &MappingKey<A>) -> bool {
+        self.addr() == key.addr && self.port() == key.port
+    }
+
+    #[inline(always)]
+    fn set_seen(&self, now: u32) {
+        // SAFETY: see `addr`.
+        unsafe { addr_of_mut!((*self.0).seen).write_volatile(now) };
+    }
+
+    #[inline(always)]
+    fn set_state(&self, state: u8) {
+        // SAFETY: see `addr`.
+        unsafe { addr_of_mut!((*self.0).state).write_volatile(state) };
+    }
+}
+
+/// The internal side of the packet's sender.
+#[inline(always)]
+fn sender<A: Address>(work: &Work<A>) -> MappingKey<A> {
+    MappingKey {
+        addr: work.key.src,
+        port: work.key.sport,
+        proto: work.key.proto,
+        side: side::INTERNAL,
+    }
+}
+
+/// Finds the mapping of the packet's sender, and copies its external side to `work.external`. One for
+/// an address that the node has lost counts as absent.
+#[inline(never)]
+pub fn find<F: Family>(work: &mut Work<F::Addr>) -> bool {
+    let internal = sender(work);
+    let Some(inside) = Side::of::<F>(&internal) else {
+        return false;
+    };
+    (work.external.addr, work.external.port) = (inside.addr(), inside.port());
+    let external = MappingKey {
+        addr: work.external.addr,
+        port: work.external.port,
+        side: side::EXTERNAL,
+        ..internal
+    };
+    let Some(outside) = Side::of::<F>(&external) else {
+        return false;
+    };
+    outside.names(&internal)
+        && !outside.is_expired(internal.proto, work.now)
+        && F::is_local(&external.addr)
+}
+
+/// Does `work.reply_key` go to the mapping of somebody else than the packet's sender?
+#[inline(never)]
+pub fn is_others<F: Family>(work: &Work<F::Addr>) -> bool {
+    let external = MappingKey {
+        addr: work.reply_key.dst,
+        port: work.reply_key.dport,
+        proto: work.key.proto,
+        side: side::EXTERNAL,
+    };
+    match Side::of::<F>(&external) {
+        Some(outside) => {
+            !outside.names(&sender(work)) && !outside.is_expired(external.proto, work.now)
+        }
+        None => false,
+    }
+}
+
+/// Makes the source of the flow that is being made (`work.flow`) the mapping of the packet's sender,
+/// or notes that it is. If the sender has another, the flow goes without.
+#[inline(never)]
+pub fn claim<F: Family>(work: &mut Work<F::Addr>) {
+    let mine = if find::<F>(work) {
+        work.external.addr == work.flow.src && work.external.port == work.flow.sport
+    } else {
+        insert::<F>(work)
+    };
+    if !mine {
+        return;
+    }
+    work.flow.flags |= flag::MAPPED;
+    work.reply.flags |= flag::MAPPED;
+    touch::<F>(work, true, state::NEW);
+    if work.permits {
+        permit::<F>(work);
+    }
+}
+
+/// Inserts both sides of a mapping; false where somebody was faster, or there is no room.
+#[inline(always)]
+fn insert<F: Family>(work: &mut Work<F::Addr>) -> bool {
+    let internal = sender(work);
+    let external = MappingKey {
+        addr: work.flow.src,
+        port: work.flow.sport,
+        side: side::EXTERNAL,
+        ..internal
+    };
+    let expired = |side: &Side<F::Addr>| side.is_expired(internal.proto, work.now);
+    if Side::of::<F>(&external).is_some_and(|side| !side.names(&internal) && expired(&side)) {
+        let _ = F::mappings().remove(external);
+    }
+    // An old one has expired, or lost its other side: `find` has seen that it is none.
+    if Side::of::<F>(&internal).is_some_and(|inside| !inside.names(&external)) {
+        let _ = F::mappings().remove(internal);
+    }
+    let mapping = &mut work.external;
+    (mapping.seen, mapping.state, mapping.reserved) = (work.now, state::NEW, 0);
+    (mapping.addr, mapping.port) = (internal.addr, internal.port);
+    match F::mappings().insert(external, &*mapping, BPF_NOEXIST) {
+        Ok(()) => {}
+        // By another CPU, for the same sender?
+        Err(EEXIST) if Side::of::<F>(&external).is_some_and(|side| side.names(&internal)) => {}
+        Err(_) => return false,
+    }
+    (mapping.addr, mapping.port) = (external.addr, external.port);
+    if F::mappings()
+        .insert(internal, &*mapping, BPF_NOEXIST)
+        .is_ok()
+        || Side::of::<F>(&internal).is_some_and(|inside| inside.names(&external))
+    {
+        return true;
+    }
+    let _ = F::mappings().remove(external);
+    false
+}
+
+/// Keeps the mapping alive by which the packet in `work` came or goes, as its flow has come to `state`.
+///
+/// What a container sends does so, and what it is sent does not (RFC 4787 REQ-6): nobody outside can
+/// hold on to a port. But a connection that the other side ends is over for the mapping, too.
+#[inline(never)]
+pub fn refresh<F: Family>(work: &mut Work<F::Addr>, state: u8) {
+    let outbound = work.key.zone == zone::CONTAINER;
+    touch::<F>(work, outbound, state);
+    if !outbound {
+        return;
+    }
+    set_permit::<F>(work);
+    if let Some(permit) = F::permits().get_ptr_mut(&work.permit) {
+        // SAFETY: an element of a map, which lives as long as the program.
+        unsafe { permit.write_volatile(work.now) };
+    }
+}
+
+/// Writes to both sides of the mapping of the packet in `work`, where there is one.
+#[inline(always)]
+fn touch<F: Family>(work: &Work<F::Addr>, outbound: bool, state: u8) {
+    let (key, flow) = (&work.key, &work.flow);
+    let mut internal = sender(work);
+    let mut external = MappingKey {
+        addr: flow.src,
+        port: flow.sport,
+        side: side::EXTERNAL,
+        ..internal
+    };
+    if !outbound {
+        (internal.addr, internal.port) = (flow.dst, flow.dport);
+        (external.addr, external.port) = (key.dst, key.dport);
+    }
+    for (key, other) in [(&internal, &external), (&external, &internal)] {
+        let Some(side) = Side::of::<F>(key) else {
+            return;
+        };
+        // It may have expired under its flow, and the port gone to another.
+        if !side.names(other) {
+            return;
+        }
+        side.set_state(state);
+        if outbound {
+            side.set_seen(work.now);
+        }
+    }
+}
+
+/// Names the destination of the packet in `work` as one that may send to its source.
+#[inline(always)]
+fn set_permit<F: Family>(work: &mut Work<F::Addr>) {
+    work.permit = work.key.mirrored(zone::WORLD);
+    work.permit.sport = Be16::new(0);
+}
+
+/// Lets the packet's destination send to the mapping of its sender, from any port.
+#[inline(always)]
+pub fn permit<F: Family>(work: &mut Work<F::Addr>) {
+    set_permit::<F>(work);
+    let _ = F::permits().insert(&work.permit, &work.now, 0);
+}
+
+/// Finds the container whose mapping the packet is addressed to, and leaves it in `work.target`.
+/// False where there is none, or where its network does not let `work.remote` in.
+#[inline(never)]
+pub fn is_asked_for<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> bool {
+    // A request of echo has its sender's identifier, and asks for nobody behind it.
+    if work.key.proto != proto::TCP && work.key.proto != proto::UDP {
+        return false;
+    }
+    let external = MappingKey {
+        addr: work.key.dst,
+        port: work.key.dport,
+        proto: work.key.proto,
+        side: side::EXTERNAL,
+    };
+    let Some(outside) = Side::of::<F>(&external) else {
+        return false;
+    };
+    (work.target.addr, work.target.port) = (outside.addr(), outside.port());
+    if outside.is_expired(external.proto, work.now) || !F::is_local(&external.addr) {
+        return false;
+    }
+    let Some(owner) = endpoint_at::<F>(&work.target.addr) else {
+        return false;
+    };
+    work.target.counter = owner.counter;
+    work.target.flags = flag::PUBLISHED | flag::MAPPED;
+    // A process of the node may have bound the port since.
+    is_let_in::<F>(work, owner.flags) && !socket::exists::<P, F>(packet, &work.key)
+}
+
+/// May `work.remote` send to the mapping of `work.target`, whose network has these rules?
+#[inline(always)]
+fn is_let_in<F: Family>(work: &mut Work<F::Addr>, rules: u32) -> bool {
+    if rules & network_flag::FILTER_NONE != 0 {
+        return true;
+    }
+    if rules & network_flag::FILTER_ADDRESS == 0 {
+        return false;
+    }
+    work.permit = Tuple {
+        src: work.remote,
+        dst: work.target.addr,
+        sport: Be16::new(0),
+        dport: work.target.port,
+        proto: work.key.proto,
+        zone: zone::WORLD,
+        scope: 0,
+    };
+    let Some(permit) = F::permits().get_ptr(&work.permit) else {
+        return false;
+    };
+    // SAFETY: an element of a map, which lives as long as the program.
+    let seen = unsafe { permit.read_volatile() };
+    let timeout = config().timeouts.of(work.key.proto, state::ESTABLISHED);
+    !is_past(seen, work.now, timeout)
+}
