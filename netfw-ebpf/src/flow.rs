@@ -16,7 +16,7 @@
 use core::ptr::addr_of_mut;
 
 use netfw_common::{
-    addr::{Address, MacPair},
+    addr::{Address, Be16, MacPair},
     drop::Drop,
     flow::{
         Flow, Segment, TICK_SHIFT, Timeouts, flag, is_assured, next_query_state, next_tcp_state,
@@ -334,6 +334,21 @@ fn retire<F: Family>(work: &Work<F::Addr>, entry: Entry<F::Addr>, other: Entry<F
     remove_both::<F>(work, true);
 }
 
+/// Finds the flow of `work.key` and copies its entry into `work.flow`, for an ICMP error that speaks
+/// of it: nothing is noted.
+#[inline(always)]
+pub fn find_for_error<F: Family>(work: &mut Work<F::Addr>) -> bool {
+    let Some((entry, _)) = find::<F>(&work.key) else {
+        return false;
+    };
+    entry.copy_to(&mut work.flow);
+    work.reply_key = work.flow.reverse_key(work.key.proto);
+    other_half::<F>(work).is_some()
+        && !work
+            .flow
+            .is_expired(work.key.proto, work.now, &config().timeouts)
+}
+
 /// Keeps the way to the world that was found for the flow of `work.key`, for the rest of the tick.
 #[inline(always)]
 pub fn keep_route<F: Family>(work: &Work<F::Addr>, route: &Kept) {
@@ -364,6 +379,9 @@ pub fn is_free<F: Family>(work: &mut Work<F::Addr>) -> bool {
     match find::<F>(&work.reply_key) {
         Some((holder, _)) => {
             holder.copy_to(&mut work.other);
+            if work.fallback == Be16::new(0) && work.other.is_closed() {
+                work.fallback = work.flow.sport;
+            }
             is_ours(work) || gives_way(work)
         }
         None => true,
@@ -452,7 +470,7 @@ pub fn claim<F: Family>(work: &mut Work<F::Addr>) -> Claim {
 
 /// Inserts the original half, `work.flow` under `work.key`, once the reply half is claimed. Where
 /// another CPU was faster, takes back the claim and copies the winner's entry into `work.flow`.
-#[inline(always)]
+#[inline(never)]
 pub fn open<F: Family>(work: &mut Work<F::Addr>, claim: Claim) -> Result<(), Drop> {
     let _ = F::embryos().insert(&work.key, &work.flow, BPF_NOEXIST);
     let (winner, _) = find::<F>(&work.key).ok_or(Drop::TableFull)?;

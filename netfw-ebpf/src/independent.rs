@@ -83,52 +83,49 @@ impl<A: Address> Side<A> {
     }
 }
 
-/// The internal side of the packet's sender.
+/// Names the mapping between the sender of the packet in `work` and `external`.
 #[inline(always)]
-fn sender<A: Address>(work: &Work<A>) -> MappingKey<A> {
-    MappingKey {
+fn name<A: Address>(work: &mut Work<A>, addr: A, port: Be16) {
+    work.internal_key = MappingKey {
         addr: work.key.src,
         port: work.key.sport,
         proto: work.key.proto,
         side: side::INTERNAL,
-    }
+    };
+    work.external_key = MappingKey {
+        addr,
+        port,
+        proto: work.key.proto,
+        side: side::EXTERNAL,
+    };
 }
 
 /// Finds the mapping of the packet's sender, and copies its external side to `work.external`. One for
 /// an address that the node has lost counts as absent.
 #[inline(never)]
 pub fn find<F: Family>(work: &mut Work<F::Addr>) -> bool {
-    let internal = sender(work);
-    let Some(inside) = Side::of::<F>(&internal) else {
+    name(work, F::Addr::ANY, Be16::new(0));
+    let Some(inside) = Side::of::<F>(&work.internal_key) else {
         return false;
     };
     (work.external.addr, work.external.port) = (inside.addr(), inside.port());
-    let external = MappingKey {
-        addr: work.external.addr,
-        port: work.external.port,
-        side: side::EXTERNAL,
-        ..internal
-    };
-    let Some(outside) = Side::of::<F>(&external) else {
+    (work.external_key.addr, work.external_key.port) = (inside.addr(), inside.port());
+    let Some(outside) = Side::of::<F>(&work.external_key) else {
         return false;
     };
-    outside.names(&internal)
-        && !outside.is_expired(internal.proto, work.now)
-        && F::is_local(&external.addr)
+    outside.names(&work.internal_key)
+        && !outside.is_expired(work.key.proto, work.now)
+        && F::is_local(&work.external.addr)
 }
 
 /// Does `work.reply_key` go to the mapping of somebody else than the packet's sender?
 #[inline(never)]
-pub fn is_others<F: Family>(work: &Work<F::Addr>) -> bool {
-    let external = MappingKey {
-        addr: work.reply_key.dst,
-        port: work.reply_key.dport,
-        proto: work.key.proto,
-        side: side::EXTERNAL,
-    };
-    match Side::of::<F>(&external) {
+pub fn is_others<F: Family>(work: &mut Work<F::Addr>) -> bool {
+    let (addr, port) = (work.reply_key.dst, work.reply_key.dport);
+    name(work, addr, port);
+    match Side::of::<F>(&work.external_key) {
         Some(outside) => {
-            !outside.names(&sender(work)) && !outside.is_expired(external.proto, work.now)
+            !outside.names(&work.internal_key) && !outside.is_expired(work.key.proto, work.now)
         }
         None => false,
     }
@@ -155,21 +152,18 @@ pub fn claim<F: Family>(work: &mut Work<F::Addr>) {
 }
 
 /// Inserts both sides of a mapping; false where somebody was faster, or there is no room.
-#[inline(always)]
+#[inline(never)]
 fn insert<F: Family>(work: &mut Work<F::Addr>) -> bool {
-    let internal = sender(work);
-    let external = MappingKey {
-        addr: work.flow.src,
-        port: work.flow.sport,
-        side: side::EXTERNAL,
-        ..internal
-    };
-    let expired = |side: &Side<F::Addr>| side.is_expired(internal.proto, work.now);
-    if Side::of::<F>(&external).is_some_and(|side| !side.names(&internal) && expired(&side)) {
+    let (addr, port) = (work.flow.src, work.flow.sport);
+    name(work, addr, port);
+    let (internal, external) = (&work.internal_key, &work.external_key);
+    if Side::of::<F>(external).is_some_and(|outside| {
+        !outside.names(internal) && outside.is_expired(internal.proto, work.now)
+    }) {
         let _ = F::mappings().remove(external);
     }
     // An old one has expired, or lost its other side: `find` has seen that it is none.
-    if Side::of::<F>(&internal).is_some_and(|inside| !inside.names(&external)) {
+    if Side::of::<F>(internal).is_some_and(|inside| !inside.names(external)) {
         let _ = F::mappings().remove(internal);
     }
     let mapping = &mut work.external;
@@ -178,14 +172,14 @@ fn insert<F: Family>(work: &mut Work<F::Addr>) -> bool {
     match F::mappings().insert(external, &*mapping, BPF_NOEXIST) {
         Ok(()) => {}
         // By another CPU, for the same sender?
-        Err(EEXIST) if Side::of::<F>(&external).is_some_and(|side| side.names(&internal)) => {}
+        Err(EEXIST) if Side::of::<F>(external).is_some_and(|side| side.names(internal)) => {}
         Err(_) => return false,
     }
     (mapping.addr, mapping.port) = (external.addr, external.port);
     if F::mappings()
         .insert(internal, &*mapping, BPF_NOEXIST)
         .is_ok()
-        || Side::of::<F>(&internal).is_some_and(|inside| inside.names(&external))
+        || Side::of::<F>(internal).is_some_and(|inside| inside.names(external))
     {
         return true;
     }
@@ -213,20 +207,15 @@ pub fn refresh<F: Family>(work: &mut Work<F::Addr>, state: u8) {
 
 /// Writes to both sides of the mapping of the packet in `work`, where there is one.
 #[inline(always)]
-fn touch<F: Family>(work: &Work<F::Addr>, outbound: bool, state: u8) {
-    let (key, flow) = (&work.key, &work.flow);
-    let mut internal = sender(work);
-    let mut external = MappingKey {
-        addr: flow.src,
-        port: flow.sport,
-        side: side::EXTERNAL,
-        ..internal
-    };
+fn touch<F: Family>(work: &mut Work<F::Addr>, outbound: bool, state: u8) {
+    let (addr, port) = (work.flow.src, work.flow.sport);
+    name(work, addr, port);
+    let (internal, external) = (&mut work.internal_key, &mut work.external_key);
     if !outbound {
-        (internal.addr, internal.port) = (flow.dst, flow.dport);
-        (external.addr, external.port) = (key.dst, key.dport);
+        (internal.addr, internal.port) = (work.flow.dst, work.flow.dport);
+        (external.addr, external.port) = (work.key.dst, work.key.dport);
     }
-    for (key, other) in [(&internal, &external), (&external, &internal)] {
+    for (key, other) in [(&*internal, &*external), (&*external, &*internal)] {
         let Some(side) = Side::of::<F>(key) else {
             return;
         };
@@ -263,17 +252,13 @@ pub fn is_asked_for<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) 
     if work.key.proto != proto::TCP && work.key.proto != proto::UDP {
         return false;
     }
-    let external = MappingKey {
-        addr: work.key.dst,
-        port: work.key.dport,
-        proto: work.key.proto,
-        side: side::EXTERNAL,
-    };
-    let Some(outside) = Side::of::<F>(&external) else {
+    let (addr, port) = (work.key.dst, work.key.dport);
+    name(work, addr, port);
+    let Some(outside) = Side::of::<F>(&work.external_key) else {
         return false;
     };
     (work.target.addr, work.target.port) = (outside.addr(), outside.port());
-    if outside.is_expired(external.proto, work.now) || !F::is_local(&external.addr) {
+    if outside.is_expired(work.key.proto, work.now) || !F::is_local(&work.key.dst) {
         return false;
     }
     let Some(owner) = endpoint_at::<F>(&work.target.addr) else {

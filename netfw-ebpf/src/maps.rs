@@ -20,7 +20,7 @@ use netfw_common::{
     tuple::{Tuple4, Tuple6},
 };
 
-use crate::work::Work;
+use crate::{nat::answer::PART, work::Work};
 
 /// Default sizes; the agent overrides those of the flow tables (two entries a flow).
 const FLOW_ENTRIES: u32 = 1 << 19;
@@ -91,6 +91,12 @@ pub static SOCKETS6: LruHashMap<SocketKey6, SocketPeer6> = LruHashMap::with_max_
 pub static WORK4: PerCpuArray<Work<Ip4>> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static WORK6: PerCpuArray<Work<Ip6>> = PerCpuArray::with_max_entries(1, 0);
+/// Tick, and ICMP errors that were sent in it. Not pinned.
+#[map]
+pub static ANSWERS: PerCpuArray<[u32; 2]> = PerCpuArray::with_max_entries(1, 0);
+/// The quote of such an error, for its checksum: as much as any has. Not pinned.
+#[map]
+pub static QUOTE: PerCpuArray<[[u8; PART]; 3]> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(COUNTER_ENTRIES, 0);
 #[map]

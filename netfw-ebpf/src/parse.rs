@@ -28,7 +28,7 @@ pub mod ethertype {
 
 /// The Ethernet header.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct Ethernet {
     pub dst: Mac,
     pub src: Mac,
@@ -130,7 +130,7 @@ impl Udp {
 
 /// An ICMP or ICMPv6 header of a query (RFC 792, 4443).
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct Icmp {
     pub kind: u8,
     pub code: u8,

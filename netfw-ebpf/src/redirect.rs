@@ -8,8 +8,8 @@
 
 use aya_ebpf::{
     bindings::{
-        BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
-        BPF_FIB_LOOKUP_SRC, bpf_fib_lookup,
+        BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH,
+        BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_SRC, bpf_fib_lookup,
     },
     helpers::generated::bpf_fib_lookup as fib_lookup,
 };
@@ -17,12 +17,14 @@ use netfw_common::{
     addr::{Address, Be16, MacPair},
     drop::Drop,
     flow::flag,
+    record::Endpoint,
 };
 
 use crate::{
     family::Family,
     flow::{self, Kept},
     maps::UPLINKS,
+    nat::answer::{self, Error},
     packet::Packet,
     verdict::Verdict,
     work::Work,
@@ -52,9 +54,14 @@ pub struct Query<A> {
 pub enum Route<A> {
     Via(Via<A>),
     /// The packet is too big for the way out.
-    TooBig,
-    /// No route, or one that forbids it.
+    TooBig {
+        mtu: u16,
+    },
+    /// No route.
     None,
+    /// One that forbids it, or swallows it without a word.
+    Prohibited,
+    Blackhole,
     /// Out of an interface that netfw does not serve.
     Closed,
 }
@@ -101,7 +108,16 @@ pub fn route<P: Packet, F: Family>(packet: &P, query: &Query<F::Addr>) -> Route<
         found = unsafe { fib_lookup(ctx, &mut fib, size, 0) };
     }
     if found == i64::from(BPF_FIB_LKUP_RET_FRAG_NEEDED) {
-        return Route::TooBig;
+        return Route::TooBig {
+            // SAFETY: a union of integers. The kernel tells it since 5.12.
+            mtu: unsafe { fib.__bindgen_anon_1.mtu_result },
+        };
+    }
+    if found == i64::from(BPF_FIB_LKUP_RET_PROHIBIT) {
+        return Route::Prohibited;
+    }
+    if found == i64::from(BPF_FIB_LKUP_RET_BLACKHOLE) {
+        return Route::Blackhole;
     }
     let resolved = found == i64::from(BPF_FIB_LKUP_RET_SUCCESS);
     if !resolved && found != i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
@@ -137,13 +153,30 @@ pub fn route<P: Packet, F: Family>(packet: &P, query: &Query<F::Addr>) -> Route<
     })
 }
 
+/// The verdict on a packet that has no way out, from `gateway`, its sender's.
+#[inline(always)]
+pub fn refuse<P: Packet, F: Family>(
+    packet: &mut P,
+    work: &mut Work<F::Addr>,
+    route: &Route<F::Addr>,
+    gateway: F::Addr,
+) -> Verdict {
+    let (error, reason) = match route {
+        Route::TooBig { mtu } => (Error::TooBig { mtu: *mtu }, Drop::TooBig),
+        Route::None => (Error::Unreachable, Drop::NoRoute),
+        Route::Prohibited => (Error::Prohibited, Drop::NoRoute),
+        Route::Via(_) | Route::Blackhole | Route::Closed => return Verdict::Drop(Drop::NoRoute),
+    };
+    answer::refuse::<P, F>(packet, work, error, gateway, reason)
+}
+
 /// The way to the world of the flow in `work`: the one kept, or, for the first packet of a tick and
 /// for those too big for it, a new one.
 #[inline(always)]
 pub fn way_out<P: Packet, F: Family>(
-    packet: &P,
+    packet: &mut P,
     work: &mut Work<F::Addr>,
-    bridge: u32,
+    sender: &Endpoint,
 ) -> Result<Verdict, Verdict> {
     let len = packet.wire_len(work.len, work.transport(), work.key.proto);
     let flow = &work.flow;
@@ -163,7 +196,7 @@ pub fn way_out<P: Packet, F: Family>(
         });
     }
     let query = Query {
-        bridge,
+        bridge: sender.bridge,
         src: work.key.src,
         dst: flow.dst,
         sport: work.key.sport,
@@ -175,12 +208,13 @@ pub fn way_out<P: Packet, F: Family>(
     };
     let via = match route::<P, F>(packet, &query) {
         Route::Via(via) => via,
-        // The stack answers for a router: "fragmentation needed".
-        Route::TooBig => return Err(Verdict::Pass),
-        Route::None | Route::Closed => return Err(Verdict::Drop(Drop::NoRoute)),
+        other => {
+            let gateway = F::endpoint_gateway(sender);
+            return Err(refuse::<P, F>(packet, work, &other, gateway));
+        }
     };
     // An address that the node no longer has must not be sent from (the answers would go astray).
-    if !F::is_local(&flow.src) {
+    if !F::is_local(&work.flow.src) {
         return Err(Verdict::Drop(Drop::NoRoute));
     }
     flow::keep_route::<F>(work, &via.way);

@@ -10,6 +10,9 @@ pub enum Verdict {
     Pass,
     /// Dropped and counted.
     Drop(Drop),
+    /// Dropped and counted. What is at hand now is an ICMP error that goes back to where the packet
+    /// came from.
+    Answer(Drop),
     /// Into the container behind the host side of this veth pair.
     Peer { ifindex: u32 },
     /// Out of this interface; the link-layer header is in place.

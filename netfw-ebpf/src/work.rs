@@ -12,9 +12,11 @@
 use netfw_common::{
     addr::Be16,
     flow::{Flow, Segment},
-    record::Mapping,
+    record::{Mapping, MappingKey},
     tuple::Tuple,
 };
+
+use crate::nat::answer::Header;
 
 /// What part of its datagram a packet is.
 pub mod fragment {
@@ -57,6 +59,16 @@ pub struct Work<A> {
     /// The reply half of a flow that is being made, and its key.
     pub reply: Flow<A>,
     pub reply_key: Tuple<A>,
+    /// Source and destination of an ICMP error.
+    pub outer: [A; 2],
+    /// An ICMP error of our own.
+    pub answer: Header,
+    /// Offsets from the start of the frame: of the packet that an ICMP error quotes, and of that
+    /// one's transport header; see [`Work::quoted`].
+    pub quote: u32,
+    pub quote_l4: u32,
+    /// By how much the quote's sum changed.
+    pub quote_change: u32,
     /// TCP's numbers; of other protocols, whatever was there.
     pub segment: Segment,
     /// Copy of another entry that is to be judged: the flow's other half, or whoever holds a tuple.
@@ -70,6 +82,9 @@ pub struct Work<A> {
     pub remote: A,
     /// The sender's endpoint-independent mapping: its external side.
     pub external: Mapping<A>,
+    /// Its sides, or those of one that is looked for.
+    pub internal_key: MappingKey<A>,
+    pub external_key: MappingKey<A>,
     /// Names a remote address that may send to a mapping, see `PERMITS4`.
     pub permit: Tuple<A>,
     /// The tick of now.
@@ -77,7 +92,8 @@ pub struct Work<A> {
     /// Low bits of tick and epoch: ways to the world that were looked up in another are asked for
     /// again.
     pub epoch: u16,
-    pub reserved: u16,
+    /// A port that the flow which is being made could have if one that is over gave way; or 0.
+    pub fallback: Be16,
     /// Bytes of the packet, network header included.
     pub len: u32,
     /// Offset of the transport header from the start of the frame; see [`Work::transport`].
@@ -99,6 +115,8 @@ pub struct Work<A> {
     pub flags: u8,
     /// May it open a flow: a TCP SYN, any UDP packet, an ICMP echo request?
     pub opens: bool,
+    /// It is an ICMP error, and the flow is that of the packet it quotes.
+    pub related: bool,
     /// The flow that is being made sends from an address of the node, which sockets and publishes
     /// use as well.
     pub from_node: bool,
@@ -115,6 +133,21 @@ pub struct Work<A> {
 impl<A> Work<A> {
     /// Largest offset of a transport header, for the verifier: it cannot know what was stored.
     const MAX_L4: usize = 0x1ff;
+
+    /// Largest offset of anything in the packet that an ICMP error quotes.
+    const MAX_QUOTE: usize = 0x3ff;
+
+    /// Offset of the packet that an ICMP error quotes, from the start of the frame.
+    #[inline(always)]
+    pub fn quoted(&self) -> usize {
+        self.quote as usize & Self::MAX_QUOTE
+    }
+
+    /// Offset of the quoted packet's transport header from the start of the frame.
+    #[inline(always)]
+    pub fn quoted_transport(&self) -> usize {
+        self.quote_l4 as usize & Self::MAX_QUOTE
+    }
 
     /// Offset of the transport header from the start of the frame.
     #[inline(always)]

@@ -18,7 +18,14 @@ use netfw_common::{
 };
 
 pub use self::{v4::V4, v6::V6};
-use crate::{packet::Packet, parse::Malformed, redirect::Query, verdict::Verdict, work::Work};
+use crate::{
+    nat::answer::{Error, Header},
+    packet::Packet,
+    parse::Malformed,
+    redirect::Query,
+    verdict::Verdict,
+    work::Work,
+};
 
 /// One address family.
 pub trait Family {
@@ -53,6 +60,37 @@ pub trait Family {
     /// has one. `changed` is the difference of the addresses. False where the frame is too short,
     /// which `parse` has ruled out.
     fn rewrite<P: Packet>(packet: &mut P, to: &Flow<Self::Addr>, changed: u32) -> bool;
+
+    /// Bytes of a header of ours.
+    const HEADER: usize;
+    /// Bytes of a packet that an ICMP error quotes at most, so that it fits every link (RFC 1812
+    /// 4.3.2.3, 4443 2.4 (c)).
+    const QUOTE: u32;
+
+    /// Is this type of ICMP message an error that quotes a packet, and a router's to translate?
+    fn is_error(kind: u8) -> bool;
+
+    /// Type, code and parameter of an error.
+    fn error(error: Error) -> Header;
+
+    /// Reads the network header that an ICMP error quotes at [`Work::quoted`]: its addresses, swapped,
+    /// go to `work.key`, and where its transport header begins to `work.quote_l4`. Returns the
+    /// protocol; None where there is nothing that could be known again.
+    fn parse_quote<P: Packet>(packet: &P, work: &mut Work<Self::Addr>) -> Option<u8>;
+
+    /// Writes the addresses of `work.flow`, swapped, into the quoted header. `changed` is their
+    /// difference. Returns the difference of the whole header.
+    fn rewrite_quote<P: Packet>(
+        packet: &mut P,
+        work: &Work<Self::Addr>,
+        changed: u32,
+    ) -> Option<u32>;
+
+    /// The pseudo-header's part in the checksum of an ICMP message of `len` bytes.
+    fn icmp_pseudo(from: Self::Addr, to: Self::Addr, len: u32) -> u64;
+
+    /// Writes the network header of an ICMP message of `len` bytes.
+    fn store_header<P: Packet>(packet: &mut P, from: Self::Addr, to: Self::Addr, len: u32) -> bool;
 
     /// Writes addresses, length and traffic class of a question to the routing tables.
     fn ask(query: &Query<Self::Addr>, fib: &mut bpf_fib_lookup);

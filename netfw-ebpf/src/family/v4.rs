@@ -22,6 +22,7 @@ use netfw_common::{
 use super::Family;
 use crate::{
     maps,
+    nat::answer::{Error, Header},
     packet::Packet,
     parse::{Malformed, ethertype},
     redirect::Query,
@@ -33,7 +34,7 @@ pub struct V4;
 
 /// The IPv4 header (RFC 791) without options.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Ipv4 {
     version_ihl: u8,
     tos: u8,
@@ -50,6 +51,8 @@ struct Ipv4 {
 impl Ipv4 {
     const LEN: usize = size_of::<Self>();
     const TTL: usize = 8;
+    const CHECKSUM: usize = 10;
+    const ADDRESSES: usize = 12;
 
     /// Of the fragment field: "more fragments", and the offset in units of 8 bytes.
     const MORE: u16 = 0x2000;
@@ -63,6 +66,16 @@ impl Ipv4 {
         let [a, b, c, d, e] = words;
         u64::from(a) + u64::from(b) + u64::from(c) + u64::from(d) + u64::from(e)
     }
+}
+
+/// ICMP errors (RFC 792, 1812 5.2.7), their types and, of "unreachable", codes.
+mod error {
+    pub const UNREACHABLE: u8 = 3;
+    pub const TIME_EXCEEDED: u8 = 11;
+    pub const PARAMETER_PROBLEM: u8 = 12;
+
+    pub const FRAGMENTATION_NEEDED: u8 = 4;
+    pub const PROHIBITED: u8 = 13;
 }
 
 /// The sum of `len` bytes of IPv4 options, if the frame has them.
@@ -167,6 +180,93 @@ impl Family for V4 {
             return Some(Verdict::Drop(Drop::SpoofedAddress));
         }
         work.key.dst.is_link_scope().then_some(Verdict::Pass)
+    }
+
+    const HEADER: usize = Ipv4::LEN;
+    const QUOTE: u32 = 576 - 28;
+
+    #[inline(always)]
+    fn is_error(kind: u8) -> bool {
+        matches!(
+            kind,
+            error::UNREACHABLE | error::TIME_EXCEEDED | error::PARAMETER_PROBLEM
+        )
+    }
+
+    #[inline(always)]
+    fn error(error: Error) -> Header {
+        let (kind, code, mtu) = match error {
+            Error::TimeExceeded => (error::TIME_EXCEEDED, 0, 0),
+            Error::TooBig { mtu } => (error::UNREACHABLE, error::FRAGMENTATION_NEEDED, mtu),
+            Error::Unreachable => (error::UNREACHABLE, 0, 0),
+            Error::Prohibited => (error::UNREACHABLE, error::PROHIBITED, 0),
+        };
+        Header {
+            kind,
+            code,
+            checksum: 0,
+            parameter: [Be16::new(0), Be16::new(mtu)],
+        }
+    }
+
+    #[inline(always)]
+    fn parse_quote<P: Packet>(packet: &P, work: &mut Work<Ip4>) -> Option<u8> {
+        let mut header = Ipv4::default();
+        if !packet.load(work.quoted(), &mut header) {
+            return None;
+        }
+        let header_len = u32::from(header.version_ihl & 0xf) * 4;
+        // Only a first part has ports.
+        if header.version_ihl >> 4 != 4
+            || header_len < Ipv4::LEN as u32
+            || header.fragment.get() & Ipv4::OFFSET != 0
+        {
+            return None;
+        }
+        (work.key.src, work.key.dst) = (header.dst, header.src);
+        work.quote_l4 = work.quote + header_len;
+        Some(header.proto)
+    }
+
+    #[inline(always)]
+    fn rewrite_quote<P: Packet>(packet: &mut P, work: &Work<Ip4>, changed: u32) -> Option<u32> {
+        let mut old = 0u16;
+        if !packet.load(work.quoted() + Ipv4::CHECKSUM, &mut old) {
+            return None;
+        }
+        let new = csum::update(old, changed);
+        let written = packet.store(work.quoted() + Ipv4::CHECKSUM, &new)
+            && packet.store(
+                work.quoted() + Ipv4::ADDRESSES,
+                &[work.flow.dst, work.flow.src],
+            );
+        written.then(|| changed + csum::difference(old.into(), new.into()))
+    }
+
+    #[inline(always)]
+    fn icmp_pseudo(_: Ip4, _: Ip4, _: u32) -> u64 {
+        0
+    }
+
+    #[inline(always)]
+    fn store_header<P: Packet>(packet: &mut P, from: Ip4, to: Ip4, len: u32) -> bool {
+        /// Of errors, as Linux sends them: "internetwork control" (RFC 1812 4.3.2.5).
+        const TOS: u8 = 0xc0;
+        const DONT_FRAGMENT: u16 = 0x4000;
+        let mut header = Ipv4 {
+            version_ihl: 0x45,
+            tos: TOS,
+            len: Be16::new(Ipv4::LEN as u16 + len as u16),
+            id: 0,
+            fragment: Be16::new(DONT_FRAGMENT),
+            ttl: 64,
+            proto: proto::ICMP,
+            checksum: 0,
+            src: from,
+            dst: to,
+        };
+        header.checksum = !csum::fold(header.sum());
+        packet.store(P::NETWORK, &header)
     }
 
     #[inline(always)]

@@ -22,6 +22,7 @@ use netfw_common::{
 use super::Family;
 use crate::{
     maps,
+    nat::answer::{Error, Header},
     packet::Packet,
     parse::{Malformed, ethertype},
     redirect::Query,
@@ -33,7 +34,7 @@ pub struct V6;
 
 /// The fixed header.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Ipv6 {
     version_class_label: Be32,
     payload_len: Be16,
@@ -61,6 +62,21 @@ mod extension {
     pub const MOST: u32 = 8;
     /// Where the transport header must begin, from the network header on.
     pub const REACH: u32 = 400;
+
+    #[inline(always)]
+    pub fn is(next: u8) -> bool {
+        matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION)
+    }
+}
+
+/// ICMPv6 errors (RFC 4443 3), their types and, of "unreachable", a code.
+mod error {
+    pub const UNREACHABLE: u8 = 1;
+    pub const TOO_BIG: u8 = 2;
+    pub const TIME_EXCEEDED: u8 = 3;
+    pub const PARAMETER_PROBLEM: u8 = 4;
+
+    pub const PROHIBITED: u8 = 1;
 }
 
 /// The first eight bytes of any of them. What the last six mean depends on the kind.
@@ -76,6 +92,16 @@ struct Extension {
 }
 
 impl Extension {
+    /// Bytes of the header, of which `kind` is the number.
+    #[inline(always)]
+    fn len(&self, kind: u8) -> u32 {
+        if kind == extension::FRAGMENT {
+            size_of::<Self>() as u32
+        } else {
+            (u32::from(self.len) + 1) * 8
+        }
+    }
+
     /// Routing header: addresses yet to be visited; `type, segments left` stand where a fragment
     /// header has its offset.
     fn segments_left(&self) -> u8 {
@@ -90,13 +116,7 @@ fn walk<P: Packet>(packet: &P, work: &mut Work<Ip6>, first: u8) -> bool {
     let mut next = first;
     let mut at = Ipv6::LEN as u32;
     for _ in 0..extension::MOST {
-        if !matches!(
-            next,
-            extension::HOP_BY_HOP
-                | extension::ROUTING
-                | extension::FRAGMENT
-                | extension::DESTINATION
-        ) {
+        if !extension::is(next) {
             break;
         }
         let mut header = Extension::default();
@@ -109,7 +129,7 @@ fn walk<P: Packet>(packet: &P, work: &mut Work<Ip6>, first: u8) -> bool {
             work.fragment = fragment::kind(offset, work.more_fragments);
             work.fragment_offset = offset;
             work.id = header.id;
-            at += size_of::<Extension>() as u32;
+            at += header.len(next);
             next = header.next;
             if offset != 0 {
                 break;
@@ -119,7 +139,7 @@ fn walk<P: Packet>(packet: &P, work: &mut Work<Ip6>, first: u8) -> bool {
         if next == extension::ROUTING && header.segments_left() != 0 {
             return false;
         }
-        at += (u32::from(header.len) + 1) * 8;
+        at += header.len(next);
         next = header.next;
     }
     if at > extension::REACH {
@@ -278,6 +298,86 @@ impl Family for V6 {
         // No checksum in the header makes up for what changed there.
         packet.changed(changed + csum::difference(word(hops), word(left)));
         written
+    }
+
+    const HEADER: usize = Ipv6::LEN;
+    const QUOTE: u32 = 1280 - 48;
+
+    #[inline(always)]
+    fn is_error(kind: u8) -> bool {
+        matches!(kind, error::UNREACHABLE..=error::PARAMETER_PROBLEM)
+    }
+
+    #[inline(always)]
+    fn error(error: Error) -> Header {
+        let (kind, code, mtu) = match error {
+            Error::TimeExceeded => (error::TIME_EXCEEDED, 0, 0),
+            Error::TooBig { mtu } => (error::TOO_BIG, 0, mtu),
+            Error::Unreachable => (error::UNREACHABLE, 0, 0),
+            Error::Prohibited => (error::UNREACHABLE, error::PROHIBITED, 0),
+        };
+        Header {
+            kind,
+            code,
+            checksum: 0,
+            parameter: [Be16::new(0), Be16::new(mtu)],
+        }
+    }
+
+    #[inline(always)]
+    fn parse_quote<P: Packet>(packet: &P, work: &mut Work<Ip6>) -> Option<u8> {
+        let mut header = Ipv6::default();
+        if !packet.load(work.quoted(), &mut header) || header.version_class_label.get() >> 28 != 6 {
+            return None;
+        }
+        (work.key.src, work.key.dst) = (header.dst, header.src);
+        work.quote_l4 = work.quote + Ipv6::LEN as u32;
+        let mut next = header.next;
+        for _ in 0..extension::MOST {
+            if !extension::is(next) {
+                return Some(next);
+            }
+            let mut header = Extension::default();
+            if !packet.load(work.quoted_transport(), &mut header) {
+                return None;
+            }
+            // Only a first part has ports.
+            if next == extension::FRAGMENT && header.fragment.get() & !7 != 0 {
+                return None;
+            }
+            work.quote_l4 += header.len(next);
+            next = header.next;
+        }
+        None
+    }
+
+    #[inline(always)]
+    fn rewrite_quote<P: Packet>(packet: &mut P, work: &Work<Ip6>, changed: u32) -> Option<u32> {
+        packet
+            .store(
+                work.quoted() + Ipv6::ADDRESSES,
+                &[work.flow.dst, work.flow.src],
+            )
+            .then_some(changed)
+    }
+
+    #[inline(always)]
+    fn icmp_pseudo(from: Ip6, to: Ip6, len: u32) -> u64 {
+        // RFC 8200 8.1.
+        from.sum() + to.sum() + u64::from(len.to_be()) + u64::from(u32::from(proto::ICMPV6).to_be())
+    }
+
+    #[inline(always)]
+    fn store_header<P: Packet>(packet: &mut P, from: Ip6, to: Ip6, len: u32) -> bool {
+        let header = Ipv6 {
+            version_class_label: Be32::new(6 << 28),
+            payload_len: Be16::new(len as u16),
+            next: proto::ICMPV6,
+            hop_limit: 64,
+            src: from,
+            dst: to,
+        };
+        packet.store(P::NETWORK, &header)
     }
 
     #[inline(always)]

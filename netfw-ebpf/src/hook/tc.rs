@@ -138,6 +138,11 @@ fn act<const L2: usize>(packet: &Skb<L2>, verdict: Verdict) -> i32 {
             event::dropped(reason, packet.ifindex());
             TC_ACT_SHOT
         }
+        Verdict::Answer(reason) => {
+            event::dropped(reason, packet.ifindex());
+            // SAFETY: a helper call that notes where the packet goes.
+            unsafe { bpf_redirect(packet.ifindex(), 0) as i32 }
+        }
         Verdict::Peer { ifindex } => {
             packet.set_for_host();
             // SAFETY: a helper call that notes where the packet goes.

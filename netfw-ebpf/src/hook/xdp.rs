@@ -34,7 +34,10 @@ pub fn netfw_uplink_xdp(ctx: XdpContext) -> u32 {
         Verdict::Peer { ifindex } => VETHS
             .redirect(ifindex, u64::from(XDP_DROP))
             .unwrap_or_else(|action| action),
-        // Only what comes from containers goes elsewhere.
-        Verdict::Pass | Verdict::Redirect { .. } | Verdict::Neighbour { .. } => XDP_PASS,
+        // Only what comes from containers goes elsewhere, and TC is it that answers.
+        Verdict::Pass
+        | Verdict::Answer(_)
+        | Verdict::Redirect { .. }
+        | Verdict::Neighbour { .. } => XDP_PASS,
     }
 }

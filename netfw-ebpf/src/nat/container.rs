@@ -9,8 +9,9 @@ use netfw_common::{
 };
 
 use super::{
+    answer::{self, Error},
     mapping::{self, Mapping},
-    translate,
+    related, translate,
     world::{asks_for_publish, endpoint_at},
 };
 use crate::{
@@ -20,7 +21,7 @@ use crate::{
     independent,
     packet::Packet,
     parse::{self, Ethernet},
-    redirect::{Query, Route, route, way_out},
+    redirect::{Query, Route, refuse, route, way_out},
     verdict::Verdict,
     work::Work,
 };
@@ -72,36 +73,51 @@ fn flow_of<P: Packet, F: Family>(
             Err(Miss::TableFull) => return Err(Verdict::Drop(Drop::TableFull)),
             Err(Miss::Absent) => {}
         }
+    } else {
+        work.key.zone = zone::CONTAINER;
+        if related::find::<P, F>(packet, work) {
+            return Ok(());
+        }
+        flow::set_now(work);
     }
 
-    draft::<P, F>(packet, ethernet, work, sender, translatable)?;
-    mapping::open::<P, F, true>(packet, work).map_err(Verdict::Drop)
+    if let Some(receiver) = endpoint_at::<F>(&work.key.dst) {
+        return Err(neighbour::<P, F>(packet, ethernet, work, sender, receiver));
+    }
+    if F::is_local(&work.key.dst) {
+        to_node::<P, F>(packet, work, sender)?;
+    } else {
+        to_world::<P, F>(packet, work, sender, translatable)?;
+    }
+    mapping::create::<P, F, true>(packet, work).map_err(Verdict::Drop)
 }
 
-/// Drafts the flow that the packet asks for. Otherwise the verdict on it.
+/// Prepares the flow of a packet to an address of the node, where it asks for a container.
 #[inline(always)]
-fn draft<P: Packet, F: Family>(
+fn to_node<P: Packet, F: Family>(
+    packet: &P,
+    work: &mut Work<F::Addr>,
+    sender: &Endpoint,
+) -> Result<(), Verdict> {
+    if work.opens && asks_for_container::<P, F>(packet, work, sender) {
+        return hairpin::<P, F>(packet, work, sender).map_err(Verdict::Drop);
+    }
+    Err(match F::subnet(work.key.dst) {
+        // Another network's gateway is part of that network.
+        Some(subnet) if subnet.network != sender.network => Verdict::Drop(Drop::Isolated),
+        _ => Verdict::Pass,
+    })
+}
+
+/// Prepares the flow of a packet to the world, where it may go there.
+#[inline(always)]
+fn to_world<P: Packet, F: Family>(
     packet: &mut P,
-    ethernet: &Ethernet,
     work: &mut Work<F::Addr>,
     sender: &Endpoint,
     translatable: bool,
 ) -> Result<(), Verdict> {
-    if let Some(receiver) = endpoint_at::<F>(&work.key.dst) {
-        return Err(neighbour::<P, F>(packet, ethernet, work, sender, receiver));
-    }
-    let subnet = F::subnet(work.key.dst);
-    if F::is_local(&work.key.dst) {
-        if work.opens && asks_for_container::<P, F>(packet, work, sender) {
-            return hairpin::<P, F>(packet, work, sender).map_err(Verdict::Drop);
-        }
-        // Another network's gateway is part of that network.
-        return Err(match subnet {
-            Some(subnet) if subnet.network != sender.network => Verdict::Drop(Drop::Isolated),
-            _ => Verdict::Pass,
-        });
-    }
-    match subnet {
+    match F::subnet(work.key.dst) {
         // Somebody on the bridge whom netfw does not know.
         Some(subnet) if subnet.network == sender.network => return Err(Verdict::Pass),
         Some(_) => return Err(Verdict::Drop(Drop::Isolated)),
@@ -113,9 +129,12 @@ fn draft<P: Packet, F: Family>(
     if !work.key.dst.is_unicast() {
         return Err(Verdict::Drop(Drop::Martian));
     }
-    // Untranslated networks are the stack's to route, and so is the answer "time exceeded".
-    if sender.flags & network_flag::MASQUERADE == 0 || work.ttl <= 1 {
+    // Untranslated networks are the stack's to route.
+    if sender.flags & network_flag::MASQUERADE == 0 {
         return Err(Verdict::Pass);
+    }
+    if work.ttl <= 1 {
+        return Err(time_exceeded::<P, F>(packet, work, sender));
     }
     if !translatable {
         return Err(Verdict::Drop(Drop::Untranslatable));
@@ -141,19 +160,19 @@ fn send<P: Packet, F: Family>(
 ) -> Verdict {
     let to_container = work.flow.has(flag::TO_CONTAINER);
     if work.ttl <= 1 {
-        // Towards the world the stack answers; of the way to a publish it knows nothing.
-        return if to_container {
-            Verdict::Drop(Drop::TtlExceeded)
-        } else {
-            Verdict::Pass
-        };
+        return time_exceeded::<P, F>(packet, work, sender);
+    }
+    if to_container && let Some(mtu) = translate::too_big::<P, F>(packet, work) {
+        let gateway = F::endpoint_gateway(sender);
+        let error = Error::TooBig { mtu };
+        return answer::refuse::<P, F>(packet, work, error, gateway, Drop::TooBig);
     }
     let verdict = if to_container {
         Verdict::Peer {
             ifindex: work.flow.ifindex,
         }
     } else {
-        match way_out::<P, F>(packet, work, sender.bridge) {
+        match way_out::<P, F>(packet, work, sender) {
             Ok(verdict) => verdict,
             Err(verdict) => return verdict,
         }
@@ -162,6 +181,23 @@ fn send<P: Packet, F: Family>(
         Ok(()) => verdict,
         Err(reason) => Verdict::Drop(reason),
     }
+}
+
+/// As a router, which the gateway is.
+#[inline(always)]
+fn time_exceeded<P: Packet, F: Family>(
+    packet: &mut P,
+    work: &mut Work<F::Addr>,
+    sender: &Endpoint,
+) -> Verdict {
+    let gateway = F::endpoint_gateway(sender);
+    answer::refuse::<P, F>(
+        packet,
+        work,
+        Error::TimeExceeded,
+        gateway,
+        Drop::TtlExceeded,
+    )
 }
 
 /// To a container of the same network, past the bridge, untranslated.
@@ -223,8 +259,11 @@ fn asks_for_container<P: Packet, F: Family>(
     independent::is_asked_for::<P, F>(packet, work)
 }
 
-/// A new flow to a publish or a mapping of the node, which leads back into a container.
-#[inline(always)]
+/// Prepares a new flow to a publish or a mapping of the node, which leads back into a container.
+///
+/// Out of line, as `outward` is: what they have on the stack must not take of it what the search for
+/// a port needs.
+#[inline(never)]
 fn hairpin<P: Packet, F: Family>(
     packet: &P,
     work: &mut Work<F::Addr>,
@@ -252,7 +291,7 @@ fn hairpin<P: Packet, F: Family>(
         source_is_node: mapped || own,
         rules: if mapped { sender.flags } else { 0 },
     };
-    mapping::draft::<P, F>(packet, work, &mapping);
+    mapping::prepare::<P, F>(packet, work, &mapping);
     Ok(())
 }
 
@@ -276,15 +315,24 @@ fn masquerade<P: Packet, F: Family>(
     };
     let via = match route::<P, F>(packet, &query) {
         Route::Via(via) => via,
-        // The stack answers for a router: "fragmentation needed", "unreachable".
-        Route::TooBig | Route::None => return Err(Verdict::Pass),
-        Route::Closed => return Err(Verdict::Drop(Drop::NoRoute)),
+        other => {
+            let gateway = F::endpoint_gateway(sender);
+            return Err(refuse::<P, F>(packet, work, &other, gateway));
+        }
     };
     let Some(source) = via.source else {
         return Err(Verdict::Drop(Drop::NoRoute));
     };
+    work.remote = source;
+    outward::<P, F>(packet, work, sender);
+    Ok(())
+}
+
+/// Prepares a new flow from `work.remote`, an address of the node, to the world.
+#[inline(never)]
+fn outward<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>, sender: &Endpoint) {
     let mapping = Mapping {
-        src: source,
+        src: work.remote,
         dst: work.key.dst,
         dport: work.key.dport,
         counter: sender.counter,
@@ -294,6 +342,5 @@ fn masquerade<P: Packet, F: Family>(
         source_is_node: true,
         rules: sender.flags,
     };
-    mapping::draft::<P, F>(packet, work, &mapping);
-    Ok(())
+    mapping::prepare::<P, F>(packet, work, &mapping);
 }

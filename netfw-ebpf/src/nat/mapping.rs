@@ -1,7 +1,4 @@
 //! Makes flows: chooses the tuple that answers will have, claims it, and inserts both halves.
-//!
-//! In two steps: [`draft`] where it is decided what the flow does, and [`open`] once for all of these,
-//! since the search for a port is most of what the verifier has to go through.
 
 use core::ffi::c_void;
 
@@ -59,9 +56,9 @@ fn lead_into<A: Address>(flow: &mut Flow<A>, endpoint: &Endpoint) {
     }
 }
 
-/// Writes both halves of the packet's flow into `work`, all but the source port.
+/// Writes both halves of the packet's flow to `work`, for [`create`]: all but its source port.
 #[inline(always)]
-pub fn draft<P: Packet, F: Family>(
+pub fn prepare<P: Packet, F: Family>(
     packet: &P,
     work: &mut Work<F::Addr>,
     mapping: &Mapping<F::Addr>,
@@ -105,12 +102,13 @@ pub fn draft<P: Packet, F: Family>(
     work.permits = mapping.rules & network_flag::FILTER_ADDRESS != 0;
 }
 
-/// Makes the flow that was drafted, and leaves its entry in `work.flow`.
+/// Makes the flow that was prepared, and leaves its entry in `work.flow`. One call of it in a program
+/// is enough: to the verifier each is a program of its own.
 ///
 /// `NODE`: may it send from an address of the node? What comes from the world never does, and the
 /// verifier need not go through what such a flow takes.
 #[inline(always)]
-pub fn open<P: Packet, F: Family, const NODE: bool>(
+pub fn create<P: Packet, F: Family, const NODE: bool>(
     packet: &P,
     work: &mut Work<F::Addr>,
 ) -> Result<(), Drop> {
@@ -133,22 +131,48 @@ fn insert<P: Packet, F: Family, const NODE: bool>(
         work.external.addr == work.flow.src
     };
 
-    for round in 0..2 {
-        work.pressed = round > 0;
-        if !search::<P, F, NODE>(packet, work) {
-            continue;
-        }
-        if NODE && work.independent {
-            independent::claim::<F>(work);
-        }
-        match flow::claim::<F>(work) {
-            // Overtaken between the look and the claim.
-            Claim::Taken => {}
-            Claim::Full => return Err(Drop::TableFull),
-            claim => return flow::open::<F>(work, claim),
+    work.fallback = Be16::new(0);
+    work.pressed = false;
+    if !search::<P, F, NODE>(packet, work) {
+        // A flow that is over gives way.
+        work.pressed = true;
+        work.flow.sport = work.fallback;
+        if work.fallback == Be16::new(0) || !is_free::<P, F, NODE>(packet, work) {
+            return Err(Drop::PortsExhausted);
         }
     }
-    Err(Drop::PortsExhausted)
+    let mut claim = claim_port::<F, NODE>(work);
+    if claim == Claim::Taken {
+        // Overtaken between the look and the claim: one port further, once.
+        choose::<F, NODE>(work, port::TRIES);
+        if is_free::<P, F, NODE>(packet, work) {
+            claim = claim_port::<F, NODE>(work);
+        }
+    }
+    match claim {
+        Claim::Taken => Err(Drop::PortsExhausted),
+        Claim::Full => Err(Drop::TableFull),
+        claim => flow::open::<F>(work, claim),
+    }
+}
+
+/// Claims the tuple that answers will have, and the mapping that its port makes.
+#[inline(always)]
+fn claim_port<F: Family, const NODE: bool>(work: &mut Work<F::Addr>) -> Claim {
+    if NODE && work.independent {
+        independent::claim::<F>(work);
+    }
+    flow::claim::<F>(work)
+}
+
+/// The ports to choose from.
+#[inline(always)]
+fn range() -> port::Range {
+    let config = flow::config();
+    port::Range {
+        min: config.port_min,
+        max: config.port_max,
+    }
 }
 
 /// What [`attempt`] works with.
@@ -194,11 +218,14 @@ unsafe extern "C" fn attempt<P: Packet, F: Family, const NODE: bool>(
     // SAFETY: see above.
     let search = unsafe { &mut *search };
     let work = &mut *search.work;
-    let config = flow::config();
-    let range = port::Range {
-        min: config.port_min,
-        max: config.port_max,
-    };
+    choose::<F, NODE>(work, attempt);
+    search.found = is_free::<P, F, NODE>(search.packet, work);
+    i64::from(search.found)
+}
+
+/// The source port of an attempt. Out of line: no stack for it while the port is looked at.
+#[inline(never)]
+fn choose<F: Family, const NODE: bool>(work: &mut Work<F::Addr>, attempt: u32) {
     let port = work.key.sport;
     work.flow.sport = if attempt == 0 && NODE && work.mapped {
         work.external.port
@@ -206,14 +233,12 @@ unsafe extern "C" fn attempt<P: Packet, F: Family, const NODE: bool>(
         // A port that is the client's own is kept whatever it is, where no other is in its way.
         port
     } else {
-        Be16::new(range.candidate(port.get(), work.hash, attempt))
+        Be16::new(range().candidate(port.get(), work.hash, attempt))
     };
-    search.found = is_free::<P, F, NODE>(search.packet, work);
-    i64::from(search.found)
 }
 
 /// Can the flow have the reply tuple that goes with its source port? Leaves it in
-/// `work.reply_key`.
+/// `work.reply_key`, and in `work.fallback` the first port whose holder is over.
 #[inline(never)]
 fn is_free<P: Packet, F: Family, const NODE: bool>(
     packet: &P,

@@ -2,6 +2,7 @@
 
 use netfw_common::{addr::Address as _, csum::difference, drop::Drop, flow::flag, tuple::proto};
 
+use super::related;
 use crate::{
     event::{self, Direction},
     family::Family,
@@ -13,7 +14,10 @@ use crate::{
 /// Rewrites the packet's addresses, ports (or ICMP identifier), TTL, checksums and, where the flow
 /// knows it, the Ethernet header; then counts it.
 #[inline(always)]
-pub fn apply<P: Packet, F: Family>(packet: &mut P, work: &Work<F::Addr>) -> Result<(), Drop> {
+pub fn apply<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -> Result<(), Drop> {
+    if work.related && !related::rewrite::<P, F>(packet, work) {
+        return Err(Drop::Malformed);
+    }
     let (from, to) = (&work.key, &work.flow);
     let addresses = difference(from.src.sum() + from.dst.sum(), to.src.sum() + to.dst.sum());
     // Equal sums that are differently spelled have a difference of 0xffff, which changes nothing.
@@ -42,12 +46,17 @@ pub fn apply<P: Packet, F: Family>(packet: &mut P, work: &Work<F::Addr>) -> Resu
         }
         // The identifier is a request's source "port" and a reply's destination "port".
         icmp if icmp == F::ICMP => {
-            let id = if work.opens { to.sport } else { to.dport };
-            if !packet.write(l4 + Icmp::ID, id) {
-                return short;
-            }
             let pseudo = if F::ICMP_PSEUDO { addresses } else { 0 };
-            packet.update_l4_checksum(l4 + Icmp::CHECKSUM, pseudo, ports, false);
+            if work.related {
+                let change = work.quote_change;
+                packet.update_l4_checksum(l4 + Icmp::CHECKSUM, pseudo, change, false);
+            } else {
+                let id = if work.opens { to.sport } else { to.dport };
+                if !packet.write(l4 + Icmp::ID, id) {
+                    return short;
+                }
+                packet.update_l4_checksum(l4 + Icmp::CHECKSUM, pseudo, ports, false);
+            }
         }
         // `parse::transport` lets nothing else through.
         _ => return Err(Drop::Untranslatable),
@@ -65,4 +74,15 @@ pub fn apply<P: Packet, F: Family>(packet: &mut P, work: &Work<F::Addr>) -> Resu
     };
     event::count(to.counter.into(), direction, work.len.into());
     Ok(())
+}
+
+/// The MTU of the container that the flow in `work` leads into, where the packet is too big for it.
+#[inline(always)]
+pub fn too_big<P: Packet, F: Family>(packet: &P, work: &Work<F::Addr>) -> Option<u16> {
+    let mtu = work.flow.mtu;
+    if work.len <= u32::from(mtu) || mtu == 0 {
+        return None;
+    }
+    // Segments that were rolled into one count as they are on the wire.
+    (packet.wire_len(work.len, work.transport(), work.key.proto) > mtu).then_some(mtu)
 }

@@ -9,8 +9,9 @@ use netfw_common::{
 };
 
 use super::{
+    answer::{self, Error},
     mapping::{self, Mapping},
-    translate,
+    related, translate,
 };
 use crate::{
     family::Family,
@@ -64,6 +65,11 @@ fn flow_of<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result
         {
             return dnat::<P, F>(packet, work).map_err(Verdict::Drop);
         }
+    } else {
+        work.key.zone = zone::WORLD;
+        if related::find::<P, F>(packet, work) {
+            return Ok(());
+        }
     }
     Err(match F::subnet(work.key.dst) {
         Some(subnet) if subnet.flags & network_flag::ROUTED == 0 && !F::is_local(&work.key.dst) => {
@@ -75,12 +81,17 @@ fn flow_of<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result
 
 /// Into the container.
 #[inline(always)]
-fn deliver<P: Packet, F: Family>(packet: &mut P, work: &Work<F::Addr>) -> Verdict {
+fn deliver<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -> Verdict {
     if packet.is_left::<F>(work) {
         return Verdict::Pass;
     }
     if work.ttl <= 1 {
-        return Verdict::Drop(Drop::TtlExceeded);
+        let own = work.key.dst;
+        return answer::refuse::<P, F>(packet, work, Error::TimeExceeded, own, Drop::TtlExceeded);
+    }
+    if let Some(mtu) = translate::too_big::<P, F>(packet, work) {
+        let (own, error) = (work.key.dst, Error::TooBig { mtu });
+        return answer::refuse::<P, F>(packet, work, error, own, Drop::TooBig);
     }
     if !work.flow.has(flag::TO_CONTAINER) {
         // Nothing makes such a flow: what comes from the world leads into a container.
@@ -127,8 +138,8 @@ fn dnat<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result<()
         source_is_node: false,
         rules: 0,
     };
-    mapping::draft::<P, F>(packet, work, &mapping);
-    mapping::open::<P, F, false>(packet, work)
+    mapping::prepare::<P, F>(packet, work, &mapping);
+    mapping::create::<P, F, false>(packet, work)
 }
 
 /// Does the packet ask for a publish? Leaves its container in `work.target`. Loopback addresses are

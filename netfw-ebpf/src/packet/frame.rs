@@ -63,12 +63,27 @@ impl Packet for Frame {
     }
 
     #[inline(always)]
-    fn copy(&self, _: usize, _: &mut [u32; 10], _: usize) -> Option<()> {
+    fn copy<T>(&self, _: usize, _: &mut T, _: usize) -> Option<()> {
         None
     }
 
     #[inline(always)]
     fn load<T>(&self, _: usize, _: &mut T) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn store<T>(&mut self, _: usize, _: &T) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn trim(&mut self, _: u32) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn insert(&mut self, _: u32) -> bool {
         false
     }
 

@@ -8,7 +8,7 @@ mod frame;
 mod skb;
 
 pub use frame::Frame;
-pub use skb::Skb;
+pub use skb::{Skb, bounded};
 
 use netfw_common::addr::MacPair;
 
@@ -25,14 +25,24 @@ pub trait Packet {
     /// Start and end of the bytes that may be read and written directly.
     fn bounds(&self) -> (usize, usize);
 
-    /// Copies `len` bytes from `offset` to the start of `to`, where the frame has them.
+    /// Copies `len` bytes from `offset` to the start of `to`, where the frame has them and `T` room
+    /// for them. `len` is not 0.
     ///
     /// For lengths that vary; [`Packet::read`] is quicker for those that do not.
-    fn copy(&self, offset: usize, to: &mut [u32; 10], len: usize) -> Option<()>;
+    fn copy<T>(&self, offset: usize, to: &mut T, len: usize) -> Option<()>;
 
     /// Copies bytes from `offset` to `to`, where the frame has them and the hook reads other than
     /// directly.
     fn load<T>(&self, offset: usize, to: &mut T) -> bool;
+
+    /// Writes `value` at `offset`, where the frame has room and the hook writes other than directly.
+    fn store<T>(&mut self, offset: usize, value: &T) -> bool;
+
+    /// Cuts the frame off behind `len` bytes.
+    fn trim(&mut self, len: u32) -> bool;
+
+    /// Makes room for `len` bytes between link-layer and network header.
+    fn insert(&mut self, len: u32) -> bool;
 
     /// Interface on which it was received.
     fn ifindex(&self) -> u32;

@@ -5,10 +5,13 @@ use core::{ffi::c_void, hint::black_box};
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
+    bindings::{
+        __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    },
     helpers::generated::{
-        bpf_csum_update, bpf_l4_csum_replace, bpf_skb_change_head, bpf_skb_change_type,
-        bpf_skb_load_bytes, bpf_skb_pull_data,
+        bpf_csum_update, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_head,
+        bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_pull_data,
+        bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
@@ -93,12 +96,9 @@ impl<const L2: usize> Packet for Skb<L2> {
     }
 
     #[inline(always)]
-    fn copy(&self, offset: usize, to: &mut [u32; 10], len: usize) -> Option<()> {
-        // The bounds, in a form that Linux 6.1's verifier follows: it learns a lower bound from no
-        // `!= 0`, so the last step adds one. And unseen by the compiler, which drops a bound that
-        // it knows from comparisons of another register, as the verifier does not.
-        let len = black_box(len).saturating_sub(1).min(size_of_val(to) - 1) as u32 + 1;
-        let to = to.as_mut_ptr().cast();
+    fn copy<T>(&self, offset: usize, to: &mut T, len: usize) -> Option<()> {
+        let len = bounded(len, size_of::<T>());
+        let to = core::ptr::from_mut(to).cast();
         // SAFETY: a helper call that writes `len` bytes, which `to` has.
         let read = unsafe { bpf_skb_load_bytes(self.raw().cast(), offset as u32, to, len) };
         (read == 0).then_some(())
@@ -110,6 +110,33 @@ impl<const L2: usize> Packet for Skb<L2> {
         let to = core::ptr::from_mut(to).cast();
         // SAFETY: a helper call that writes `len` bytes, which `to` has.
         unsafe { bpf_skb_load_bytes(self.raw().cast(), offset as u32, to, len) == 0 }
+    }
+
+    #[inline(always)]
+    fn store<T>(&mut self, offset: usize, value: &T) -> bool {
+        let len = size_of::<T>() as u32;
+        let from = core::ptr::from_ref(value).cast();
+        // SAFETY: a helper call that reads `len` bytes, which `value` has.
+        unsafe { bpf_skb_store_bytes(self.raw(), offset as u32, from, len, 0) == 0 }
+    }
+
+    #[inline(always)]
+    fn trim(&mut self, len: u32) -> bool {
+        // SAFETY: a helper call.
+        unsafe { bpf_skb_change_tail(self.raw(), len, 0) == 0 }
+    }
+
+    #[inline(always)]
+    fn insert(&mut self, len: u32) -> bool {
+        // SAFETY: helper calls.
+        unsafe {
+            let made = if L2 == 0 {
+                bpf_skb_change_head(self.raw(), len, 0)
+            } else {
+                bpf_skb_adjust_room(self.raw(), len as i32, BPF_ADJ_ROOM_MAC, 0)
+            };
+            made == 0
+        }
     }
 
     #[inline(always)]
@@ -197,4 +224,12 @@ impl<const L2: usize> Packet for Skb<L2> {
     fn context(&self) -> *mut c_void {
         self.0.as_ptr()
     }
+}
+
+/// A length of 1 to `max`, in a form that Linux 6.1's verifier follows: it learns a lower bound from
+/// no `!= 0`, so the last step adds one. And unseen by the compiler, which drops a bound that it
+/// knows from comparisons of another register, as the verifier does not.
+#[inline(always)]
+pub fn bounded(len: usize, max: usize) -> u32 {
+    black_box(len).saturating_sub(1).min(max - 1) as u32 + 1
 }
