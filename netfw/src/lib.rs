@@ -11,7 +11,7 @@
 //! | [`bpf`] | the data plane: programs, pins, maps |
 //! | [`net`] | interfaces, addresses, routes, namespaces, sockets |
 //! | [`demo`] | a lab in namespaces that shows it all at work |
-//! | [`publish`], [`name`] | what people write: port mappings, names, MAC addresses |
+//! | [`publish`], [`name`], [`rules`] | what people write: port mappings, names and MAC addresses, rules of networks |
 
 pub mod agent;
 pub mod api;
@@ -21,6 +21,7 @@ pub mod demo;
 pub mod name;
 pub mod net;
 pub mod publish;
+pub mod rules;
 
 /// An error and its causes in one line; causes that the error's own words contain are left out.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {

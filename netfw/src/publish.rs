@@ -1,12 +1,13 @@
 //! Publishes: port mappings as `docker run -p` writes them.
 //!
 //! [`Spec`] is what somebody asked for, where the host port may be left to us; [`Publish`] is what
-//! the node does, every port known. Both keep one invariant: a range has a first and a last port,
-//! neither is 0, and a publish's two ranges have the same size.
+//! the node does, every port known, for one family. A spec without a host address becomes a publish
+//! for each family that the container has, as Docker does and shows it. Both keep one invariant: a
+//! range has a first and a last port, neither is 0, and a publish's two ranges have the same size.
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     str::FromStr,
 };
 
@@ -49,12 +50,13 @@ impl fmt::Display for PortRange {
     }
 }
 
-/// What was asked: `[[HOST_IP:][HOST_PORT[-END]]:]CONTAINER_PORT[-END][/tcp|udp]`.
+/// What was asked: `[[HOST_IP:][HOST_PORT[-END]]:]CONTAINER_PORT[-END][/tcp|udp|sctp]`, with an IPv6
+/// address in brackets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Spec {
-    /// None: any local address.
-    pub host_ip: Option<Ipv4Addr>,
+    /// None: any local address of either family. Never an IPv4 address in IPv6's clothes.
+    pub host_ip: Option<IpAddr>,
     /// None: a free port is chosen.
     pub host_ports: Option<PortRange>,
     pub container_ports: PortRange,
@@ -65,8 +67,8 @@ pub struct Spec {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct Publish {
     pub protocol: Protocol,
-    /// `0.0.0.0`: any local address.
-    pub host_ip: Ipv4Addr,
+    /// `0.0.0.0`, `::`: any local address of the family.
+    pub host_ip: IpAddr,
     pub host_ports: PortRange,
     pub container_ports: PortRange,
 }
@@ -74,7 +76,7 @@ pub struct Publish {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum SpecError {
     #[error(
-        "{0:?} is no publish: write [HOST_IP:]HOST_PORT[-END]:CONTAINER_PORT[-END][/tcp|udp], as in 8080:80"
+        "{0:?} is no publish: write [HOST_IP:]HOST_PORT[-END]:CONTAINER_PORT[-END][/tcp|udp|sctp], as in 8080:80"
     )]
     Syntax(String),
     #[error("publish {spec:?}: {port:?} is no port: 1 to 65535 are")]
@@ -89,18 +91,14 @@ pub enum SpecError {
         host: u32,
         container: u32,
     },
-    #[error("publish {spec:?}: unknown protocol {protocol:?}: tcp and udp are known")]
+    #[error("publish {spec:?}: unknown protocol {protocol:?}: tcp, udp and sctp are known")]
     Protocol { spec: String, protocol: String },
-    #[error("publish {spec:?}: sctp cannot be published yet: tcp and udp can")]
-    Sctp { spec: String },
-    #[error("publish {spec:?}: {ip:?} is no IPv4 address")]
+    #[error("publish {spec:?}: {ip:?} is no IP address")]
     HostIp { spec: String, ip: String },
-    #[error(
-        "publish {spec:?}: {ip} is an IPv6 address, and those cannot be published on yet: use an IPv4 address"
-    )]
-    Ipv6 { spec: String, ip: String },
+    #[error("publish {spec:?}: an IPv6 address stands in brackets: write [{ip}]")]
+    Bare { spec: String, ip: Ipv6Addr },
     #[error("publish {spec:?}: {ip} can be no address of the node")]
-    NotUnicast { spec: String, ip: Ipv4Addr },
+    NotUnicast { spec: String, ip: IpAddr },
 }
 
 impl FromStr for Spec {
@@ -113,7 +111,7 @@ impl FromStr for Spec {
             None => (s, Protocol::Tcp),
             Some((rest, "tcp")) => (rest, Protocol::Tcp),
             Some((rest, "udp")) => (rest, Protocol::Udp),
-            Some((_, "sctp")) => return Err(SpecError::Sctp { spec: spec() }),
+            Some((rest, "sctp")) => (rest, Protocol::Sctp),
             Some((_, other)) => {
                 return Err(SpecError::Protocol {
                     spec: spec(),
@@ -121,11 +119,15 @@ impl FromStr for Spec {
                 });
             }
         };
-        let (host, container) = match rest.rsplit_once(':') {
+        // The colons of an address are none of ours: nothing behind the last bracket is one.
+        let behind = rest.rfind(']').map_or(0, |at| at + 1);
+        let (host, container) = match rest[behind..].rfind(':').map(|at| at + behind) {
+            None if behind > 0 => return Err(syntax()),
             None => (None, rest),
-            Some((host, container)) => (Some(host), container),
+            Some(at) => (Some(&rest[..at]), &rest[at + 1..]),
         };
         let (ip, host) = match host {
+            Some(host) if behind == host.len() && behind > 0 => return Err(syntax()),
             None => (None, None),
             Some(host) => match host.rsplit_once(':') {
                 None if host.is_empty() => return Err(syntax()),
@@ -155,29 +157,35 @@ impl FromStr for Spec {
     }
 }
 
-fn parse_ip(spec: &str, text: &str) -> Result<Ipv4Addr, SpecError> {
-    let bare = text
-        .strip_prefix('[')
-        .and_then(|t| t.strip_suffix(']'))
-        .unwrap_or(text);
-    match bare.parse() {
-        Ok(IpAddr::V4(ip)) if ip.is_multicast() || ip.is_broadcast() => {
-            Err(SpecError::NotUnicast {
-                spec: spec.to_owned(),
-                ip,
-            })
-        }
-        Ok(IpAddr::V4(ip)) => Ok(ip),
-        Ok(IpAddr::V6(ip)) => Err(SpecError::Ipv6 {
-            spec: spec.to_owned(),
-            ip: ip.to_string(),
-        }),
-        // `8080:80:90`, `[::]:80`, `a:b:c`: more colons than a publish has.
-        Err(_) if text.is_empty() => Err(SpecError::Syntax(spec.to_owned())),
-        Err(_) => Err(SpecError::HostIp {
-            spec: spec.to_owned(),
+fn parse_ip(spec: &str, text: &str) -> Result<IpAddr, SpecError> {
+    let spec = || spec.to_owned();
+    let bracketed = text.strip_prefix('[').and_then(|t| t.strip_suffix(']'));
+    match (bracketed.unwrap_or(text).parse(), bracketed) {
+        (Ok(IpAddr::V6(ip)), None) => Err(SpecError::Bare { spec: spec(), ip }),
+        (Ok(ip), _) => match ip.to_canonical() {
+            ip if ip.is_multicast() || ip == Ipv4Addr::BROADCAST => {
+                Err(SpecError::NotUnicast { spec: spec(), ip })
+            }
+            ip => Ok(ip),
+        },
+        // `8080:80:90`, `a:b:c`: more colons than a publish has.
+        (Err(_), _) if text.is_empty() => Err(SpecError::Syntax(spec())),
+        (Err(_), _) => Err(SpecError::HostIp {
+            spec: spec(),
             ip: text.to_owned(),
         }),
+    }
+}
+
+/// An address before a colon.
+struct Host(IpAddr);
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            IpAddr::V4(ip) => write!(f, "{ip}"),
+            IpAddr::V6(ip) => write!(f, "[{ip}]"),
+        }
     }
 }
 
@@ -235,8 +243,8 @@ impl From<Spec> for String {
 impl fmt::Display for Spec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.host_ip, self.host_ports) {
-            (Some(ip), Some(ports)) => write!(f, "{ip}:{ports}:")?,
-            (Some(ip), None) => write!(f, "{ip}::")?,
+            (Some(ip), Some(ports)) => write!(f, "{}:{ports}:", Host(ip))?,
+            (Some(ip), None) => write!(f, "{}::", Host(ip))?,
             (None, Some(ports)) => write!(f, "{ports}:")?,
             (None, None) => {}
         }
@@ -244,12 +252,35 @@ impl fmt::Display for Spec {
     }
 }
 
+/// The families that a container has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Families {
+    pub v4: bool,
+    pub v6: bool,
+}
+
 impl Spec {
-    /// The publish, with `host_ports` where the spec leaves them open.
-    pub fn resolve(self, host_ports: PortRange) -> Publish {
+    /// The node's addresses that are meant, IPv4's first; none where the container has no address of
+    /// that family.
+    pub fn host_ips(self, families: Families) -> impl Iterator<Item = IpAddr> + Clone {
+        let (first, second) = match self.host_ip {
+            Some(ip) => (Some(ip), None),
+            None => (
+                Some(Ipv4Addr::UNSPECIFIED.into()),
+                Some(Ipv6Addr::UNSPECIFIED.into()),
+            ),
+        };
+        first.into_iter().chain(second).filter(move |ip| match ip {
+            IpAddr::V4(_) => families.v4,
+            IpAddr::V6(_) => families.v6,
+        })
+    }
+
+    /// The publish on `host_ip`, with `host_ports` where the spec leaves them open.
+    pub fn resolve(self, host_ip: IpAddr, host_ports: PortRange) -> Publish {
         Publish {
             protocol: self.protocol,
-            host_ip: self.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED),
+            host_ip,
             host_ports: self.host_ports.unwrap_or(host_ports),
             container_ports: self.container_ports,
         }
@@ -269,10 +300,20 @@ impl Spec {
 }
 
 impl Publish {
+    /// Did one spec ask for both: the same ports of any address, in either family?
+    pub fn is_twin_of(&self, other: &Self) -> bool {
+        let any = self.host_ip.is_unspecified() && other.host_ip.is_unspecified();
+        (any || self.host_ip == other.host_ip)
+            && self.protocol == other.protocol
+            && self.host_ports == other.host_ports
+            && self.container_ports == other.container_ports
+    }
+
     /// Would one packet match both?
     pub fn overlaps(&self, other: &Self) -> bool {
         self.protocol == other.protocol
             && self.host_ports.overlaps(other.host_ports)
+            && self.host_ip.is_ipv4() == other.host_ip.is_ipv4()
             && (self.host_ip == other.host_ip
                 || self.host_ip.is_unspecified()
                 || other.host_ip.is_unspecified())
@@ -289,7 +330,10 @@ impl fmt::Display for Publish {
         write!(
             f,
             "{}:{}:{}/{}",
-            self.host_ip, self.host_ports, self.container_ports, self.protocol
+            Host(self.host_ip),
+            self.host_ports,
+            self.container_ports,
+            self.protocol
         )
     }
 }
@@ -312,6 +356,15 @@ mod tests {
             ("8000-8010:9000-9010", "8000-8010:9000-9010/tcp"),
             ("1-65535:1-65535", "1-65535:1-65535/tcp"),
             ("0.0.0.0:1:1", "0.0.0.0:1:1/tcp"),
+            ("[192.0.2.1]:1:1", "192.0.2.1:1:1/tcp"),
+            ("[::]:8080:80", "[::]:8080:80/tcp"),
+            ("[::1]::80/udp", "[::1]::80/udp"),
+            (
+                "[2001:DB8:0::1]:80-81:80-81",
+                "[2001:db8::1]:80-81:80-81/tcp",
+            ),
+            ("[::ffff:192.0.2.1]:1:1", "192.0.2.1:1:1/tcp"),
+            ("2905:2905/sctp", "2905:2905/sctp"),
         ] {
             assert_eq!(text.parse::<Spec>().unwrap().to_string(), canonical);
         }
@@ -322,7 +375,8 @@ mod tests {
         use SpecError as E;
         let error = |text: &str| text.parse::<Spec>().unwrap_err();
         for text in [
-            "", ":", ":80", "80:", "8080:80:", "::80", "80-", "-80", "/tcp",
+            "", ":", ":80", "80:", "8080:80:", "::80", "80-", "-80", "/tcp", "[::]", "[::]:80",
+            "[::1]:", "80:[::1]",
         ] {
             assert!(
                 matches!(error(text), E::Syntax(_)),
@@ -356,22 +410,41 @@ mod tests {
             }
         ));
         assert!(matches!(error("80-90:80"), E::Unequal { .. }));
-        assert!(matches!(error("80:80/sctp"), E::Sctp { .. }));
         assert!(matches!(error("80:80/TCP"), E::Protocol { .. }));
         assert!(matches!(error("80:80/"), E::Protocol { .. }));
         assert!(matches!(error("80:80/tcp/udp"), E::Protocol { .. }));
         assert!(matches!(error("x:80:80"), E::HostIp { .. }));
         assert!(matches!(error("1:2:3:4"), E::HostIp { .. }));
         assert!(matches!(error("192.0.2.256:80:80"), E::HostIp { .. }));
-        assert!(matches!(error("[::1]:80:80"), E::Ipv6 { .. }));
-        assert!(matches!(error("224.0.0.1:80:80"), E::NotUnicast { .. }));
+        assert!(matches!(error("::1:80:80"), E::Bare { .. }));
+        assert!(matches!(error("2001:db8::1:80:80"), E::Bare { .. }));
+        for text in [
+            "[fe80::1%eth0]:80:80",
+            "[::1:80:80",
+            "::1]:80:80",
+            "[]:80:80",
+        ] {
+            assert!(
+                matches!(error(text), E::HostIp { .. }),
+                "{text}: {:?}",
+                error(text)
+            );
+        }
+        for text in [
+            "224.0.0.1:80:80",
+            "255.255.255.255:80:80",
+            "[ff02::1]:80:80",
+        ] {
+            assert!(matches!(error(text), E::NotUnicast { .. }), "{text}");
+        }
     }
 
     #[test]
     fn overlap_is_by_protocol_port_and_address() {
         let publish = |text: &str| {
             let spec: Spec = text.parse().unwrap();
-            spec.resolve(spec.host_ports.unwrap())
+            let ip = spec.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+            spec.resolve(ip, spec.host_ports.unwrap())
         };
         let base = publish("192.0.2.1:80-90:80-90");
         assert!(base.overlaps(&publish("90:1")));
@@ -379,28 +452,78 @@ mod tests {
         assert!(!base.overlaps(&publish("192.0.2.2:85:1")));
         assert!(!base.overlaps(&publish("85:1/udp")));
         assert!(!base.overlaps(&publish("91:1")));
+        assert!(!base.overlaps(&publish("[::]:85:1")));
+        let base = publish("[2001:db8::1]:80:80");
+        assert!(base.overlaps(&publish("[::]:80:1")));
+        assert!(!base.overlaps(&publish("[2001:db8::2]:80:1")));
+        assert!(!base.overlaps(&publish("0.0.0.0:80:1")));
+    }
+
+    #[test]
+    fn no_host_address_means_what_the_container_has() {
+        let ips = |text: &str, v4, v6| -> Vec<String> {
+            let spec: Spec = text.parse().unwrap();
+            let ips = spec.host_ips(Families { v4, v6 });
+            ips.map(|ip| ip.to_string()).collect()
+        };
+        assert_eq!(ips("80:80", true, true), ["0.0.0.0", "::"]);
+        assert_eq!(ips("80:80", true, false), ["0.0.0.0"]);
+        assert_eq!(ips("80:80", false, true), ["::"]);
+        assert_eq!(ips("0.0.0.0:80:80", true, true), ["0.0.0.0"]);
+        assert_eq!(ips("[::]:80:80", true, true), ["::"]);
+        assert!(ips("[::1]:80:80", true, false).is_empty());
+    }
+
+    #[test]
+    fn a_spec_names_both_that_it_made() {
+        let both = Families { v4: true, v6: true };
+        let publishes = |text: &str| -> Vec<Publish> {
+            let spec: Spec = text.parse().unwrap();
+            let ports = spec.host_ports.unwrap();
+            spec.host_ips(both)
+                .map(|ip| spec.resolve(ip, ports))
+                .collect()
+        };
+        let names = |text: &str, p: &Publish| text.parse::<Spec>().unwrap().names(p);
+        let [four, six] = publishes("8080:80")[..] else {
+            panic!("one for each family");
+        };
+        assert!(four.is_twin_of(&six));
+        for text in ["8080:80", "80"] {
+            assert!(names(text, &four) && names(text, &six), "{text}");
+        }
+        assert!(names("0.0.0.0:8080:80", &four) && !names("0.0.0.0:8080:80", &six));
+        let other = publishes("8081:80")[0];
+        assert!(!four.is_twin_of(&other) && !four.is_twin_of(&publishes("[::1]:8080:80")[0]));
     }
 
     fn spec() -> impl Strategy<Value = Spec> {
         (
-            proptest::option::of(any::<u32>().prop_map(Ipv4Addr::from)),
+            proptest::option::of(prop_oneof![
+                any::<u32>().prop_map(|bits| IpAddr::from(Ipv4Addr::from(bits))),
+                any::<u128>().prop_map(|bits| Ipv6Addr::from(bits).to_canonical()),
+            ]),
             any::<bool>(),
             1u16..,
             1u16..,
             0u16..1000,
-            any::<bool>(),
+            prop_oneof![
+                Just(Protocol::Tcp),
+                Just(Protocol::Udp),
+                Just(Protocol::Sctp)
+            ],
         )
-            .prop_map(|(host_ip, open, host, container, span, udp)| {
+            .prop_map(|(host_ip, open, host, container, span, protocol)| {
                 let span = span.min(u16::MAX - host).min(u16::MAX - container);
                 let range = |first| PortRange {
                     first,
                     last: first + span,
                 };
                 Spec {
-                    host_ip: host_ip.filter(|ip| !ip.is_multicast() && !ip.is_broadcast()),
+                    host_ip: host_ip.filter(|ip| !ip.is_multicast() && *ip != Ipv4Addr::BROADCAST),
                     host_ports: (!open).then_some(range(host)),
                     container_ports: range(container),
-                    protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
+                    protocol,
                 }
             })
     }
@@ -419,7 +542,8 @@ mod tests {
         #[test]
         fn overlap_is_symmetric_and_pairs_count(a in spec(), b in spec()) {
             let range = PortRange { first: 1, last: a.container_ports.count() as u16 };
-            let (a, b) = (a.resolve(range), b.resolve(b.container_ports));
+            let ip = |spec: Spec| spec.host_ip.unwrap_or(Ipv6Addr::UNSPECIFIED.into());
+            let (a, b) = (a.resolve(ip(a), range), b.resolve(ip(b), b.container_ports));
             prop_assert_eq!(a.overlaps(&b), b.overlaps(&a));
             prop_assert!(a.overlaps(&a));
             prop_assert_eq!(a.pairs().count() as u32, a.container_ports.count());

@@ -47,7 +47,9 @@ impl Nginx {
         fs::create_dir(directory.path().join("files")).expect("a new directory");
         let listen: String = ports
             .iter()
-            .map(|port| format!("listen {port} reuseport;\n"))
+            .map(|port| {
+                format!("listen {port} reuseport; listen [::]:{port} ipv6only=on reuseport;\n")
+            })
             .collect();
         let config = format!(
             "daemon off; user root; pid {path}/pid; worker_processes 1;

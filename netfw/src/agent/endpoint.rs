@@ -4,24 +4,28 @@
 //! and programs are there before its interface has an address.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::unix::fs::MetadataExt,
     path::PathBuf,
 };
 
-use ipnet::Ipv4Net;
-use netfw_common::record::{self as map, network_flag};
+use netfw_common::record as map;
 
 use super::{
     Agent, AgentError, ipam,
+    ipam::Pool,
+    network::{DEFAULT_NETWORK, SETTINGS6},
+    plan::family,
+    purge::{Doomed, Then},
     record::{Endpoint, Network, Published, Target, alias, host_mac},
-    start::DEFAULT_NETWORK,
     store::Change,
 };
 use crate::{
     api::types::{self, EndpointRequest, NamespaceRequest},
     name::{Mac, Name},
-    net::{Namespace, Netlink, Veth, namespace},
+    net::{Namespace, NetError, Netlink, Veth, namespace, sysctl},
+    publish::Families,
 };
 
 impl Agent {
@@ -66,11 +70,12 @@ impl Agent {
             Ok(ifindex) => {
                 self.up.insert(endpoint.name.clone(), ifindex);
                 self.flush_shadows(&endpoint.publishes);
-                tracing::info!(endpoint = %endpoint.name, ip = %endpoint.ip4, "added");
+                let ips: Vec<String> = endpoint.ips().map(|ip| ip.to_string()).collect();
+                tracing::info!(endpoint = %endpoint.name, ips = %ips.join(", "), "added");
                 Ok(())
             }
             Err(error) => {
-                self.disconnect(&endpoint).await;
+                self.disconnect(&endpoint, Then::Nothing).await;
                 if endpoint.namespace.made
                     && let Err(error) = Namespace::delete(&endpoint.name)
                 {
@@ -90,11 +95,14 @@ impl Agent {
         counters: &mut Vec<u32>,
     ) -> Result<(Endpoint, Network, Option<Namespace>), AgentError> {
         let name = &request.name;
-        if self.wanted.endpoints.contains_key(name) {
-            return Err(if self.up.contains_key(name) {
-                AgentError::EndpointExists(name.clone())
+        if let Some(other) = self.wanted.endpoints.get(name) {
+            let name = name.clone();
+            return Err(if other.removing {
+                AgentError::Removing(name)
+            } else if self.up.contains_key(&name) {
+                AgentError::EndpointExists(name)
             } else {
-                AgentError::EndpointGone(name.clone())
+                AgentError::EndpointGone(name)
             });
         }
         let network = match &request.network {
@@ -106,15 +114,29 @@ impl Agent {
             .networks
             .get(&network)
             .cloned()
-            .ok_or(AgentError::NoNetwork(network))?;
+            .ok_or_else(|| self.no_network(&network))?;
         let (target, namespace) = self.target(name, request.namespace.as_ref())?;
         if let Some(namespace) = &namespace {
             self.check_not_attached(&target, namespace, &network)?;
         }
-        let ip4 = self.address_for(request.ip, &mut network)?;
-        let mac = request.mac.unwrap_or_else(|| ipam::mac_for(ip4));
+        let (ip4, ip6) = self.addresses_for(request, &mut network)?;
+        let first = ip4.map(IpAddr::V4).or(ip6.map(IpAddr::V6));
+        let mac = match (request.mac, first) {
+            (Some(mac), _) => mac,
+            (None, Some(ip)) => ipam::mac_for(ip),
+            // An IPv6 network of a time when the node had IPv6.
+            (None, None) => {
+                return Err(AgentError::Network(super::error::NetworkError::NoIpv6(
+                    self.ipv6.clone().err().unwrap_or_default(),
+                )));
+            }
+        };
         self.check_mac(mac, &network)?;
-        let publishes = self.resolve_publishes(&request.publish)?;
+        let families = Families {
+            v4: ip4.is_some(),
+            v6: ip6.is_some(),
+        };
+        let publishes = self.resolve_publishes(&request.publish, families, &network)?;
         let interface = match &namespace {
             Some(namespace) => free_interface(namespace).await?,
             None => "eth0".into(),
@@ -131,6 +153,7 @@ impl Agent {
             network: network.name.clone(),
             namespace: target,
             ip4,
+            ip6,
             mac,
             host_interface,
             interface,
@@ -206,26 +229,106 @@ impl Agent {
         }
     }
 
-    fn address_for(
+    /// One of each family that the network has.
+    fn addresses_for(
         &self,
-        asked: Option<Ipv4Addr>,
+        request: &EndpointRequest,
         network: &mut Network,
-    ) -> Result<Ipv4Addr, AgentError> {
-        let taken = self.taken_addresses(&network.name);
-        match asked {
-            Some(ip) => {
-                ipam::check(ip, network.subnet, network.gateway, &taken)?;
-                if self.locals.contains_key(&ip) {
-                    return Err(AgentError::NodeAddress { ip });
-                }
-                Ok(ip)
-            }
-            None => {
-                let ip = ipam::next(network.subnet, network.gateway, &taken, network.last)?;
-                network.last = ip;
-                Ok(ip)
+    ) -> Result<(Option<Ipv4Addr>, Option<Ipv6Addr>), AgentError> {
+        let (asked4, asked6) = (request.ip.map(IpAddr::V4), request.ip6.map(IpAddr::V6));
+        let pools: Vec<Pool> = self.pools(network).copied().collect();
+        for ip in asked4.into_iter().chain(asked6) {
+            if !pools.iter().any(|p| p.gateway.is_ipv4() == ip.is_ipv4()) {
+                return Err(AgentError::NoFamily {
+                    ip,
+                    network: network.name.clone(),
+                    family: family(ip),
+                    why: self.ipv6.clone().err().filter(|_| ip.is_ipv6()),
+                });
             }
         }
+        let taken = self.taken_addresses(&network.name);
+        let (mut ip4, mut ip6) = (None, None);
+        for pool in pools {
+            let own = if pool.gateway.is_ipv4() {
+                &mut network.v4
+            } else {
+                &mut network.v6
+            };
+            let asked = if pool.gateway.is_ipv4() {
+                asked4
+            } else {
+                asked6
+            };
+            match self.address_for(asked, &pool, own, &taken)? {
+                IpAddr::V4(ip) => ip4 = Some(ip),
+                IpAddr::V6(ip) => ip6 = Some(ip),
+            }
+        }
+        Ok((ip4, ip6))
+    }
+
+    fn address_for(
+        &self,
+        asked: Option<IpAddr>,
+        pool: &Pool,
+        own: &mut Option<Pool>,
+        taken: &BTreeSet<IpAddr>,
+    ) -> Result<IpAddr, AgentError> {
+        let Some(ip) = asked else {
+            let ip = pool.next(taken)?;
+            *own = Some(Pool { last: ip, ..*pool });
+            return Ok(ip);
+        };
+        pool.check(ip, taken)?;
+        if self.locals.contains_key(&ip) {
+            return Err(AgentError::NodeAddress { ip });
+        }
+        Ok(ip)
+    }
+
+    /// Addresses for endpoints of a time when their network, or the node, had no IPv6.
+    pub(super) fn complete_addresses(&mut self) -> Result<(), AgentError> {
+        if self.ipv6.is_err() {
+            return Ok(());
+        }
+        let names: Vec<Name> = self.wanted.endpoints.keys().cloned().collect();
+        for name in names {
+            let mut endpoint = self.wanted.endpoints[&name].clone();
+            let mut network = self.network_of(&endpoint)?.clone();
+            let (None, Some(pool)) = (endpoint.ip6, &mut network.v6) else {
+                continue;
+            };
+            let taken = self.taken_addresses(&network.name);
+            let IpAddr::V6(ip) = pool.next(&taken)? else {
+                continue;
+            };
+            pool.last = ip.into();
+            endpoint.ip6 = Some(ip);
+            self.store
+                .commit(&[Change::Network(&network), Change::Endpoint(&endpoint)])?;
+            tracing::info!(endpoint = %name, %ip, "got an IPv6 address");
+            self.wanted.networks.insert(network.name.clone(), network);
+            self.wanted.endpoints.insert(name, endpoint);
+        }
+        Ok(())
+    }
+
+    pub(super) fn taken_addresses(&self, network: &Name) -> BTreeSet<IpAddr> {
+        self.members(network).flat_map(Endpoint::ips).collect()
+    }
+
+    /// The network's endpoints, those included that are being removed.
+    pub(super) fn members<'a>(&'a self, network: &Name) -> impl Iterator<Item = &'a Endpoint> {
+        self.wanted
+            .endpoints
+            .values()
+            .filter(move |e| e.network == *network)
+    }
+
+    pub(super) fn network_of(&self, endpoint: &Endpoint) -> Result<&Network, AgentError> {
+        let network = self.wanted.networks.get(&endpoint.network);
+        network.ok_or_else(|| self.no_network(&endpoint.network))
     }
 
     fn check_mac(&self, mac: Mac, network: &Network) -> Result<(), AgentError> {
@@ -282,6 +385,7 @@ impl Agent {
         namespace: &Namespace,
     ) -> Result<u32, AgentError> {
         let bridge = self.bridge_of(endpoint)?;
+        let mtu = self.mtu_of(self.network_of(endpoint)?);
         let (ifindex, _) = self
             .netlink
             .create_veth(Veth {
@@ -290,12 +394,12 @@ impl Agent {
                 peer_name: &endpoint.interface,
                 peer_mac: endpoint.mac.0,
                 peer_ns: namespace.as_fd(),
-                mtu: self.mtu,
+                mtu,
                 master: bridge.ifindex,
                 alias: &alias(&self.config.instance, &endpoint.name),
             })
             .await?;
-        self.set_records(endpoint, ifindex)?;
+        self.set_records(endpoint, ifindex, mtu)?;
         self.dataplane
             .attach_container(ifindex, &endpoint.host_interface)?;
         self.configure_container(endpoint, ifindex, namespace)
@@ -308,31 +412,38 @@ impl Agent {
         &mut self,
         endpoint: &Endpoint,
         ifindex: u32,
+        mtu: u32,
     ) -> Result<(), AgentError> {
         let bridge = self.bridge_of(endpoint)?;
-        let network = self
-            .wanted
-            .networks
-            .get(&endpoint.network)
-            .ok_or_else(|| AgentError::NoNetwork(endpoint.network.clone()))?;
-        self.dataplane.set_endpoint(&map::Endpoint {
+        let network = self.network_of(endpoint)?;
+        let mut record = map::Endpoint {
             ifindex,
             bridge: bridge.ifindex,
             network: network.number,
             counter: endpoint.counter,
-            ip4: endpoint.ip4.into(),
-            gateway4: network.gateway.into(),
             mac: endpoint.mac.0,
             gateway_mac: network.mac.0,
-            flags: network_flag::MASQUERADE,
+            flags: network.rules.flags(),
+            mtu,
             ..Default::default()
-        })?;
-        self.dataplane
-            .publish(super::publish::entries_of_endpoint(endpoint))?;
-        Ok(())
+        };
+        for pool in self.pools(network) {
+            match pool.gateway {
+                IpAddr::V4(gateway) => {
+                    record.ip4 = endpoint.ip4.map(Into::into).unwrap_or_default();
+                    record.gateway4 = gateway.into();
+                }
+                IpAddr::V6(gateway) => {
+                    record.ip6 = endpoint.ip6.map(Into::into).unwrap_or_default();
+                    record.gateway6 = gateway.into();
+                }
+            }
+        }
+        self.dataplane.set_endpoint(&record)?;
+        self.enter_publishes(endpoint, &endpoint.publishes)
     }
 
-    /// Inside: address, up, and a default route where there is none. Idempotent. `host_ifindex` is
+    /// Inside: addresses, up, and default routes where there are none. Idempotent. `host_ifindex` is
     /// the other end.
     pub(super) async fn configure_container(
         &self,
@@ -340,11 +451,7 @@ impl Agent {
         host_ifindex: u32,
         namespace: &Namespace,
     ) -> Result<(), AgentError> {
-        let network = self
-            .wanted
-            .networks
-            .get(&endpoint.network)
-            .ok_or_else(|| AgentError::NoNetwork(endpoint.network.clone()))?;
+        let network = self.network_of(endpoint)?;
         let inside = Netlink::within(namespace)?;
         // A name may stand for another namespace by now, with an interface of the same name.
         let link = inside
@@ -356,34 +463,40 @@ impl Agent {
                 netns: namespace.label().to_owned(),
                 host_interface: endpoint.host_interface.clone(),
             })?;
-        let address = Ipv4Net::new(endpoint.ip4, network.subnet.prefix_len())
-            .map_err(|e| AgentError::Fault(e.to_string()))?;
-        inside.add_address(link.index, address.into()).await?;
+        let mut given = Vec::new();
+        for pool in self.pools(network) {
+            let own = endpoint
+                .ips()
+                .find(|ip| ip.is_ipv4() == pool.gateway.is_ipv4());
+            given.extend(own.map(|ip| (pool, ip)));
+        }
+        if given.iter().any(|(_, ip)| ip.is_ipv6()) {
+            // Before it is up, or a router's advertisement could come first.
+            prepare_ipv6(namespace, &endpoint.interface)?;
+        }
         inside.set_up(link.index).await?;
-        let has_default = inside
-            .routes()
-            .await?
-            .iter()
-            .any(|r| r.dst.prefix_len() == 0 && r.dst.addr().is_ipv4());
-        if !has_default {
-            inside
-                .add_default_route(link.index, IpAddr::V4(network.gateway))
-                .await?;
+        let routes = inside.routes().await?;
+        for (pool, ip) in given {
+            inside.add_address(link.index, pool.on_link(ip)).await?;
+            let has_default = routes
+                .iter()
+                .any(|r| r.dst.prefix_len() == 0 && r.dst.addr().is_ipv4() == ip.is_ipv4());
+            if !has_default {
+                inside.add_default_route(link.index, pool.gateway).await?;
+            }
         }
         Ok(())
     }
 
-    /// Takes the endpoint out of the kernel, whatever of it is there; goes on past errors.
-    pub(super) async fn disconnect(&mut self, endpoint: &Endpoint) {
+    /// Takes the endpoint out of the kernel, whatever of it is there; goes on past errors. Its flows
+    /// are left to a purge, at whose end `then` is done.
+    pub(super) async fn disconnect(&mut self, endpoint: &Endpoint, then: Then) {
         let report = |what: &str, error: &dyn std::fmt::Display| {
             tracing::warn!(endpoint = %endpoint.name, %error, "{what}");
         };
         let known = self.up.remove(&endpoint.name);
         // First the way in, then the flows, so that no new ones appear behind our back.
-        if let Err(error) = self
-            .dataplane
-            .unpublish(super::publish::keys_of_endpoint(endpoint))
-        {
+        if let Err(error) = self.withdraw_publishes(&endpoint.publishes) {
             report("its publishes were not withdrawn", &error);
         }
         let found = match self.netlink.link(&endpoint.host_interface).await {
@@ -404,12 +517,7 @@ impl Agent {
                 report("its program was not detached", &error);
             }
         }
-        if let Err(error) = self
-            .dataplane
-            .remove_flows(|key, flow| endpoint.takes_part(key, flow))
-        {
-            report("its flows were not removed", &error);
-        }
+        self.purge(Doomed::endpoint(endpoint), then);
     }
 
     pub async fn remove_endpoint(&mut self, name: &Name) -> Result<(), AgentError> {
@@ -420,7 +528,8 @@ impl Agent {
         self.finish_removal(name).await
     }
 
-    /// From marked to gone. What cannot be removed from the kernel is reported and left.
+    /// From marked to gone, but for its flows; name, addresses and counters are kept until those are
+    /// gone too. What cannot be removed from the kernel is reported and left.
     pub(super) async fn finish_removal(&mut self, name: &Name) -> Result<(), AgentError> {
         let endpoint = self
             .wanted
@@ -428,7 +537,15 @@ impl Agent {
             .get(name)
             .cloned()
             .ok_or_else(|| AgentError::NoEndpoint(name.clone()))?;
-        self.disconnect(&endpoint).await;
+        self.disconnect(&endpoint, Then::Forget(name.clone())).await;
+        Ok(())
+    }
+
+    /// An endpoint of which nothing is left in the kernel but, perhaps, its namespace.
+    pub(super) fn forget_endpoint(&mut self, name: &Name) -> Result<(), AgentError> {
+        let Some(endpoint) = self.wanted.endpoints.get(name).cloned() else {
+            return Ok(());
+        };
         let deleted = if endpoint.namespace.made {
             Namespace::delete(name)
         } else {
@@ -436,9 +553,8 @@ impl Agent {
         };
         self.store.commit(&[Change::NoEndpoint(name)])?;
         self.wanted.endpoints.remove(name);
-        self.counters.give_back(endpoint.counter);
-        for published in &endpoint.publishes {
-            self.counters.give_back(published.counter);
+        for counter in endpoint.counters() {
+            self.counters.give_back(counter);
         }
         tracing::info!(endpoint = %name, "removed");
         Ok(deleted?)
@@ -452,6 +568,17 @@ impl Agent {
             _ => Ok(namespace),
         }
     }
+}
+
+/// Inside, only our address and our default route count.
+fn prepare_ipv6(namespace: &Namespace, interface: &str) -> Result<(), NetError> {
+    let interface = interface.to_owned();
+    namespace.run(move || {
+        for (key, value) in SETTINGS6 {
+            sysctl::set(&format!("net/ipv6/conf/{interface}/{key}"), value)?;
+        }
+        Ok(())
+    })?
 }
 
 /// `eth0`, or the next that the namespace does not have.

@@ -1,6 +1,8 @@
 //! Why the agent refused a request or could not carry it out.
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::{net::IpAddr, path::PathBuf};
+
+use ipnet::{IpNet, Ipv6Net};
 
 use super::{ipam::AddressError, paths::LockError, store::StoreError};
 use crate::{
@@ -19,8 +21,8 @@ pub enum AgentError {
     Name(NameError),
     #[error("there is no endpoint \"{0}\": `netfw endpoint ls` lists those that exist")]
     NoEndpoint(Name),
-    #[error("there is no network \"{0}\": \"bridge\" is the one that exists")]
-    NoNetwork(Name),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     #[error("an endpoint \"{0}\" exists already: choose another name, or remove it first")]
     EndpointExists(Name),
     #[error("an endpoint \"{0}\" exists and its namespace is gone: `netfw endpoint rm {0}` first")]
@@ -45,8 +47,17 @@ pub enum AgentError {
     },
     #[error(transparent)]
     Address(#[from] AddressError),
+    #[error("an endpoint \"{0}\" is being removed: try again in a moment")]
+    Removing(Name),
     #[error("{ip} is an address of the node: ask for another one")]
-    NodeAddress { ip: Ipv4Addr },
+    NodeAddress { ip: IpAddr },
+    #[error("{ip} cannot be given: network \"{network}\" has no {family} subnet{}", because(.why))]
+    NoFamily {
+        ip: IpAddr,
+        network: Name,
+        family: &'static str,
+        why: Option<String>,
+    },
     #[error("{mac} is the MAC address of {owner} already: ask for another, or for none")]
     MacTaken {
         mac: crate::name::Mac,
@@ -69,9 +80,19 @@ pub enum AgentError {
     )]
     NotLocal {
         spec: Spec,
-        ip: Ipv4Addr,
-        has: Vec<Ipv4Addr>,
+        ip: IpAddr,
+        has: Vec<IpAddr>,
     },
+    #[error(
+        "{spec} cannot be published: the endpoint has no {family} address, for its network \"{network}\" has none to give"
+    )]
+    PublishFamily {
+        spec: Spec,
+        family: &'static str,
+        network: Name,
+    },
+    #[error("{spec} cannot be published: network \"{network}\" is internal, and nothing gets in")]
+    PublishInternal { spec: Spec, network: Name },
     #[error("{spec} cannot be published: no free host port: name one, as in 8080:80")]
     NoFreePort { spec: Spec },
     #[error("no publish was named")]
@@ -102,8 +123,6 @@ pub enum AgentError {
     },
     #[error("all {0} counters are in use: withdraw publishes or endpoints")]
     NoCounter(u32),
-    #[error("no subnet is free: every private range overlaps a route of the node")]
-    NoSubnet,
     #[error("no interface name netfwN is free for the bridge")]
     NoBridgeName,
     #[error(
@@ -136,6 +155,9 @@ impl AgentError {
             E::Request(_)
             | E::Name(_)
             | E::NodeNamespace(_)
+            | E::NoFamily { .. }
+            | E::PublishFamily { .. }
+            | E::PublishInternal { .. }
             | E::MachineNamespace(_)
             | E::NotLocal { .. }
             | E::NoPublish
@@ -145,11 +167,14 @@ impl AgentError {
                 AddressError::Outside { .. }
                 | AddressError::Gateway { .. }
                 | AddressError::NetworkAddress { .. }
+                | AddressError::Anycast { .. }
                 | AddressError::Broadcast { .. },
             ) => FailureKind::Invalid,
-            E::NoEndpoint(_) | E::NoNetwork(_) | E::NotPublished { .. } => FailureKind::NotFound,
+            E::Network(error) => error.kind(),
+            E::NoEndpoint(_) | E::NotPublished { .. } => FailureKind::NotFound,
             E::EndpointExists(_)
             | E::EndpointGone(_)
+            | E::Removing(_)
             | E::NamespaceExists(_)
             | E::AlreadyAttached { .. }
             | E::Address(_)
@@ -166,6 +191,102 @@ impl AgentError {
     }
 }
 
+/// Why a network is not, or cannot be removed.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum NetworkError {
+    #[error("there is no network \"{name}\"; there is {}", list(.has))]
+    None { name: Name, has: Vec<Name> },
+    #[error("a network \"{0}\" exists already: choose another name, or remove it first")]
+    Exists(Name),
+    #[error("a network cannot be called \"{0}\", which stands for something else with --network")]
+    Reserved(Name),
+    #[error("network \"bridge\" is the one that endpoints join by default, and cannot be removed")]
+    Default,
+    #[error("network \"{network}\" cannot be removed: it has the endpoints {}: remove them first", list(.endpoints))]
+    InUse { network: Name, endpoints: Vec<Name> },
+    #[error(
+        "subnet {subnet} overlaps {other} ({what}): choose another one, or none to be given a free one"
+    )]
+    Overlap {
+        subnet: IpNet,
+        other: IpNet,
+        what: String,
+    },
+    #[error("{subnet} is an address with the length of a prefix: the subnet is {meant}")]
+    HostBits { subnet: IpNet, meant: IpNet },
+    #[error("{subnet} cannot be a network's: it holds {what}")]
+    Special { subnet: IpNet, what: &'static str },
+    #[error("{0} has no room for a gateway and a container: choose a wider subnet")]
+    Small(IpNet),
+    #[error("two {family} subnets: a network has one of each family at most")]
+    TwoSubnets { family: &'static str },
+    #[error("two {family} gateways: a network has one of each family at most")]
+    TwoGateways { family: &'static str },
+    #[error("gateway {gateway} lies in no subnet that was named{}", chosen(.subnet))]
+    Gateway {
+        gateway: IpAddr,
+        subnet: Option<IpNet>,
+    },
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    #[error("an MTU of {mtu} is not possible: with {family}, {least} to 65535 bytes are")]
+    Mtu {
+        mtu: u32,
+        least: u32,
+        family: &'static str,
+    },
+    #[error(
+        "--filter says who may use endpoint-independent mappings: it needs --nat endpoint-independent"
+    )]
+    Filter,
+    #[error(
+        "--nat endpoint-independent says how masquerade maps: it cannot be used with --no-masquerade"
+    )]
+    NatWithoutMasquerade,
+    #[error(
+        "--internal (no way in or out) and --routed (a way in for everybody) contradict each other"
+    )]
+    InternalRouted,
+    #[error("the node has no IPv6: {0}")]
+    NoIpv6(String),
+    #[error(
+        "no subnet is free: every private range overlaps a route of the node: name one with --subnet"
+    )]
+    NoSubnet,
+    #[error("no /64 of the node's {0} is free: name a subnet with --subnet")]
+    NoSubnet6(Ipv6Net),
+}
+
+impl NetworkError {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Self::None { .. } => FailureKind::NotFound,
+            Self::Exists(_)
+            | Self::Default
+            | Self::InUse { .. }
+            | Self::Overlap { .. }
+            | Self::NoIpv6(_)
+            | Self::NoSubnet
+            | Self::NoSubnet6(_) => FailureKind::Conflict,
+            _ => FailureKind::Invalid,
+        }
+    }
+}
+
+fn chosen(subnet: &Option<IpNet>) -> String {
+    match subnet {
+        Some(subnet) => format!(
+            " ({subnet} would be chosen, and may be another one next time): name the subnet with --subnet"
+        ),
+        None => ": name its subnet with --subnet".into(),
+    }
+}
+
+fn because(why: &Option<String>) -> String {
+    why.as_ref()
+        .map_or_else(String::new, |why| format!(" ({why})"))
+}
+
 fn held(holder: &Holder) -> String {
     let who = match (&holder.command, holder.pid) {
         (Some(command), Some(pid)) => format!("{command} (process {pid})"),
@@ -173,8 +294,9 @@ fn held(holder: &Holder) -> String {
         _ => "a socket of the node".into(),
     };
     format!(
-        "{who} holds {}:{}/{}: stop it, or choose another port",
-        holder.addr, holder.port, holder.proto
+        "{who} holds {}/{}: stop it, or choose another port",
+        std::net::SocketAddr::new(holder.addr, holder.port),
+        holder.proto
     )
 }
 

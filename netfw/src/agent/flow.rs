@@ -1,91 +1,177 @@
 //! Flows: what `flow ls` shows, `flow flush`, and the sweep.
+//!
+//! Walks over the tables are made in steps, with the agent free for others between them.
 
 use std::collections::HashMap;
 
 use netfw_common::{
-    flow::{Flow4, TICK_NS, Timeouts, flag, is_assured, state},
-    tuple::{Tuple4, proto},
+    addr::{Ip4, Ip6},
+    flow::{Flow as Entry, TICK_NS, Timeouts, flag, is_assured, state},
+    tuple::{Tuple as Key, proto},
 };
+use tokio::{sync::Mutex, task::block_in_place};
 
-use super::{Agent, AgentError};
+use super::{
+    Agent, AgentError,
+    purge::{Doomed, Then},
+    record::Endpoint,
+};
 use crate::{
     api::types::{Flow, Tuple},
-    bpf::now,
+    bpf::{self, Family, FlowWalk, Visit, now},
     name::Name,
 };
 
-/// Flows as they were at one moment.
-pub struct Listing {
-    /// Entries of the original direction.
-    flows: Vec<(Tuple4, Flow4)>,
-    /// The endpoints that counters belong to.
-    owners: HashMap<u32, Name>,
+/// Flows as they were during one walk: entries of the original direction.
+struct Listing {
+    flows: Vec<Listed>,
+    only: Option<Endpoint>,
     timeouts: Timeouts,
-    now: u32,
+}
+
+/// What a row of `flow ls` is made of.
+#[derive(Clone, Copy, PartialEq, Debug)]
+struct Listed {
+    original: Tuple,
+    reply: Tuple,
+    proto: u8,
+    zone: u8,
+    state: u8,
+    flags: u8,
+    counter: u16,
+    seen: u32,
+}
+
+impl Listed {
+    fn new<A: Family>(key: &Key<A>, flow: &Entry<A>) -> Self {
+        Self {
+            original: tuple(key),
+            reply: tuple(&flow.reverse_key(key.proto)),
+            proto: key.proto,
+            zone: key.zone,
+            state: flow.state,
+            flags: flow.flags,
+            counter: flow.counter,
+            seen: flow.seen,
+        }
+    }
+}
+
+impl Visit for Listing {
+    fn flow<A: Family>(&mut self, key: &Key<A>, flow: &Entry<A>) -> bool {
+        let part = |endpoint: &Endpoint| {
+            let ips = [key.src, key.dst, flow.src, flow.dst];
+            endpoint.counters().any(|c| c == u32::from(flow.counter))
+                || endpoint.ips().filter_map(A::of).any(|ip| ips.contains(&ip))
+        };
+        if !flow.has(flag::REPLY)
+            && !flow.is_expired(key.proto, now(), &self.timeouts)
+            && self.only.as_ref().is_none_or(part)
+        {
+            self.flows.push(Listed::new(key, flow));
+        }
+        false
+    }
+}
+
+/// All flows, or those of one endpoint, ordered by family, protocol and original tuple.
+pub async fn list(agent: &Mutex<Agent>, only: Option<&Name>) -> Result<Vec<Flow>, AgentError> {
+    let (mut listing, owners) = {
+        let agent = agent.lock().await;
+        let only = only
+            .map(|name| agent.wanted_endpoint(name).cloned())
+            .transpose()?;
+        let endpoints = agent.wanted.endpoints.values();
+        let owners: HashMap<u32, Name> = endpoints
+            .flat_map(|e| e.counters().map(|counter| (counter, e.name.clone())))
+            .collect();
+        let listing = Listing {
+            flows: Vec::new(),
+            only,
+            timeouts: agent.config.dataplane.timeouts,
+        };
+        (listing, owners)
+    };
+    let mut walk = FlowWalk::default();
+    loop {
+        let mut agent = agent.lock().await;
+        if block_in_place(|| agent.dataplane.visit(&mut walk, &mut listing))? {
+            break;
+        }
+    }
+    Ok(block_in_place(|| listing.views(&owners)))
 }
 
 impl Listing {
-    /// Ordered by protocol and original tuple.
-    pub fn views(mut self) -> Vec<Flow> {
-        self.flows
-            .sort_by_key(|(t, _)| (t.proto, t.src, t.sport, t.dst, t.dport));
+    /// `owners` are the endpoints that counters belong to.
+    fn views(mut self, owners: &HashMap<u32, Name>) -> Vec<Flow> {
+        let order = |f: &Listed| {
+            let t = f.original;
+            (
+                t.src.is_ipv6(),
+                f.proto,
+                t.src,
+                t.sport,
+                t.dst,
+                t.dport,
+                f.zone,
+            )
+        };
+        self.flows.sort_by_key(order);
+        // A flow that moved from table to table was met twice.
+        self.flows.dedup_by_key(|flow| order(flow));
+        let now = now();
         self.flows
             .iter()
-            .map(|(key, flow)| {
-                let owner = self.owners.get(&flow.counter.into());
-                let timeout = self.timeouts.of(key.proto, flow.state);
-                view(key, flow, owner, timeout, self.now)
+            .map(|flow| {
+                let owner = owners.get(&flow.counter.into());
+                view(flow, owner, self.timeouts.of(flow.proto, flow.state), now)
             })
             .collect()
     }
 }
 
+/// A table of a family, to be swept.
+#[derive(Clone, Copy, Debug)]
+pub enum Part {
+    V4(bpf::Part),
+    V6(bpf::Part),
+}
+
+impl Part {
+    pub const ALL: [Self; 6] = [
+        Self::V4(bpf::Part::Assured),
+        Self::V4(bpf::Part::Embryos),
+        Self::V6(bpf::Part::Assured),
+        Self::V6(bpf::Part::Embryos),
+        Self::V4(bpf::Part::Mappings),
+        Self::V6(bpf::Part::Mappings),
+    ];
+}
+
 impl Agent {
-    /// All flows, or those of one endpoint.
-    pub fn list_flows(&self, endpoint: Option<&Name>) -> Result<Listing, AgentError> {
-        let only = endpoint
-            .map(|name| self.wanted_endpoint(name))
-            .transpose()?;
-        let owners: HashMap<u32, Name> = self
-            .wanted
-            .endpoints
-            .values()
-            .flat_map(|e| {
-                std::iter::once(e.counter)
-                    .chain(e.publishes.iter().map(|p| p.counter))
-                    .map(move |counter| (counter, e.name.clone()))
-            })
-            .collect();
-        let mut flows = self.dataplane.flows()?;
-        flows.retain(|(key, flow)| {
-            !flow.has(flag::REPLY) && only.is_none_or(|e| e.takes_part(key, flow))
-        });
-        Ok(Listing {
-            flows,
-            owners,
-            timeouts: self.config.dataplane.timeouts,
-            now: now(),
-        })
-    }
-
-    pub fn flush(&mut self, endpoint: Option<&Name>) -> Result<usize, AgentError> {
-        let Some(name) = endpoint else {
-            return Ok(self.dataplane.remove_flows(|_, _| true)?);
+    /// Forgets all flows, or those of one endpoint, by a purge.
+    pub fn flush(&mut self, endpoint: Option<&Name>) -> Result<(), AgentError> {
+        let doomed = match endpoint {
+            None => Doomed::All,
+            Some(name) => Doomed::endpoint(self.wanted_endpoint(name)?),
         };
-        let endpoint = self.wanted_endpoint(name)?.clone();
-        Ok(self
-            .dataplane
-            .remove_flows(|key, flow| endpoint.takes_part(key, flow))?)
+        self.purge(doomed, Then::Nothing);
+        Ok(())
     }
 
-    /// Frees what expired flows take.
-    pub fn sweep(&mut self) -> Result<usize, AgentError> {
-        Ok(self.dataplane.sweep()?)
+    /// Frees what expired flows take: one step. Returns how many went, and whether this was the
+    /// table's end.
+    pub fn sweep(&mut self, part: Part) -> Result<(usize, bool), AgentError> {
+        Ok(match part {
+            Part::V4(part) => self.dataplane.sweep::<Ip4>(part)?,
+            Part::V6(part) => self.dataplane.sweep::<Ip6>(part)?,
+        })
     }
 }
 
-/// `key`, `flow`: the entry of the original direction. `timeout` and `now` in ticks.
-fn view(key: &Tuple4, flow: &Flow4, endpoint: Option<&Name>, timeout: u32, now: u32) -> Flow {
+/// `timeout` and `now` in ticks.
+fn view(flow: &Listed, endpoint: Option<&Name>, timeout: u32, now: u32) -> Flow {
     // Another CPU's clock may have run ahead, and the sweep may be late.
     let age = u64::from(
         (now.wrapping_sub(flow.seen)
@@ -95,18 +181,18 @@ fn view(key: &Tuple4, flow: &Flow4, endpoint: Option<&Name>, timeout: u32, now: 
         .min(timeout),
     );
     let left = (u64::from(timeout) - age) * TICK_NS / 1_000_000_000;
-    let reply = flow.reverse_key(key.proto);
     Flow {
-        protocol: match key.proto {
+        protocol: match flow.proto {
             proto::TCP => "tcp".into(),
             proto::UDP => "udp".into(),
             proto::ICMP => "icmp".into(),
+            proto::ICMPV6 => "icmpv6".into(),
             proto::SCTP => "sctp".into(),
             other => other.to_string(),
         },
         state: match flow.state {
             state::NEW => "new",
-            state::REPLIED if key.proto == proto::TCP => "syn_recv",
+            state::REPLIED if flow.proto == proto::TCP => "syn_recv",
             state::REPLIED => "replied",
             state::ESTABLISHED => "established",
             state::FIN_ORIGINAL | state::FIN_REPLY => "fin_wait",
@@ -117,9 +203,9 @@ fn view(key: &Tuple4, flow: &Flow4, endpoint: Option<&Name>, timeout: u32, now: 
         .into(),
         assured: is_assured(flow.state),
         timeout: left,
-        original: tuple(key),
-        reply: tuple(&reply),
-        origin: if flow.has(flag::PUBLISHED) {
+        original: flow.original,
+        reply: flow.reply,
+        origin: if flow.flags & flag::PUBLISHED != 0 {
             "publish".into()
         } else {
             "masquerade".into()
@@ -128,10 +214,10 @@ fn view(key: &Tuple4, flow: &Flow4, endpoint: Option<&Name>, timeout: u32, now: 
     }
 }
 
-fn tuple(t: &Tuple4) -> Tuple {
+fn tuple<A: Family>(t: &Key<A>) -> Tuple {
     Tuple {
-        src: t.src.into(),
-        dst: t.dst.into(),
+        src: t.src.ip(),
+        dst: t.dst.ip(),
         sport: t.sport.get(),
         dport: t.dport.get(),
     }
@@ -139,12 +225,11 @@ fn tuple(t: &Tuple4) -> Tuple {
 
 #[cfg(test)]
 mod tests {
-    use netfw_common::addr::{Be16, Ip4};
+    use netfw_common::{addr::Be16, flow::Flow4, tuple::Tuple4};
 
     use super::*;
 
-    #[test]
-    fn a_flow_is_shown_as_conntrack_shows_it() {
+    fn example() -> (Tuple4, Flow4) {
         let key = Tuple4 {
             src: Ip4::new([192, 0, 2, 9]),
             dst: Ip4::new([192, 0, 2, 1]),
@@ -163,11 +248,43 @@ mod tests {
             seen: 1000,
             ..Default::default()
         };
-        let shown = view(&key, &flow, None, 100, 1040);
+        (key, flow)
+    }
+
+    #[test]
+    fn a_flow_is_shown_as_conntrack_shows_it() {
+        let (key, flow) = example();
+        let flow = Listed::new(&key, &flow);
+        let shown = view(&flow, None, 100, 1040);
         assert_eq!(shown.reply.src.to_string(), "172.18.0.2");
         assert_eq!((shown.reply.sport, shown.reply.dport), (80, 40000));
         assert_eq!((shown.origin.as_str(), shown.timeout), ("publish", 64));
-        assert_eq!(view(&key, &flow, None, 100, 999).timeout, 107);
-        assert_eq!(view(&key, &flow, None, 100, 2000).timeout, 0);
+        assert_eq!(view(&flow, None, 100, 999).timeout, 107);
+        assert_eq!(view(&flow, None, 100, 2000).timeout, 0);
+    }
+
+    #[test]
+    fn a_flow_that_was_met_twice_is_shown_once() {
+        let (key, flow) = example();
+        let other = Tuple4 {
+            dport: Be16::new(9090),
+            ..key
+        };
+        let moved = Flow4 {
+            state: state::TIME_WAIT,
+            ..flow
+        };
+        let listing = Listing {
+            flows: vec![
+                Listed::new(&key, &flow),
+                Listed::new(&other, &flow),
+                Listed::new(&key, &moved),
+            ],
+            only: None,
+            timeouts: Timeouts::default(),
+        };
+        let shown = listing.views(&HashMap::new());
+        let ports: Vec<u16> = shown.iter().map(|flow| flow.original.dport).collect();
+        assert_eq!(ports, [8080, 9090]);
     }
 }

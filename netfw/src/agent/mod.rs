@@ -6,9 +6,10 @@
 //! | [`record`] | the wanted state |
 //! | [`store`] | the wanted state on disk |
 //! | [`paths`] | directories, socket, the lock of an instance |
-//! | [`ipam`], [`counter`], [`node`] | decisions, pure: addresses, counter indexes, uplinks |
+//! | [`ipam`], [`plan`], [`counter`], [`node`] | decisions, pure: addresses, networks, counter indexes, uplinks |
 //! | [`start`] | from the store to a running node |
-//! | [`endpoint`], [`publish`], [`flow`] | requests |
+//! | [`network`], [`endpoint`], [`publish`], [`flow`] | requests |
+//! | [`purge`] | flows that must go, in portions |
 //! | [`observe`] | what happens to the node meanwhile |
 //! | [`view`] | answers |
 //! | [`notify`] | telling a service manager |
@@ -26,11 +27,14 @@ pub mod endpoint;
 pub mod error;
 pub mod flow;
 pub mod ipam;
+pub mod network;
 pub mod node;
 mod notify;
 pub mod observe;
 pub mod paths;
+pub mod plan;
 pub mod publish;
+pub mod purge;
 pub mod record;
 pub mod run;
 pub mod start;
@@ -39,7 +43,7 @@ pub mod view;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::Ipv4Addr,
+    net::IpAddr,
     time::Instant,
 };
 
@@ -49,10 +53,15 @@ pub use self::error::AgentError;
 use self::{
     config::Config,
     counter::Indexes,
+    purge::Purge,
     record::{Endpoint, Wanted},
     store::Store,
 };
-use crate::{bpf::DataPlane, name::Name, net::Netlink};
+use crate::{
+    bpf::{DataPlane, Epoch},
+    name::Name,
+    net::Netlink,
+};
 
 pub struct Agent {
     config: Config,
@@ -69,7 +78,11 @@ pub struct Agent {
     up: BTreeMap<Name, u32>,
     uplinks: BTreeMap<u32, UplinkState>,
     missing_uplinks: Vec<String>,
-    locals: HashMap<Ipv4Addr, u32>,
+    locals: HashMap<IpAddr, u32>,
+    /// Why the node has no IPv6, if so.
+    ipv6: Result<(), String>,
+    /// Not carried out yet.
+    purges: Vec<Purge>,
     /// Why the node's own processes do not reach publishes, if so.
     sockets: Result<(), String>,
     mtu: u32,
@@ -93,6 +106,11 @@ impl Agent {
     /// What the programs log; to be read while `program_log` is configured.
     pub fn logger(&mut self) -> Result<Option<EbpfLogger<&'static dyn log::Log>>, AgentError> {
         Ok(self.dataplane.logger()?)
+    }
+
+    /// To be raised whenever the node's ways to the world may have changed.
+    pub fn epoch(&self) -> Result<Epoch, AgentError> {
+        Ok(self.dataplane.epoch()?)
     }
 
     fn wanted_endpoint(&self, name: &Name) -> Result<&Endpoint, AgentError> {

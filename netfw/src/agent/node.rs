@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use netfw_common::record;
@@ -24,7 +24,7 @@ pub struct View {
     /// Named with `--uplink`, but there is no such interface.
     pub missing: Vec<String>,
     /// The node's addresses and the interfaces that have them.
-    pub locals: HashMap<Ipv4Addr, u32>,
+    pub locals: HashMap<IpAddr, u32>,
     /// The narrowest uplink's.
     pub mtu: u32,
     /// Indexes of all interfaces.
@@ -45,47 +45,35 @@ pub struct Uplink {
 }
 
 impl Uplink {
-    /// Do its frames begin with an Ethernet header, as what comes in must?
+    /// Do its frames begin with an Ethernet header? Those of tunnels (tun, WireGuard) do not.
     pub fn is_ethernet(&self) -> bool {
         self.record.mac != [0; 6]
     }
 }
 
 const NOT_NAMED: &str = "not named with --uplink";
-const NOT_ETHERNET: &str = "interfaces without Ethernet header are not served yet";
 
 /// `named` are the interfaces that `--uplink` names; none: all but netfw's own.
 pub fn observe(links: &[Link], addresses: &[Address], named: &[String]) -> View {
     let mut locals = HashMap::new();
-    let mut first = HashMap::new();
-    for address in addresses {
-        let IpAddr::V4(ip) = address.addr else {
-            continue;
-        };
+    // Nobody may be answered from an address that turns out to be somebody else's.
+    for address in addresses.iter().filter(|a| !a.tentative) {
         // Two interfaces may have one address: the first keeps it, so that nothing flaps.
-        locals.entry(ip).or_insert(address.ifindex);
-        if address.scope_global && !address.secondary {
-            first.entry(address.ifindex).or_insert(ip);
-        }
+        locals.entry(address.addr).or_insert(address.ifindex);
     }
     let uplinks: BTreeMap<u32, Uplink> = links
         .iter()
         .filter(|link| leads_out(link, links, named))
         .map(|link| {
             let record = record::Uplink {
-                ip4: first
-                    .get(&link.index)
-                    .copied()
-                    .map(Into::into)
-                    .unwrap_or_default(),
+                ip4: first4(link, addresses).map(Into::into).unwrap_or_default(),
+                ip6: first6(link, addresses).map(Into::into).unwrap_or_default(),
                 mtu: link.mtu,
                 mac: link.mac.unwrap_or_default(),
                 ..Default::default()
             };
             let closed = if !named.is_empty() && !named.contains(&link.name) {
                 Some(NOT_NAMED)
-            } else if link.mac.is_none() {
-                Some(NOT_ETHERNET)
             } else {
                 None
             };
@@ -119,6 +107,35 @@ pub fn observe(links: &[Link], addresses: &[Address], named: &[String]) -> View 
         mtu,
         present: links.iter().map(|link| link.index).collect(),
     }
+}
+
+/// The source for masquerade.
+fn first4(link: &Link, addresses: &[Address]) -> Option<Ipv4Addr> {
+    let mut own = globals(link, addresses).filter(|a| !a.secondary);
+    own.find_map(|a| match a.addr {
+        IpAddr::V4(ip) => Some(ip),
+        IpAddr::V6(_) => None,
+    })
+}
+
+/// The source for masquerade: one for new connections, one that stays (temporary addresses hide a
+/// host that moves; a node's flows outlive them), one that the world routes; then the first.
+fn first6(link: &Link, addresses: &[Address]) -> Option<Ipv6Addr> {
+    let own = globals(link, addresses).filter_map(|a| match a.addr {
+        IpAddr::V6(ip) => Some((a, ip)),
+        IpAddr::V4(_) => None,
+    });
+    let best = own
+        .enumerate()
+        .min_by_key(|(n, (a, ip))| (a.deprecated, a.secondary, ip.is_unique_local(), *n));
+    best.map(|(_, (_, ip))| ip)
+}
+
+fn globals<'a>(link: &Link, addresses: &'a [Address]) -> impl Iterator<Item = &'a Address> {
+    let index = link.index;
+    addresses
+        .iter()
+        .filter(move |a| a.ifindex == index && a.scope_global && !a.tentative)
 }
 
 fn leads_out(link: &Link, links: &[Link], named: &[String]) -> bool {
@@ -162,6 +179,8 @@ mod tests {
             prefix_len: 24,
             scope_global: true,
             secondary: false,
+            deprecated: false,
+            tentative: false,
         }
     }
 
@@ -204,7 +223,20 @@ mod tests {
                 ..address(2, "192.0.2.2")
             },
             address(5, "172.18.0.1"),
-            address(2, "fe80::1"),
+            Address {
+                scope_global: false,
+                ..address(2, "fe80::1")
+            },
+            address(2, "fd00::1"),
+            Address {
+                secondary: true,
+                ..address(2, "2001:db8::7")
+            },
+            address(2, "2001:db8::1"),
+            Address {
+                tentative: true,
+                ..address(2, "2001:db8::9")
+            },
         ];
         (links, addresses)
     }
@@ -215,14 +247,49 @@ mod tests {
     }
 
     #[test]
-    fn an_interface_without_ethernet_header_is_closed() {
+    fn an_interface_without_ethernet_header_is_served() {
         let tunnel = Link {
             mac: None,
             ..link(2, "tun0")
         };
         let view = observe(&[tunnel], &[], &[]);
-        assert_eq!(view.uplinks[&2].closed, Some(NOT_ETHERNET));
+        assert_eq!(view.uplinks[&2].closed, None);
         assert!(!view.uplinks[&2].is_ethernet());
+        assert_eq!(view.uplinks[&2].record.mac, [0; 6]);
+    }
+
+    #[test]
+    fn the_source_for_ipv6_is_one_that_stays_and_that_the_world_routes() {
+        let temporary = |text| Address {
+            secondary: true,
+            ..address(2, text)
+        };
+        let deprecated = |text| Address {
+            deprecated: true,
+            ..address(2, text)
+        };
+        for (addresses, want) in [
+            (vec![], "::"),
+            (vec![address(3, "2001:db8::1")], "::"),
+            (vec![address(2, "fd00::1")], "fd00::1"),
+            (
+                vec![address(2, "fd00::1"), temporary("2001:db8::2")],
+                "fd00::1",
+            ),
+            (
+                vec![address(2, "fd00::1"), address(2, "2001:db8::2")],
+                "2001:db8::2",
+            ),
+            (
+                vec![temporary("2001:db8::1"), deprecated("2001:db8::2")],
+                "2001:db8::1",
+            ),
+            (vec![deprecated("2001:db8::2")], "2001:db8::2"),
+        ] {
+            let view = observe(&[link(2, "eth0")], &addresses, &[]);
+            let found = Ipv6Addr::from(view.uplinks[&2].record.ip6);
+            assert_eq!(found.to_string(), want, "{addresses:?}");
+        }
     }
 
     #[test]
@@ -251,8 +318,13 @@ mod tests {
             Ipv4Addr::new(192, 0, 2, 1).into()
         );
         assert_eq!(view.mtu, 1400, "what is down does not count");
-        assert_eq!(view.locals.len(), 4);
-        assert_eq!(view.locals[&Ipv4Addr::new(172, 18, 0, 1)], 5);
+        assert_eq!(
+            view.uplinks[&2].record.ip6,
+            "2001:db8::1".parse::<Ipv6Addr>().unwrap().into()
+        );
+        assert_eq!(view.locals.len(), 8, "all but the tentative one");
+        assert_eq!(view.locals[&IpAddr::from([172, 18, 0, 1])], 5);
+        assert_eq!(view.locals[&"fe80::1".parse::<IpAddr>().unwrap()], 2);
         assert!(view.missing.is_empty());
     }
 

@@ -3,9 +3,10 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use netfw_common::tuple::zone;
-
-use super::{Agent, AgentError, UplinkState, node};
+use super::{
+    Agent, AgentError, UplinkState, node,
+    purge::{Doomed, Then},
+};
 use crate::{bpf::Attachment, name::Name};
 
 impl Agent {
@@ -18,7 +19,7 @@ impl Agent {
         if view.locals != self.locals {
             self.dataplane.set_locals(&view.locals)?;
             self.locals = view.locals;
-            self.flush_foreign()?;
+            self.purge(Doomed::Foreign, Then::Nothing);
         }
         self.follow_uplinks(view.uplinks);
         for name in &view.missing {
@@ -40,7 +41,7 @@ impl Agent {
                 "gone: its namespace or veth pair was deleted; `netfw endpoint rm {name}` clears it away"
             );
             if let Some(endpoint) = self.wanted.endpoints.get(&name).cloned() {
-                self.disconnect(&endpoint).await;
+                self.disconnect(&endpoint, Then::Nothing).await;
             }
         }
         // Last: it makes interfaces that are not in this view.
@@ -56,10 +57,11 @@ impl Agent {
                 .bridges
                 .get(&name)
                 .is_some_and(|bridge| present.contains(&bridge.ifindex));
-            let gateway = self.wanted.networks[&name].gateway;
-            if there && self.locals.contains_key(&gateway) {
+            let mut pools = self.pools(&self.wanted.networks[&name]);
+            if there && pools.all(|pool| self.locals.contains_key(&pool.gateway)) {
                 continue;
             }
+            drop(pools);
             if !self.bridges.contains_key(&name) {
                 // Not made yet.
                 continue;
@@ -70,19 +72,6 @@ impl Agent {
                 self.ensure_endpoints().await?;
                 self.forget_strangers()?;
             }
-        }
-        Ok(())
-    }
-
-    /// Forgets flows by addresses that the node has lost: nothing comes back to them, and what a
-    /// container sends would keep them from expiring. Its next packet starts a new one.
-    fn flush_foreign(&mut self) -> Result<(), AgentError> {
-        let locals = &self.locals;
-        let flows = self.dataplane.remove_flows(|key, _| {
-            key.zone == zone::WORLD && !locals.contains_key(&key.dst.into())
-        })?;
-        if flows > 0 {
-            tracing::info!(flows, "forgotten: their address is not the node's any more");
         }
         Ok(())
     }
@@ -150,7 +139,7 @@ impl Agent {
         let attached = if uplink.is_ethernet() {
             self.dataplane.attach_uplink(ifindex, &uplink.name)
         } else {
-            self.dataplane.attach_guard(ifindex, &uplink.name)
+            self.dataplane.attach_tunnel(ifindex, &uplink.name)
         };
         match attached {
             Ok(Attachment::Tcx) => Ok("tcx"),

@@ -1,24 +1,25 @@
 //! Publishes: who may have which port, and the map entries that say so.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use netfw_common::{
-    addr::{Be16, Ip4},
-    flow::flag,
-    record::{Publish4, PublishKey4},
-    tuple::zone,
+    addr::{Be16, Ip4, Ip6},
+    record::{self as map, PublishKey},
 };
 
 use super::{
     Agent, AgentError,
-    record::{Endpoint, Published},
+    plan::family,
+    purge::{Doomed, Then},
+    record::{Endpoint, Network, Published},
     store::Change,
 };
 use crate::{
     api::types,
+    bpf::Family,
     name::Name,
     net::{socket, sysctl},
-    publish::{PortRange, Publish, Spec},
+    publish::{Families, PortRange, Publish, Spec},
 };
 
 impl Agent {
@@ -30,7 +31,8 @@ impl Agent {
         if specs.is_empty() {
             return Err(AgentError::NoPublish);
         }
-        let publishes = self.resolve_publishes(specs)?;
+        let network = self.network_of(&before)?;
+        let publishes = self.resolve_publishes(specs, before.families(), network)?;
         let mut counters = Vec::new();
         let result = self.try_publish(&before, publishes, &mut counters);
         if result.is_err() {
@@ -56,10 +58,9 @@ impl Agent {
         }
         after.publishes.extend(new.iter().cloned());
         self.store.commit(&[Change::Endpoint(&after)])?;
-        let entries = new.iter().flat_map(|p| entries(after.ip4, p));
-        if let Err(error) = self.dataplane.publish(entries) {
+        if let Err(error) = self.enter_publishes(&after, &new) {
             self.store.commit(&[Change::Endpoint(before)])?;
-            return Err(error.into());
+            return Err(error);
         }
         self.wanted.endpoints.insert(after.name.clone(), after);
         self.flush_shadows(&new);
@@ -85,76 +86,126 @@ impl Agent {
                     .map(|p| p.publish)
                     .collect::<Vec<_>>()
             };
-            let mut matches = after
-                .publishes
-                .iter()
-                .enumerate()
-                .filter(|(_, p)| spec.names(&p.publish))
-                .map(|(i, _)| i);
-            match (matches.next(), matches.next()) {
-                (None, _) => {
-                    return Err(AgentError::NotPublished {
-                        spec: *spec,
-                        endpoint: name.clone(),
-                        has: has(),
-                    });
-                }
-                (Some(_), Some(_)) => {
-                    return Err(AgentError::Ambiguous {
-                        spec: *spec,
-                        endpoint: name.clone(),
-                        has: has(),
-                    });
-                }
-                (Some(index), None) => gone.push(after.publishes.remove(index)),
+            let named = |p: &&Published| spec.names(&p.publish);
+            let mut matches = after.publishes.iter().filter(named);
+            let Some(first) = matches.next().map(|p| p.publish) else {
+                return Err(AgentError::NotPublished {
+                    spec: *spec,
+                    endpoint: name.clone(),
+                    has: has(),
+                });
+            };
+            // One of each family is what one spec made.
+            if !matches.all(|p| p.publish.is_twin_of(&first)) {
+                return Err(AgentError::Ambiguous {
+                    spec: *spec,
+                    endpoint: name.clone(),
+                    has: has(),
+                });
             }
+            let named = |p: &mut Published| spec.names(&p.publish);
+            gone.extend(after.publishes.extract_if(.., named));
         }
         self.store.commit(&[Change::Endpoint(&after)])?;
-        if let Err(error) = self.dataplane.unpublish(gone.iter().flat_map(keys)) {
+        if let Err(error) = self.withdraw_publishes(&gone) {
             // Some may be withdrawn already.
             self.store.commit(&[Change::Endpoint(&before)])?;
             if self.up.contains_key(name) {
-                self.dataplane.publish(entries_of_endpoint(&before))?;
+                self.enter_publishes(&before, &before.publishes)?;
             }
-            return Err(error.into());
+            return Err(error);
         }
         self.wanted.endpoints.insert(name.clone(), after);
-        self.dataplane
-            .remove_flows(|_, flow| gone.iter().any(|p| p.counter == u32::from(flow.counter)))?;
-        for published in gone {
-            self.counters.give_back(published.counter);
-        }
+        let counters: Vec<u32> = gone.iter().map(|p| p.counter).collect();
+        self.purge(
+            Doomed::Counters(counters.iter().copied().collect()),
+            Then::GiveBack(counters),
+        );
         self.endpoint_view(name)
     }
 
-    /// The publishes that `specs` ask for, ports chosen and nobody in the way.
-    pub(super) fn resolve_publishes(&self, specs: &[Spec]) -> Result<Vec<Publish>, AgentError> {
-        let mut publishes: Vec<Publish> = Vec::with_capacity(specs.len());
+    /// The map entries of some of an endpoint's publishes: all, or none of them.
+    pub(super) fn enter_publishes(
+        &mut self,
+        endpoint: &Endpoint,
+        published: &[Published],
+    ) -> Result<(), AgentError> {
+        self.dataplane
+            .publish(entries::<Ip4>(endpoint, published))?;
+        if let Err(error) = self.dataplane.publish(entries::<Ip6>(endpoint, published)) {
+            let undone = self.dataplane.unpublish(keys::<Ip4>(published));
+            if let Err(error) = undone {
+                tracing::error!(%error, "undoing a publish");
+            }
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    /// Goes on past errors, and returns the first.
+    pub(super) fn withdraw_publishes(&mut self, published: &[Published]) -> Result<(), AgentError> {
+        let four = self.dataplane.unpublish(keys::<Ip4>(published));
+        let six = self.dataplane.unpublish(keys::<Ip6>(published));
+        Ok(four.and(six)?)
+    }
+
+    /// The publishes that `specs` ask for, for a container that has addresses of `families` in
+    /// `network`; ports chosen and nobody in the way.
+    pub(super) fn resolve_publishes(
+        &self,
+        specs: &[Spec],
+        families: Families,
+        network: &Network,
+    ) -> Result<Vec<Publish>, AgentError> {
+        let mut publishes: Vec<Publish> = Vec::with_capacity(2 * specs.len());
         for spec in specs {
-            if let Some(ip) = spec.host_ip
-                && !ip.is_unspecified()
-                && !ip.is_loopback()
-                && !self.locals.contains_key(&ip)
-            {
-                let mut has: Vec<_> = self.locals.keys().copied().collect();
-                has.sort();
-                return Err(AgentError::NotLocal {
+            if network.rules.internal {
+                return Err(AgentError::PublishInternal {
                     spec: *spec,
-                    ip,
-                    has,
+                    network: network.name.clone(),
                 });
             }
-            let publish = match spec.host_ports {
+            if let Some(ip) = spec.host_ip {
+                self.check_local(*spec, ip)?;
+            }
+            let host_ips = spec.host_ips(families);
+            if let (Some(ip), None) = (spec.host_ip, host_ips.clone().next()) {
+                return Err(AgentError::PublishFamily {
+                    spec: *spec,
+                    family: family(ip),
+                    network: network.name.clone(),
+                });
+            }
+            match spec.host_ports {
                 Some(ports) => {
-                    let publish = spec.resolve(ports);
-                    self.check_free(&publish, &publishes)?;
-                    publish
+                    for host_ip in host_ips {
+                        let publish = spec.resolve(host_ip, ports);
+                        self.check_free(&publish, &publishes)?;
+                        publishes.push(publish);
+                    }
                 }
-                None => self.choose_ports(*spec, &publishes)?,
-            };
-            publishes.push(publish);
+                None => {
+                    let host_ips: Vec<IpAddr> = host_ips.collect();
+                    let ports = self.choose_ports(*spec, &host_ips, &publishes)?;
+                    publishes.extend(host_ips.iter().map(|ip| spec.resolve(*ip, ports)));
+                }
+            }
         }
         Ok(publishes)
+    }
+
+    /// A publish is for an address that the node has.
+    fn check_local(&self, spec: Spec, ip: IpAddr) -> Result<(), AgentError> {
+        if ip.is_unspecified() || ip.is_loopback() || self.locals.contains_key(&ip) {
+            return Ok(());
+        }
+        let locals = self.locals.keys();
+        let mut has: Vec<_> = locals
+            .copied()
+            .filter(|local| local.is_ipv4() == ip.is_ipv4())
+            .collect();
+        has.sort();
+        Err(AgentError::NotLocal { spec, ip, has })
     }
 
     /// `also` are the publishes of the same request.
@@ -178,8 +229,8 @@ impl Agent {
                 existing: *other,
             });
         }
-        let host_ip = (!publish.host_ip.is_unspecified()).then_some(IpAddr::V4(publish.host_ip));
-        let holders = socket::holders(publish.protocol, publish.host_ports.ports(), host_ip)?;
+        let ports = publish.host_ports.ports();
+        let holders = socket::holders(publish.protocol, ports, publish.host_ip)?;
         match holders.into_iter().next() {
             Some(holder) => Err(AgentError::PortHeld {
                 publish: *publish,
@@ -189,16 +240,23 @@ impl Agent {
         }
     }
 
-    /// Free host ports for a spec that names none.
-    fn choose_ports(&self, spec: Spec, also: &[Publish]) -> Result<Publish, AgentError> {
+    /// Host ports for a spec that names none, free on all of `host_ips`.
+    fn choose_ports(
+        &self,
+        spec: Spec,
+        host_ips: &[IpAddr],
+        also: &[Publish],
+    ) -> Result<PortRange, AgentError> {
         let count = spec.container_ports.count();
         for pool in pools(ephemeral_ports()) {
             if pool.count() < count {
                 continue;
             }
-            let host_ip = spec.host_ip.filter(|ip| !ip.is_unspecified());
             // One look at the sockets for the whole pool.
-            let held = socket::holders(spec.protocol, pool.ports(), host_ip.map(IpAddr::V4))?;
+            let mut held = Vec::new();
+            for host_ip in host_ips {
+                held.extend(socket::holders(spec.protocol, pool.ports(), *host_ip)?);
+            }
             let blocked = |publish: &Publish| {
                 self.wanted
                     .endpoints
@@ -217,9 +275,10 @@ impl Agent {
             while let Some(last) = first.checked_add((count - 1) as u16)
                 && last <= pool.last
             {
-                let publish = spec.resolve(PortRange { first, last });
-                match blocked(&publish) {
-                    None => return Ok(publish),
+                let ports = PortRange { first, last };
+                let mut publishes = host_ips.iter().map(|ip| spec.resolve(*ip, ports));
+                match publishes.find_map(|publish| blocked(&publish)) {
+                    None => return Ok(ports),
                     Some(u16::MAX) => break,
                     Some(port) => first = port + 1,
                 }
@@ -243,21 +302,8 @@ impl Agent {
         {
             return;
         }
-        let shadows = self.dataplane.remove_flows(|key, flow| {
-            key.zone == zone::WORLD
-                && !flow.has(flag::PUBLISHED)
-                && published.iter().any(|Published { publish, .. }| {
-                    key.proto == publish.protocol.number()
-                        && publish.host_ports.contains(key.dport.get())
-                        && (publish.host_ip.is_unspecified()
-                            || Ip4::from(publish.host_ip) == key.dst)
-                })
-        });
-        match shadows {
-            Ok(0) => {}
-            Ok(flows) => tracing::info!(flows, "masqueraded flows gave way to a publish"),
-            Err(error) => tracing::warn!(%error, "flows in the way of a publish were not removed"),
-        }
+        let publishes = published.iter().map(|p| p.publish).collect();
+        self.purge(Doomed::Shadows(publishes), Then::Nothing);
     }
 }
 
@@ -287,48 +333,45 @@ fn ephemeral_ports() -> PortRange {
         })
 }
 
-fn key(publish: &Publish, host_port: u16) -> PublishKey4 {
-    PublishKey4 {
-        addr: publish.host_ip.into(),
+/// None where it is for the other family.
+fn key<A: Family>(publish: &Publish, host_port: u16) -> Option<PublishKey<A>> {
+    Some(PublishKey {
+        addr: A::of(publish.host_ip)?,
         port: Be16::new(host_port),
         proto: publish.protocol.number(),
         reserved: 0,
-    }
-}
-
-pub(super) fn keys(published: &Published) -> impl Iterator<Item = PublishKey4> + use<'_> {
-    published
-        .publish
-        .pairs()
-        .map(|(host, _)| key(&published.publish, host))
-}
-
-fn entries(
-    ip: Ipv4Addr,
-    published: &Published,
-) -> impl Iterator<Item = (PublishKey4, Publish4)> + use<'_> {
-    published.publish.pairs().map(move |(host, container)| {
-        let value = Publish4 {
-            addr: ip.into(),
-            counter: published.counter,
-            port: Be16::new(container),
-            reserved: 0,
-        };
-        (key(&published.publish, host), value)
     })
 }
 
-pub(super) fn keys_of_endpoint(endpoint: &Endpoint) -> impl Iterator<Item = PublishKey4> + use<'_> {
-    endpoint.publishes.iter().flat_map(keys)
+/// The keys of those that are for family `A`.
+pub(super) fn keys<A: Family>(published: &[Published]) -> impl Iterator<Item = PublishKey<A>> {
+    published.iter().flat_map(|published| {
+        let publish = &published.publish;
+        let pairs = publish.pairs();
+        pairs.filter_map(|(host, _)| key(publish, host))
+    })
 }
 
-pub(super) fn entries_of_endpoint(
+fn entries<A: Family>(
     endpoint: &Endpoint,
-) -> impl Iterator<Item = (PublishKey4, Publish4)> + use<'_> {
-    endpoint
-        .publishes
-        .iter()
-        .flat_map(|p| entries(endpoint.ip4, p))
+    published: &[Published],
+) -> impl Iterator<Item = (PublishKey<A>, map::Publish<A>)> {
+    let own = endpoint.ips().find_map(A::of);
+    let those = own.map(|own| {
+        published.iter().flat_map(move |published| {
+            let publish = &published.publish;
+            publish.pairs().filter_map(move |(host, container)| {
+                let value = map::Publish {
+                    addr: own,
+                    counter: published.counter,
+                    port: Be16::new(container),
+                    reserved: 0,
+                };
+                Some((key(publish, host)?, value))
+            })
+        })
+    });
+    those.into_iter().flatten()
 }
 
 #[cfg(test)]
@@ -336,21 +379,37 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_entry_a_port() {
-        let spec: Spec = "192.0.2.1:8080-8082:80-82/udp".parse().unwrap();
-        let published = Published {
-            publish: spec.resolve(spec.container_ports),
-            counter: 7,
+    fn one_entry_a_port_and_family() {
+        let endpoint: Endpoint = serde_json::from_value(serde_json::json!({
+            "name": "web", "network": "bridge", "host_interface": "nf1", "interface": "eth0",
+            "namespace": {"path": "/run/netns/web", "made": true, "id": null},
+            "ip4": "172.18.0.2", "ip6": "fd00::2", "mac": "02:6e:ac:12:00:02",
+            "counter": 1, "publishes": [],
+        }))
+        .unwrap();
+        let published = |text: &str, counter| {
+            let spec: Spec = text.parse().unwrap();
+            Published {
+                publish: spec.resolve(spec.host_ip.unwrap(), spec.host_ports.unwrap()),
+                counter,
+            }
         };
-        let ip = Ipv4Addr::new(172, 18, 0, 2);
-        let entries: Vec<_> = entries(ip, &published).collect();
-        assert_eq!(entries.len(), 3);
-        let (key, value) = entries[2];
-        assert_eq!(key.addr, Ipv4Addr::new(192, 0, 2, 1).into());
+        let all = [
+            published("192.0.2.1:8080-8082:80-82/udp", 7),
+            published("[::]:443:443", 8),
+        ];
+        let four: Vec<_> = entries::<Ip4>(&endpoint, &all).collect();
+        assert_eq!(four.len(), 3);
+        let (key, value) = four[2];
+        assert_eq!(key.addr, Ip4::new([192, 0, 2, 1]));
         assert_eq!((key.port.get(), key.proto), (8082, 17));
-        assert_eq!(value.addr, ip.into());
+        assert_eq!(value.addr, Ip4::new([172, 18, 0, 2]));
         assert_eq!((value.port.get(), value.counter), (82, 7));
-        assert!(keys(&published).eq(entries.iter().map(|(key, _)| *key)));
+        assert!(keys::<Ip4>(&all).eq(four.iter().map(|(key, _)| *key)));
+        let six: Vec<_> = entries::<Ip6>(&endpoint, &all).collect();
+        assert_eq!(six.len(), 1);
+        assert_eq!((six[0].0.port.get(), six[0].1.counter), (443, 8));
+        assert!(keys::<Ip6>(&all).eq(six.iter().map(|(key, _)| *key)));
     }
 
     #[test]

@@ -3,16 +3,21 @@
 //! These records are written to disk as JSON. A field that is added needs `#[serde(default)]`, so
 //! that an older store is still read; a change of meaning raises [`super::store::VERSION`].
 
-use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+};
 
-use ipnet::Ipv4Net;
-use netfw_common::{flow::Flow4, tuple::Tuple4};
+use ipnet::{IpNet, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
+use super::ipam::Pool;
 use crate::{
     name::{Mac, Name},
     net::Link,
-    publish::Publish,
+    publish::{Families, Publish},
+    rules::Rules,
 };
 
 /// A network namespace's identity: device and inode of its nsfs file. It holds as long as the
@@ -27,6 +32,9 @@ pub struct Node {
     pub id: NamespaceId,
     /// `/proc/sys/kernel/random/boot_id`: identities mean nothing after a reboot.
     pub boot: String,
+    /// The /48 of which networks get their /64 (RFC 4193); chosen when it is needed first.
+    #[serde(default)]
+    pub prefix6: Option<Ipv6Net>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -38,11 +46,27 @@ pub struct Network {
     pub bridge: String,
     /// The bridge's MAC address.
     pub mac: Mac,
-    pub subnet: Ipv4Net,
-    pub gateway: Ipv4Addr,
-    /// The address given out last: the search for the next starts behind it, so that an address
-    /// rests as long as possible before somebody else gets it.
-    pub last: Ipv4Addr,
+    /// Its fields stand among the network's own, where they were before there was IPv6.
+    #[serde(flatten)]
+    pub v4: Option<Pool>,
+    #[serde(default)]
+    pub v6: Option<Pool>,
+    /// None: the narrowest uplink's, when an interface is made.
+    #[serde(default)]
+    pub mtu: Option<u32>,
+    #[serde(default)]
+    pub rules: Rules,
+}
+
+impl Network {
+    /// IPv4's first.
+    pub fn pools(&self) -> impl Iterator<Item = &Pool> {
+        self.v4.iter().chain(&self.v6)
+    }
+
+    pub fn subnets(&self) -> impl Iterator<Item = IpNet> {
+        self.pools().map(|pool| pool.subnet)
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -50,7 +74,10 @@ pub struct Endpoint {
     pub name: Name,
     pub network: Name,
     pub namespace: Target,
-    pub ip4: Ipv4Addr,
+    #[serde(default)]
+    pub ip4: Option<Ipv4Addr>,
+    #[serde(default)]
+    pub ip6: Option<Ipv6Addr>,
     pub mac: Mac,
     /// Interface name of the host side of the veth pair.
     pub host_interface: String,
@@ -92,24 +119,28 @@ pub struct Wanted {
 impl Wanted {
     /// All counter indexes in use.
     pub fn counters(&self) -> impl Iterator<Item = u32> {
-        self.endpoints
-            .values()
-            .flat_map(|e| std::iter::once(e.counter).chain(e.publishes.iter().map(|p| p.counter)))
+        self.endpoints.values().flat_map(Endpoint::counters)
     }
 }
 
 impl Endpoint {
-    /// Has the endpoint part in this flow, as its owner or (a client of a neighbour's publish) as
-    /// one of its ends?
-    pub fn takes_part(&self, key: &Tuple4, flow: &Flow4) -> bool {
-        let ip = self.ip4.into();
-        self.owns_counter(flow.counter.into())
-            || [key.src, key.dst, flow.src, flow.dst].contains(&ip)
+    /// IPv4's first.
+    pub fn ips(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        let (v4, v6) = (self.ip4.map(IpAddr::V4), self.ip6.map(IpAddr::V6));
+        v4.into_iter().chain(v6)
     }
 
-    /// Does the endpoint or one of its publishes own this counter?
-    pub fn owns_counter(&self, counter: u32) -> bool {
-        self.counter == counter || self.publishes.iter().any(|p| p.counter == counter)
+    pub fn families(&self) -> Families {
+        Families {
+            v4: self.ip4.is_some(),
+            v6: self.ip6.is_some(),
+        }
+    }
+
+    /// Its own, and those of its publishes.
+    pub fn counters(&self) -> impl Iterator<Item = u32> {
+        let publishes = self.publishes.iter().map(|p| p.counter);
+        std::iter::once(self.counter).chain(publishes)
     }
 }
 

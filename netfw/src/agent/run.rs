@@ -23,18 +23,23 @@ use super::{
     Agent, AgentError,
     config::Config,
     down::{Report, clear},
+    flow::Part,
     notify::ServiceManager,
     paths::Paths,
+    purge::carry_out,
 };
 use crate::{
     api::server::{Shared, router},
-    bpf::DataPlane,
+    bpf::{DataPlane, Epoch},
     net::{Change, Monitor, Namespace},
 };
 
-/// How often a portion of the flow tables is swept: what expired flows take is bounded, so none
-/// need go at once.
-const SWEEP: Duration = Duration::from_secs(1);
+/// How often a portion of a flow table is swept, of each in turn: what expired flows take is bounded,
+/// so none need go at once.
+const SWEEP: Duration = Duration::from_millis(250);
+/// Steps of some 4,000 entries that a portion is at most: a million flows are then walked within two
+/// minutes.
+const STEPS: usize = 32;
 /// Changes of the node come in bursts: one look at the end of each is enough.
 const SETTLE: Duration = Duration::from_millis(20);
 /// Something is amiss with an uplink, or netlink lost a message: look again.
@@ -91,6 +96,7 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
     if program_log {
         tokio::spawn(forward_log(agent.logger()?));
     }
+    let mut epoch = agent.epoch()?;
     let ready = agent.status();
     let shared = Shared {
         agent: Arc::new(Mutex::new(agent)),
@@ -124,11 +130,17 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
             _ = hangup.recv() => break "SIGHUP",
             () = shared.shutdown.notified() => break "asked to",
             change = monitor.changed() => {
-                if matches!(change, Change::Lost) {
+                // At once, whoever has the agent: a way out may lead nowhere by now.
+                raise(&mut epoch);
+                if change == Change::Neighbours {
+                    continue;
+                }
+                if change == Change::Lost {
                     tracing::debug!("netlink lost messages: looking at everything");
                 }
                 tokio::time::sleep(SETTLE).await;
                 while monitor.changed().now_or_never().is_some() {}
+                raise(&mut epoch);
                 look(&shared.agent).await;
             }
             () = tokio::time::sleep(LOOK_AGAIN) => look(&shared.agent).await,
@@ -152,9 +164,27 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
     Ok(())
 }
 
-async fn look(agent: &Mutex<Agent>) {
-    if let Err(error) = agent.lock().await.observe().await {
+fn raise(epoch: &mut Epoch) {
+    if let Err(error) = epoch.raise() {
+        tracing::warn!(error = %crate::chain(&error), "ways to the world may be old for a second");
+    }
+}
+
+async fn look(agent: &Arc<Mutex<Agent>>) {
+    let mut held = agent.lock().await;
+    if let Err(error) = held.observe().await {
         tracing::warn!(error = %crate::chain(&error), "the node could not be looked at");
+    }
+    let purges = held.take_purges();
+    drop(held);
+    if !purges.is_empty() {
+        // The next change of the node is not to wait for a walk over a million flows.
+        let agent = agent.clone();
+        tokio::spawn(async move {
+            if let Err(error) = carry_out(&agent, purges).await {
+                tracing::warn!(error = %crate::chain(&error), "not all flows that should go went");
+            }
+        });
     }
 }
 
@@ -162,13 +192,26 @@ async fn sweep(agent: Arc<Mutex<Agent>>) {
     let mut timer = tokio::time::interval(SWEEP);
     timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        timer.tick().await;
-        let mut agent = agent.lock().await;
-        // Map operations block; the other worker goes on with connections meanwhile.
-        match tokio::task::block_in_place(|| agent.sweep()) {
-            Ok(0) => {}
-            Ok(flows) => tracing::debug!(flows, "expired"),
-            Err(error) => tracing::warn!(error = %crate::chain(&error), "the sweep failed"),
+        for part in Part::ALL {
+            timer.tick().await;
+            for _ in 0..STEPS {
+                let mut agent = agent.lock().await;
+                // Map operations block; the other worker goes on with connections meanwhile.
+                match tokio::task::block_in_place(|| agent.sweep(part)) {
+                    Ok((flows, end)) => {
+                        if flows > 0 {
+                            tracing::debug!(flows, ?part, "expired");
+                        }
+                        if end {
+                            break;
+                        }
+                    }
+                    Err(error) => {
+                        tracing::warn!(error = %crate::chain(&error), "the sweep failed");
+                        break;
+                    }
+                }
+            }
         }
     }
 }

@@ -3,32 +3,25 @@
 //! It runs at every start, whatever the last agent left: nothing (first start, reboot), everything
 //! (restart; then no packet notices), or half of a change (killed).
 
-use std::{
-    collections::{BTreeSet, HashSet},
-    net::Ipv4Addr,
-    path::Path,
-    time::Instant,
-};
+use std::{collections::HashSet, path::Path, time::Instant};
 
-use ipnet::{IpNet, Ipv4Net};
-use netfw_common::record::{Subnet, network_flag};
+use ipnet::IpNet;
+use netfw_common::addr::{Ip4, Ip6};
 
 use super::{
     Agent, AgentError, Bridge,
     config::Config,
     counter::{self, Indexes},
-    ipam, node,
-    record::{self, Network, Node, alias, host_mac, is_object, object_of},
+    network, node,
+    purge::{Doomed, Then},
+    record::{self, Node, host_mac, is_object, object_of},
     store::{Change, Store},
 };
 use crate::{
-    bpf::{DataPlane, Options},
+    bpf::{DataPlane, Family, Options},
     name::Name,
-    net::{self, Link, Namespace, Netlink, sysctl},
+    net::{Link, Namespace, Netlink},
 };
-
-/// The network that every endpoint joins unless it names another.
-pub const DEFAULT_NETWORK: &str = "bridge";
 
 impl Agent {
     /// Runs in the node's namespace.
@@ -37,7 +30,8 @@ impl Agent {
         DataPlane::check_layout(&config.instance)?;
         let store = Store::open(store_path)?;
         let mut wanted = store.load()?;
-        let node = this_node(&config)?;
+        let mut node = this_node(&config)?;
+        node.prefix6 = wanted.node.as_ref().and_then(|before| before.prefix6);
         if let Some(before) = &wanted.node {
             check_same_node(&config, before, &node)?;
         }
@@ -66,6 +60,8 @@ impl Agent {
             uplinks: Default::default(),
             missing_uplinks: Vec::new(),
             locals: Default::default(),
+            ipv6: network::ipv6(),
+            purges: Vec::new(),
             sockets: Ok(()),
             mtu: 0,
             started: Instant::now(),
@@ -75,19 +71,25 @@ impl Agent {
     }
 
     async fn reconcile(&mut self) -> Result<(), AgentError> {
+        if let Err(why) = &self.ipv6 {
+            tracing::info!(why, "the node has no IPv6");
+        }
         self.finish_removals().await?;
+        self.purge_now()?;
         let links = self.netlink.links().await?;
         self.remove_strangers(&links).await;
         // Again: the names of those removed are free now.
         let links = self.netlink.links().await?;
         self.mtu = node::observe(&links, &[], &self.config.uplinks).mtu;
-        self.ensure_default_network(&links).await?;
+        self.ensure_default_network().await?;
+        self.complete_addresses()?;
         for name in self.wanted.networks.keys().cloned().collect::<Vec<_>>() {
             self.ensure_bridge(&name).await?;
         }
         self.attach_guards(&links);
         self.ensure_endpoints().await?;
         self.forget_strangers()?;
+        self.purge_now()?;
         // Without cgroups the node's own processes do without; the world and containers do not care.
         self.sockets = self
             .dataplane
@@ -98,6 +100,7 @@ impl Agent {
         }
         // Last: from here on packets of the world reach containers, and everything is there.
         self.observe().await?;
+        self.purge_now()?;
         Ok(())
     }
 
@@ -155,96 +158,14 @@ impl Agent {
         }
     }
 
-    async fn ensure_default_network(&mut self, links: &[Link]) -> Result<(), AgentError> {
-        let name: Name = DEFAULT_NETWORK.parse().map_err(AgentError::Name)?;
-        if self.wanted.networks.contains_key(&name) {
-            return Ok(());
-        }
-        let taken = self.taken_subnets().await?;
-        let subnet = net::subnet::choose(&taken).ok_or(AgentError::NoSubnet)?;
-        let gateway = first_address(subnet);
-        let network = Network {
-            number: 1 + self
-                .wanted
-                .networks
-                .values()
-                .map(|n| n.number)
-                .max()
-                .unwrap_or(0),
-            bridge: free_bridge_name(links.iter().map(|l| l.name.as_str()))?,
-            mac: ipam::mac_for(gateway),
-            subnet,
-            gateway,
-            last: gateway,
-            name: name.clone(),
-        };
-        self.store.commit(&[Change::Network(&network)])?;
-        tracing::info!(network = %name, %subnet, bridge = %network.bridge, "chose a subnet");
-        self.wanted.networks.insert(name, network);
-        Ok(())
-    }
-
-    /// Every network that the node routes to or has an address in.
-    async fn taken_subnets(&self) -> Result<Vec<IpNet>, AgentError> {
-        let routes = self.netlink.routes().await?;
-        let addresses = self.netlink.addresses().await?;
-        Ok(routes
-            .iter()
-            .map(|r| r.dst)
-            .filter(|dst| dst.prefix_len() != 0)
-            .chain(
-                addresses
-                    .iter()
-                    .filter_map(|a| IpNet::new(a.addr, a.prefix_len).ok()),
-            )
-            .collect())
-    }
-
-    /// The bridge with its address and its rules, made or kept.
-    pub(super) async fn ensure_bridge(&mut self, name: &Name) -> Result<(), AgentError> {
-        let mut network = self.wanted.networks[name].clone();
-        let instance = &self.config.instance;
-        let found = self.netlink.link(&network.bridge).await?;
-        let ifindex = match found {
-            Some(link) if is_object(instance, &link, name, network.mac) => link.index,
-            found => {
-                if found.is_some() {
-                    // Somebody took the name since.
-                    let links = self.netlink.links().await?;
-                    network.bridge = free_bridge_name(links.iter().map(|l| l.name.as_str()))?;
-                    self.store.commit(&[Change::Network(&network)])?;
-                    self.wanted.networks.insert(name.clone(), network.clone());
-                }
-                let alias = alias(instance, name);
-                self.netlink
-                    .create_bridge(&network.bridge, network.mac.0, self.mtu, &alias)
-                    .await?
-            }
-        };
-        // Before the bridge comes up: whatever it gets is routed by the programs' rules only.
-        self.dataplane.set_subnet(
-            network.subnet,
-            Subnet {
-                network: network.number,
-                flags: network_flag::MASQUERADE,
-            },
-        )?;
-        self.netlink.set_up(ifindex).await?;
-        let address = Ipv4Net::new(network.gateway, network.subnet.prefix_len())
-            .map_err(|e| AgentError::Fault(e.to_string()))?;
-        self.netlink.add_address(ifindex, address.into()).await?;
-        // bpf_fib_lookup asks as if the packet had come in here. It goes with the bridge, so there
-        // is nothing to put back.
-        sysctl::set(&format!("net/ipv4/conf/{}/forwarding", network.bridge), "1")?;
-        self.bridges.insert(name.clone(), Bridge { ifindex });
-        Ok(())
-    }
-
     pub(super) async fn ensure_endpoints(&mut self) -> Result<(), AgentError> {
         let links = self.netlink.links().await?;
         let names: Vec<Name> = self.wanted.endpoints.keys().cloned().collect();
         for name in names {
             let endpoint = self.wanted.endpoints[&name].clone();
+            if endpoint.removing {
+                continue;
+            }
             let kept = links.iter().find(|l| {
                 l.name == endpoint.host_interface
                     && is_object(
@@ -282,10 +203,12 @@ impl Agent {
         if link.master != Some(bridge.ifindex) {
             // The bridge was made anew. A port cannot be moved without a gap; a new pair is as
             // good, and says so.
-            self.disconnect(endpoint).await;
+            self.disconnect(endpoint, Then::Nothing).await;
+            // Before it has new ones.
+            self.purge_now()?;
             return self.recreate(endpoint).await;
         }
-        self.set_records(endpoint, link.index)?;
+        self.set_records(endpoint, link.index, link.mtu)?;
         self.dataplane.attach_container(link.index, &link.name)?;
         // Killed between making the pair and giving it its address?
         // What the container made of its interface since is its own business.
@@ -308,7 +231,7 @@ impl Agent {
         };
         let made = self.connect(endpoint, &namespace).await;
         if made.is_err() {
-            self.disconnect(endpoint).await;
+            self.disconnect(endpoint, Then::Nothing).await;
         }
         made
     }
@@ -321,46 +244,39 @@ impl Agent {
                 self.dataplane.remove_endpoint(endpoint.ifindex)?;
             }
         }
-        let wanted: HashSet<_> = self
-            .up
-            .keys()
-            .filter_map(|name| self.wanted.endpoints.get(name))
-            .flat_map(super::publish::keys_of_endpoint)
+        self.forget_publishes::<Ip4>()?;
+        self.forget_publishes::<Ip6>()?;
+        let networks = self.wanted.networks.values();
+        let subnets: HashSet<IpNet> = networks
+            .flat_map(|network| self.pools(network).map(|pool| pool.subnet))
             .collect();
-        let strangers: Vec<_> = self
-            .dataplane
-            .publishes()
-            .into_iter()
-            .map(|(key, _)| key)
-            .filter(|key| !wanted.contains(key))
-            .collect();
-        self.dataplane.unpublish(strangers)?;
-        let subnets: HashSet<Ipv4Net> = self.wanted.networks.values().map(|n| n.subnet).collect();
         for (subnet, _) in self.dataplane.subnets() {
             if !subnets.contains(&subnet) {
                 self.dataplane.remove_subnet(subnet)?;
             }
         }
-        let counters: HashSet<u32> = self.wanted.counters().collect();
-        self.dataplane
-            .remove_flows(|_, flow| !counters.contains(&flow.counter.into()))?;
+        self.purge(Doomed::Unowned, Then::Nothing);
         Ok(())
+    }
+
+    fn forget_publishes<A: Family>(&mut self) -> Result<(), AgentError> {
+        let wanted: HashSet<_> = self
+            .up
+            .keys()
+            .filter_map(|name| self.wanted.endpoints.get(name))
+            .flat_map(|endpoint| super::publish::keys::<A>(&endpoint.publishes))
+            .collect();
+        let published = self.dataplane.publishes::<A>();
+        let keys = published.into_iter().map(|(key, _)| key);
+        let strangers: Vec<_> = keys.filter(|key| !wanted.contains(key)).collect();
+        Ok(self.dataplane.unpublish(strangers)?)
     }
 
     pub(super) fn bridge_of(&self, endpoint: &record::Endpoint) -> Result<Bridge, AgentError> {
         self.bridges
             .get(&endpoint.network)
             .copied()
-            .ok_or_else(|| AgentError::NoNetwork(endpoint.network.clone()))
-    }
-
-    pub(super) fn taken_addresses(&self, network: &Name) -> BTreeSet<Ipv4Addr> {
-        self.wanted
-            .endpoints
-            .values()
-            .filter(|e| e.network == *network)
-            .map(|e| e.ip4)
-            .collect()
+            .ok_or_else(|| self.no_network(&endpoint.network))
     }
 }
 
@@ -374,6 +290,7 @@ fn this_node(config: &Config) -> Result<Node, AgentError> {
         netns: config.netns.clone(),
         id: Namespace::current()?.id(),
         boot: boot.trim().to_owned(),
+        prefix6: None,
     })
 }
 
@@ -390,39 +307,5 @@ fn check_same_node(config: &Config, before: &Node, now: &Node) -> Result<(), Age
         }),
         // Deleted. Its pins may remain; the data plane drops what lies on vanished interfaces.
         None => Ok(()),
-    }
-}
-
-fn free_bridge_name<'a>(taken: impl Iterator<Item = &'a str>) -> Result<String, AgentError> {
-    let taken: HashSet<&str> = taken.collect();
-    (0..10_000)
-        .map(|n| format!("netfw{n}"))
-        .find(|name| !taken.contains(name.as_str()))
-        .ok_or(AgentError::NoBridgeName)
-}
-
-fn first_address(subnet: Ipv4Net) -> Ipv4Addr {
-    subnet.hosts().next().unwrap_or(subnet.network())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_next_free_bridge_name() {
-        assert_eq!(free_bridge_name([].into_iter()).unwrap(), "netfw0");
-        assert_eq!(
-            free_bridge_name(["lo", "netfw0", "netfw2"].into_iter()).unwrap(),
-            "netfw1"
-        );
-    }
-
-    #[test]
-    fn the_gateway_is_the_first_address() {
-        assert_eq!(
-            first_address("172.18.0.0/16".parse().unwrap()),
-            Ipv4Addr::new(172, 18, 0, 1)
-        );
     }
 }

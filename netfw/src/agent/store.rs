@@ -209,8 +209,17 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
-    use crate::agent::record::{Published, Target};
+    use crate::{
+        agent::{
+            ipam::Pool,
+            record::{Published, Target},
+        },
+        publish::PortRange,
+        rules::Rules,
+    };
 
     fn network() -> Network {
         Network {
@@ -218,9 +227,10 @@ mod tests {
             number: 1,
             bridge: "netfw0".into(),
             mac: "02:6e:ac:12:00:01".parse().unwrap(),
-            subnet: "172.18.0.0/16".parse().unwrap(),
-            gateway: "172.18.0.1".parse().unwrap(),
-            last: "172.18.0.1".parse().unwrap(),
+            v4: Some(Pool::new("172.18.0.0/16".parse().unwrap(), None).unwrap()),
+            v6: Some(Pool::new("fd00:1:2::/64".parse().unwrap(), None).unwrap()),
+            mtu: None,
+            rules: Rules::default(),
         }
     }
 
@@ -234,13 +244,14 @@ mod tests {
                 made: true,
                 id: Some((4, 4026531840)),
             },
-            ip4: "172.18.0.2".parse().unwrap(),
+            ip4: Some("172.18.0.2".parse().unwrap()),
+            ip6: Some("fd00:1:2::2".parse().unwrap()),
             mac: "02:6e:ac:12:00:02".parse().unwrap(),
             host_interface: "nf1".into(),
             interface: "eth0".into(),
             counter: 1,
             publishes: vec![Published {
-                publish: spec.resolve(spec.container_ports),
+                publish: spec.resolve(Ipv4Addr::UNSPECIFIED.into(), spec.container_ports),
                 counter: 2,
             }],
             removing: false,
@@ -255,6 +266,7 @@ mod tests {
             netns: Some("/run/netns/n".into()),
             id: (4, 5),
             boot: "b".into(),
+            prefix6: Some("fd00:1:2::/48".parse().unwrap()),
         };
         {
             let store = Store::open(&path).unwrap();
@@ -279,6 +291,54 @@ mod tests {
             [&endpoint("b")]
         );
         assert_eq!(wanted.counters().collect::<Vec<_>>(), [1, 2]);
+    }
+
+    /// Word for word what netfw 0.1.0 wrote before it knew IPv6.
+    #[test]
+    fn a_store_without_ipv6_is_read() {
+        let network: Network = serde_json::from_str(
+            r#"{"name":"bridge","number":1,"bridge":"netfw0","mac":"02:6e:ac:12:00:01",
+                "subnet":"172.18.0.0/16","gateway":"172.18.0.1","last":"172.18.0.1"}"#,
+        )
+        .unwrap();
+        let want = Network {
+            v6: None,
+            ..self::network()
+        };
+        assert_eq!(network, want);
+        let endpoint: Endpoint = serde_json::from_str(
+            r#"{"name":"a","network":"bridge",
+                "namespace":{"path":"/run/netns/x","made":true,"id":[4,4026531840]},
+                "ip4":"172.18.0.2","mac":"02:6e:ac:12:00:02","host_interface":"nf1",
+                "interface":"eth0","counter":1,"removing":false,"publishes":[{"publish":
+                {"protocol":"udp","host_ip":"0.0.0.0","host_ports":{"first":8080,"last":8090},
+                "container_ports":{"first":80,"last":90}},"counter":2}]}"#,
+        )
+        .unwrap();
+        let mut want = self::endpoint("a");
+        want.ip6 = None;
+        want.publishes[0].publish.host_ports = PortRange {
+            first: 8080,
+            last: 8090,
+        };
+        assert_eq!(endpoint, want);
+        let node: Node = serde_json::from_str(r#"{"netns":null,"id":[4,5],"boot":"b"}"#).unwrap();
+        assert_eq!(node.prefix6, None);
+    }
+
+    #[test]
+    fn a_network_of_one_family_stays_one() {
+        for (v4, v6) in [(true, false), (false, true)] {
+            let mut network = network();
+            network.v4 = network.v4.filter(|_| v4);
+            network.v6 = network.v6.filter(|_| v6);
+            let text = serde_json::to_string(&network).unwrap();
+            assert_eq!(
+                serde_json::from_str::<Network>(&text).unwrap(),
+                network,
+                "{text}"
+            );
+        }
     }
 
     #[test]

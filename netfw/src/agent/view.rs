@@ -1,15 +1,18 @@
 //! Answers: the state as the API shows it.
 
-use std::net::Ipv4Addr;
+use netfw_common::{
+    addr::{Ip4, Ip6},
+    drop::Drop,
+    record,
+};
 
-use netfw_common::record;
-
-use super::{Agent, AgentError, record as wanted};
+use super::{Agent, AgentError, record as wanted, run::instance_option};
 use crate::{
     api::types::{
-        Counter, DropStats, Endpoint, EndpointState, EndpointStats, Network, Program, PublishStats,
-        Stats, Status, Uplink,
+        Counter, DropStats, Endpoint, EndpointState, EndpointStats, Member, Network,
+        NetworkDetails, Program, PublishStats, Stats, Status, Table, Uplink,
     },
+    bpf::{Family, Part},
     name::Name,
     publish::Publish,
 };
@@ -18,7 +21,12 @@ impl Agent {
     pub fn status(&self) -> Status {
         let endpoints = self.wanted.endpoints.len();
         let publishes = || self.wanted.endpoints.values().flat_map(|e| &e.publishes);
-        let (used, max) = self.dataplane.flow_usage();
+        let tables = self.tables();
+        let flow_tables = || tables.iter().filter(|t| t.name.starts_with("flows"));
+        let (flows, flows_max) = (
+            flow_tables().map(|t| t.used).sum(),
+            flow_tables().map(|t| t.max).sum(),
+        );
         let served = self.uplinks.iter().map(|(ifindex, state)| Uplink {
             name: state.uplink.name.clone(),
             ifindex: Some(*ifindex),
@@ -53,8 +61,11 @@ impl Agent {
             published_ports: publishes()
                 .map(|p| u64::from(p.publish.host_ports.count()))
                 .sum(),
-            flows: used as u64,
-            flows_max: max as u64,
+            flows,
+            flows_max,
+            warnings: self.warnings(&tables, &drops),
+            tables,
+            ipv6_missing: self.ipv6.clone().err(),
             dropped: drops.iter().map(|d| d.packets).sum(),
             drops,
             programs: self
@@ -75,26 +86,120 @@ impl Agent {
         self.wanted
             .networks
             .values()
-            .map(|n| Network {
-                name: n.name.clone(),
-                bridge: n.bridge.clone(),
-                subnet: n.subnet,
-                gateway: n.gateway,
-                mac: n.mac,
-                endpoints: self
-                    .wanted
-                    .endpoints
-                    .values()
-                    .filter(|e| e.network == n.name)
-                    .count(),
-            })
+            .map(|n| self.network_of_record(n))
             .collect()
+    }
+
+    fn network_of_record(&self, n: &wanted::Network) -> Network {
+        Network {
+            name: n.name.clone(),
+            bridge: n.bridge.clone(),
+            subnet: n.v4.map(|pool| pool.subnet),
+            gateway: n.v4.map(|pool| pool.gateway),
+            subnet6: n.v6.map(|pool| pool.subnet),
+            gateway6: n.v6.map(|pool| pool.gateway),
+            mac: n.mac,
+            mtu: self.mtu_of(n),
+            rules: n.rules,
+            endpoints: self.members(&n.name).count(),
+        }
+    }
+
+    pub fn network_details(&self, name: &Name) -> Result<NetworkDetails, AgentError> {
+        let Some(network) = self.wanted.networks.get(name) else {
+            return Err(self.no_network(name));
+        };
+        Ok(NetworkDetails {
+            network: self.network_of_record(network),
+            members: self
+                .members(name)
+                .map(|e| Member {
+                    name: e.name.clone(),
+                    ip: e.ip4,
+                    ip6: e.ip6,
+                    mac: e.mac,
+                })
+                .collect(),
+        })
+    }
+
+    /// How full what can be full is.
+    fn tables(&self) -> Vec<Table> {
+        let mut tables = self.tables_of::<Ip4>("4");
+        tables.extend(self.tables_of::<Ip6>("6"));
+        tables
+    }
+
+    fn tables_of<A: Family>(&self, digit: &str) -> Vec<Table> {
+        let of = |name: &str, (used, max): (usize, usize)| Table {
+            name: format!("{name}{digit}"),
+            used: used as u64,
+            max: max as u64,
+        };
+        let publishes = self.wanted.endpoints.values().flat_map(|e| &e.publishes);
+        let ports = publishes
+            .filter(|p| A::of(p.publish.host_ip).is_some())
+            .map(|p| p.publish.host_ports.count() as usize)
+            .sum();
+        vec![
+            of("flows", self.dataplane.flow_usage::<A>(Part::Assured)),
+            of("mappings", self.dataplane.flow_usage::<A>(Part::Mappings)),
+            of("publishes", (ports, self.dataplane.publish_room() as usize)),
+        ]
+    }
+
+    /// What is amiss, and what to do.
+    fn warnings(&self, tables: &[Table], drops: &[DropStats]) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let met = |reason: Drop| {
+            let met = drops.iter().find(|d| d.reason == reason.name());
+            met.map_or(0, |d| d.packets)
+        };
+        let down = format!("`netfw down{}`", instance_option(&self.config.instance));
+        for table in tables
+            .iter()
+            .filter(|t| t.max > 0 && t.used * 10 >= t.max * 9)
+        {
+            warnings.push(format!(
+                "table {} is {} % full",
+                table.name,
+                table.used * 100 / table.max
+            ));
+        }
+        let full = met(Drop::TableFull);
+        if full > 0 {
+            warnings.push(format!(
+                "{full} packets were dropped because a flow table was full: raise max_flows in the \
+                 configuration (takes effect after {down}), or shorten the timeouts"
+            ));
+        }
+        let exhausted = met(Drop::PortsExhausted);
+        if exhausted > 0 {
+            let ports = &self.config.dataplane;
+            warnings.push(format!(
+                "{exhausted} packets were dropped because every port tried for masquerade was taken: \
+                 widen `ports` in the configuration (now {}-{}), or give the node more addresses",
+                ports.port_min, ports.port_max
+            ));
+        }
+        if let Err(why) = &self.ipv6 {
+            let without = self.wanted.networks.values().filter(|n| n.v6.is_some());
+            for network in without {
+                warnings.push(format!(
+                    "network \"{}\" is IPv4 only for now: {why}; restart the agent once that has \
+                     changed",
+                    network.name
+                ));
+            }
+        }
+        warnings
     }
 
     pub fn endpoint_views(&self) -> Vec<Endpoint> {
         self.wanted
             .endpoints
             .values()
+            .filter(|e| !e.removing)
             .map(|e| self.endpoint_of(e))
             .collect()
     }
@@ -105,6 +210,8 @@ impl Agent {
 
     fn endpoint_of(&self, e: &wanted::Endpoint) -> Endpoint {
         let network = self.wanted.networks.get(&e.network);
+        let v4 = network.and_then(|n| n.v4).filter(|_| e.ip4.is_some());
+        let v6 = network.and_then(|n| n.v6).filter(|_| e.ip6.is_some());
         let ifindex = self.up.get(&e.name).copied();
         Endpoint {
             name: e.name.clone(),
@@ -114,8 +221,11 @@ impl Agent {
             },
             network: e.network.clone(),
             ip: e.ip4,
-            prefix_len: network.map_or(32, |n| n.subnet.prefix_len()),
-            gateway: network.map_or(Ipv4Addr::UNSPECIFIED, |n| n.gateway),
+            prefix_len: v4.map(|pool| pool.subnet.prefix_len()),
+            gateway: v4.map(|pool| pool.gateway),
+            ip6: e.ip6,
+            prefix_len6: v6.map(|pool| pool.subnet.prefix_len()),
+            gateway6: v6.map(|pool| pool.gateway),
             mac: e.mac,
             netns: e.namespace.path.clone(),
             netns_made: e.namespace.made,
@@ -170,7 +280,7 @@ impl Agent {
     }
 }
 
-/// Why nobody reaches a publish, if so: 127.0.0.1 is for the node's own processes alone.
+/// Why nobody reaches a publish, if so: a loopback address is for the node's own processes alone.
 fn unreachable(publish: &Publish, sockets: &Result<(), String>) -> Option<String> {
     let why = sockets.as_ref().err()?;
     publish.host_ip.is_loopback().then(|| {
@@ -198,11 +308,15 @@ mod tests {
         for (text, warned) in [
             ("127.0.0.1:8080:80", true),
             ("127.0.0.2:8080:80/udp", true),
+            ("[::1]:8080:80", true),
             ("8080:80", false),
             ("192.0.2.1:8080:80", false),
         ] {
             let spec: Spec = text.parse().unwrap();
-            let publish = spec.resolve(spec.host_ports.unwrap());
+            let host_ip = spec
+                .host_ip
+                .unwrap_or(std::net::Ipv4Addr::UNSPECIFIED.into());
+            let publish = spec.resolve(host_ip, spec.host_ports.unwrap());
             assert_eq!(unreachable(&publish, &broken).is_some(), warned, "{text}");
             assert_eq!(unreachable(&publish, &Ok(())), None, "{text}");
         }

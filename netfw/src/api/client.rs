@@ -17,16 +17,17 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
 use super::types::{
-    Endpoint, EndpointRequest, Failure, FailureKind, Flow, Flushed, Network, PublishRequest, Stats,
-    Status,
+    Endpoint, EndpointRequest, Failure, FailureKind, Flow, Flushed, Network, NetworkDetails,
+    NetworkRequest, PublishRequest, Stats, Status,
 };
 use crate::{agent::paths::Paths, name::Name, publish::Spec};
 
 /// Longest answer: a million flows take about 300 MB.
 const LIMIT: usize = 1 << 30;
 
-/// An agent that is starting gets this long; the kernel's verifier takes most of it.
-const STARTING: Duration = Duration::from_secs(3);
+/// An agent that is starting gets this long; the kernel's verifier takes most of it, a second where
+/// nothing else runs.
+const STARTING: Duration = Duration::from_secs(10);
 /// And a process that may be about to become one, this long.
 const BEFORE: Duration = Duration::from_millis(200);
 const PAUSE: Duration = Duration::from_millis(10);
@@ -85,6 +86,19 @@ impl Client {
 
     pub async fn networks(&self) -> Result<Vec<Network>> {
         self.get("/v1/networks").await
+    }
+
+    pub async fn network(&self, name: &Name) -> Result<NetworkDetails> {
+        self.get(&format!("/v1/networks/{name}")).await
+    }
+
+    pub async fn create_network(&self, request: &NetworkRequest) -> Result<NetworkDetails> {
+        self.send(Method::POST, "/v1/networks", Some(request)).await
+    }
+
+    pub async fn remove_network(&self, name: &Name) -> Result<()> {
+        self.send(Method::DELETE, &format!("/v1/networks/{name}"), NOTHING)
+            .await
     }
 
     pub async fn endpoints(&self) -> Result<Vec<Endpoint>> {

@@ -5,6 +5,9 @@
 //! | `GET /v1/status` | | [`Status`](types::Status) |
 //! | `GET /v1/stats` | | [`Stats`](types::Stats) |
 //! | `GET /v1/networks` | | list of [`Network`](types::Network) |
+//! | `POST /v1/networks` | creates, [`NetworkRequest`](types::NetworkRequest) | [`NetworkDetails`](types::NetworkDetails) |
+//! | `GET /v1/networks/NAME` | | [`NetworkDetails`](types::NetworkDetails) |
+//! | `DELETE /v1/networks/NAME` | removes | nothing |
 //! | `GET /v1/endpoints` | | list of [`Endpoint`](types::Endpoint) |
 //! | `POST /v1/endpoints` | adds, [`EndpointRequest`](types::EndpointRequest) | the endpoint |
 //! | `GET /v1/endpoints/NAME` | | the endpoint |

@@ -17,11 +17,11 @@ use serde::{Deserialize, de::DeserializeOwned};
 use tokio::sync::{Mutex, Notify};
 
 use super::types::{
-    Endpoint, EndpointRequest, Failure, FailureKind, Flow, Flushed, Network, PublishRequest, Stats,
-    Status,
+    Endpoint, EndpointRequest, Failure, FailureKind, Flow, Flushed, Network, NetworkDetails,
+    NetworkRequest, PublishRequest, Stats, Status,
 };
 use crate::{
-    agent::{Agent, AgentError},
+    agent::{Agent, AgentError, flow, purge::carry_out},
     name::Name,
 };
 
@@ -39,7 +39,8 @@ pub fn router(shared: Shared) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/stats", get(stats))
-        .route("/v1/networks", get(networks))
+        .route("/v1/networks", get(networks).post(create_network))
+        .route("/v1/networks/{name}", get(network).delete(remove_network))
         .route("/v1/endpoints", get(endpoints).post(add_endpoint))
         .route(
             "/v1/endpoints/{name}",
@@ -99,6 +100,20 @@ async fn to_the_end<T: Send + 'static>(
     }
 }
 
+/// A change, and then the flows that must go with it, which others need not wait for.
+async fn change<T: Send + 'static>(
+    shared: Shared,
+    work: impl AsyncFnOnce(&mut Agent) -> Result<T, AgentError> + Send + 'static,
+) -> Result<(T, usize), AgentError> {
+    let mut agent = shared.agent.lock().await;
+    let done = work(&mut agent).await;
+    // Also of what was undone.
+    let purges = agent.take_purges();
+    drop(agent);
+    let flows = carry_out(&shared.agent, purges).await;
+    Ok((done?, flows?))
+}
+
 fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, AgentError> {
     serde_json::from_slice(body).map_err(|e| AgentError::Request(e.to_string()))
 }
@@ -119,6 +134,21 @@ async fn networks(State(shared): State<Shared>) -> Answer<Vec<Network>> {
     Ok(Json(shared.agent.lock().await.network_views()))
 }
 
+async fn network(State(shared): State<Shared>, Path(text): Path<String>) -> Answer<NetworkDetails> {
+    let name = name(&text)?;
+    Ok(Json(shared.agent.lock().await.network_details(&name)?))
+}
+
+async fn create_network(State(shared): State<Shared>, body: Bytes) -> Answer<NetworkDetails> {
+    let request: NetworkRequest = parse(&body)?;
+    to_the_end(async move { shared.agent.lock().await.create_network(request).await }).await
+}
+
+async fn remove_network(State(shared): State<Shared>, Path(text): Path<String>) -> Answer<()> {
+    let name = name(&text)?;
+    to_the_end(async move { shared.agent.lock().await.remove_network(&name).await }).await
+}
+
 async fn endpoints(State(shared): State<Shared>) -> Answer<Vec<Endpoint>> {
     Ok(Json(shared.agent.lock().await.endpoint_views()))
 }
@@ -130,12 +160,23 @@ async fn endpoint(State(shared): State<Shared>, Path(text): Path<String>) -> Ans
 
 async fn add_endpoint(State(shared): State<Shared>, body: Bytes) -> Answer<Endpoint> {
     let request: EndpointRequest = parse(&body)?;
-    to_the_end(async move { shared.agent.lock().await.add_endpoint(request).await }).await
+    to_the_end(async move {
+        let added = change(shared, async move |agent| agent.add_endpoint(request).await);
+        Ok(added.await?.0)
+    })
+    .await
 }
 
 async fn remove_endpoint(State(shared): State<Shared>, Path(text): Path<String>) -> Answer<()> {
     let name = name(&text)?;
-    to_the_end(async move { shared.agent.lock().await.remove_endpoint(&name).await }).await
+    to_the_end(async move {
+        let removed = change(shared, async move |agent| {
+            agent.remove_endpoint(&name).await
+        });
+        let ((), _flows) = removed.await?;
+        Ok(())
+    })
+    .await
 }
 
 async fn publish(
@@ -145,7 +186,11 @@ async fn publish(
 ) -> Answer<Endpoint> {
     let name = name(&text)?;
     let PublishRequest { publish } = parse(&body)?;
-    to_the_end(async move { shared.agent.lock().await.publish(&name, &publish) }).await
+    to_the_end(async move {
+        let published = change(shared, async move |agent| agent.publish(&name, &publish));
+        Ok(published.await?.0)
+    })
+    .await
 }
 
 async fn unpublish(
@@ -155,7 +200,11 @@ async fn unpublish(
 ) -> Answer<Endpoint> {
     let name = name(&text)?;
     let PublishRequest { publish } = parse(&body)?;
-    to_the_end(async move { shared.agent.lock().await.unpublish(&name, &publish) }).await
+    to_the_end(async move {
+        let withdrawn = change(shared, async move |agent| agent.unpublish(&name, &publish));
+        Ok(withdrawn.await?.0)
+    })
+    .await
 }
 
 #[derive(Deserialize)]
@@ -165,15 +214,14 @@ struct FlowQuery {
 
 async fn flows(State(shared): State<Shared>, Query(query): Query<FlowQuery>) -> Answer<Vec<Flow>> {
     let endpoint = query.endpoint.as_deref().map(name).transpose()?;
-    // Others need not wait while a million flows are put into words.
-    let listing = shared.agent.lock().await.list_flows(endpoint.as_ref())?;
-    Ok(Json(tokio::task::block_in_place(|| listing.views())))
+    Ok(Json(flow::list(&shared.agent, endpoint.as_ref()).await?))
 }
 
 async fn flush(State(shared): State<Shared>, Query(query): Query<FlowQuery>) -> Answer<Flushed> {
     let endpoint = query.endpoint.as_deref().map(name).transpose()?;
     to_the_end(async move {
-        let flows = shared.agent.lock().await.flush(endpoint.as_ref())?;
+        let flushed = change(shared, async move |agent| agent.flush(endpoint.as_ref()));
+        let ((), flows) = flushed.await?;
         Ok(Flushed { flows })
     })
     .await

@@ -3,14 +3,18 @@
 //! Field names are snake_case and stable. Addresses and ports are in host view. Sums wrap never:
 //! counters are 64 bits.
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     name::{Mac, Name},
     publish::{PortRange, Protocol, Spec},
+    rules::{Filter, Nat, Rules},
 };
 
 /// The answer to a request that failed; nothing was changed.
@@ -47,6 +51,9 @@ pub struct EndpointRequest {
     /// None: a free one is chosen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ip: Option<Ipv4Addr>,
+    /// None: a free one is chosen, where the network has IPv6.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ip6: Option<Ipv6Addr>,
     /// None: one is derived from the address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<Mac>,
@@ -85,10 +92,15 @@ pub struct Endpoint {
     pub name: Name,
     pub state: EndpointState,
     pub network: Name,
-    pub ip: Ipv4Addr,
+    /// Null in a network without IPv4, as are the next two.
+    pub ip: Option<Ipv4Addr>,
     /// Of the subnet.
-    pub prefix_len: u8,
-    pub gateway: Ipv4Addr,
+    pub prefix_len: Option<u8>,
+    pub gateway: Option<IpAddr>,
+    /// Null in a network without IPv6, as are the next two.
+    pub ip6: Option<Ipv6Addr>,
+    pub prefix_len6: Option<u8>,
+    pub gateway6: Option<IpAddr>,
     pub mac: Mac,
     /// File by which the container's network namespace is opened.
     pub netns: PathBuf,
@@ -109,8 +121,8 @@ pub struct Endpoint {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Publish {
     pub protocol: Protocol,
-    /// `0.0.0.0`: any local address.
-    pub host_ip: Ipv4Addr,
+    /// `0.0.0.0`, `::`: any local address of the family.
+    pub host_ip: IpAddr,
     pub host_ports: PortRange,
     pub container_ports: PortRange,
 }
@@ -142,16 +154,90 @@ pub struct Network {
     pub name: Name,
     /// The bridge's interface name.
     pub bridge: String,
-    pub subnet: Ipv4Net,
-    pub gateway: Ipv4Addr,
+    /// Null in a network without IPv4, as is the gateway.
+    pub subnet: Option<IpNet>,
+    pub gateway: Option<IpAddr>,
+    /// Null in a network without IPv6, as is the gateway.
+    pub subnet6: Option<IpNet>,
+    pub gateway6: Option<IpAddr>,
     pub mac: Mac,
+    /// Of the bridge and of interfaces to come, in bytes.
+    pub mtu: u32,
+    #[serde(flatten)]
+    pub rules: Rules,
     pub endpoints: usize,
 }
 
+/// A network and who is in it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NetworkDetails {
+    #[serde(flatten)]
+    pub network: Network,
+    pub members: Vec<Member>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Member {
+    pub name: Name,
+    pub ip: Option<Ipv4Addr>,
+    pub ip6: Option<Ipv6Addr>,
+    pub mac: Mac,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkRequest {
+    pub name: Name,
+    /// One of each family at most; none: a free one of IPv4 is chosen.
+    #[serde(default)]
+    pub subnets: Vec<IpNet>,
+    /// Of the subnets that are named; else their first addresses.
+    #[serde(default)]
+    pub gateways: Vec<IpAddr>,
+    /// A free subnet of IPv6 is chosen, unless one is named.
+    #[serde(default)]
+    pub ipv6: bool,
+    #[serde(default)]
+    pub internal: bool,
+    #[serde(default)]
+    pub routed: bool,
+    #[serde(default = "yes")]
+    pub masquerade: bool,
+    #[serde(default)]
+    pub nat: Nat,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<Filter>,
+    /// None: the narrowest uplink's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl NetworkRequest {
+    /// Nothing said but the name.
+    pub fn new(name: Name) -> Self {
+        Self {
+            name,
+            subnets: Vec::new(),
+            gateways: Vec::new(),
+            ipv6: false,
+            internal: false,
+            routed: false,
+            masquerade: true,
+            nat: Nat::default(),
+            filter: None,
+            mtu: None,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Tuple {
-    pub src: Ipv4Addr,
-    pub dst: Ipv4Addr,
+    pub src: IpAddr,
+    pub dst: IpAddr,
     /// ICMP: the identifier in a request, 0 in a reply.
     pub sport: u16,
     /// ICMP: the identifier in a reply, 0 in a request.
@@ -161,7 +247,7 @@ pub struct Tuple {
 /// A flow, as the side that opened it and the side that answers put it on the wire.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Flow {
-    /// `tcp`, `udp`, `icmp`, or a number.
+    /// `tcp`, `udp`, `sctp`, `icmp`, `icmpv6`, or a number.
     pub protocol: String,
     /// nf_conntrack's names: `new`, `syn_recv`, `established`, `fin_wait`, `time_wait`, `close`.
     pub state: String,
@@ -198,14 +284,32 @@ pub struct Status {
     pub publishes: usize,
     /// Host ports that the publishes take.
     pub published_ports: u64,
-    /// Assured flows, and how many there is room for.
+    /// Assured flows of both families, and how many there is room for.
     pub flows: u64,
     pub flows_max: u64,
+    /// How full what can be full is, each family for itself.
+    #[serde(default)]
+    pub tables: Vec<Table>,
+    /// Why the node has no IPv6; null: it has.
+    #[serde(default)]
+    pub ipv6_missing: Option<String>,
+    /// What is amiss, and what to do; sentences for people.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// Packets dropped, for whatever reason.
     pub dropped: u64,
     /// The reasons that were met.
     pub drops: Vec<DropStats>,
     pub programs: Vec<Program>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Table {
+    /// `flows4`, `flows6` (assured flows), `mappings4`, `mappings6` (of endpoint-independent NAT),
+    /// `publishes4`, `publishes6` (host ports).
+    pub name: String,
+    pub used: u64,
+    pub max: u64,
 }
 
 /// An eBPF program. Runs are counted only while somebody has the kernel do so

@@ -1,47 +1,53 @@
-//! Flows as user space sees them: listed, removed, swept.
+//! Flows as user space sees them: looked at, removed, swept.
 //!
 //! A flow is two entries, one for each direction, which are removed together (netfw-common's
-//! `flow`). The programs create and refresh them at any time, so nothing here may rely on an entry
-//! that was read a moment ago: before a flow is swept, both halves are read once more. What remains
-//! is the time between that look and the deletion, some microseconds in which a packet would have to
-//! revive a flow that has been silent for minutes; the peers then see one packet lost.
+//! `flow`); so is an endpoint-independent mapping. The programs create and refresh them at any time,
+//! so nothing here may rely on an entry that was read a moment ago: before a flow is swept, both
+//! halves are read once more. What remains is the time between that look and the deletion, some
+//! microseconds in which a packet would have to revive a flow that has been silent for minutes; the
+//! peers then see one packet lost.
 //!
-//! A table may hold millions of entries. Reading goes in batches of thousands, and [`DataPlane::sweep`]
-//! walks on by one portion at each call.
+//! A table may hold millions of entries. So a walk is made in steps of some thousand
+//! ([`DataPlane::visit`], [`DataPlane::sweep`]), and the caller may let others have the data plane
+//! between them.
 
 use netfw_common::{
-    addr::Ip4,
-    flow::{Flow4, TICK_SHIFT, Timeouts, is_assured},
-    tuple::Tuple4,
+    addr::{Ip4, Ip6},
+    flow::{Flow, TICK_SHIFT, Timeouts, is_assured, state},
+    record::{Mapping, MappingKey, side},
+    tuple::{Tuple, proto},
 };
 use nix::time::{ClockId, clock_gettime};
 
 use super::{
     BpfError, DataPlane,
-    maps::{Table, Walk},
+    family::Family,
+    table::{Table, Walk},
 };
 
-/// Entries that one call of `sweep` looks at, in each table.
-const PORTION: usize = 1 << 15;
-
-/// Entries that `flow_usage` counts before it extrapolates: some 0.3 % off then.
-const SAMPLE: usize = 1 << 17;
+/// Entries that [`DataPlane::flow_usage`] counts before it extrapolates: some 0.4 % off then.
+const SAMPLE: usize = 1 << 16;
 
 /// A half whose other half is missing is an orphan after this many ticks; before, the programs may be
 /// about to insert it, or to move the flow between the tables.
 const GRACE: u32 = 2;
 
-type Entries = Table<Tuple4, Flow4>;
-
-/// The flow tables.
+/// The flow tables of both families.
 pub struct Flows {
-    /// Assured: a plain hash, which never evicts.
-    assured: Entries,
-    /// Embryonic: an LRU, which makes room by itself.
-    embryos: Entries,
-    sweeps: [Walk<Tuple4, Flow4>; 2],
+    pub v4: FlowTables<Ip4>,
+    pub v6: FlowTables<Ip6>,
     /// As the programs have them.
     pub timeouts: Timeouts,
+}
+
+/// Those of one family.
+pub struct FlowTables<A: Family> {
+    /// Assured: a plain hash, which never evicts.
+    assured: Table<Tuple<A>, Flow<A>>,
+    /// Embryonic: an LRU, which makes room by itself.
+    embryos: Table<Tuple<A>, Flow<A>>,
+    mappings: Table<MappingKey<A>, Mapping<A>>,
+    sweep: Position<A>,
 }
 
 /// The data plane's present tick.
@@ -53,18 +59,76 @@ pub fn now() -> u32 {
     (time >> TICK_SHIFT) as u32
 }
 
+/// Looks at every entry of the flow tables, and says which shall go.
+pub trait Visit {
+    /// Is the flow of this half to be removed?
+    fn flow<A: Family>(&mut self, key: &Tuple<A>, flow: &Flow<A>) -> bool;
+
+    /// Is the mapping of this side to be removed?
+    fn mapping<A: Family>(&mut self, _key: &MappingKey<A>, _mapping: &Mapping<A>) -> bool {
+        false
+    }
+}
+
+/// Where a walk through the tables of both families stands.
+#[derive(Default)]
+pub struct FlowWalk {
+    pub v4: Position<Ip4>,
+    pub v6: Position<Ip6>,
+    stage: usize,
+    /// Flows and mappings removed so far.
+    pub removed: usize,
+}
+
+/// Where a walk through the tables of one family stands.
+pub struct Position<A: Family> {
+    flows: [Walk<Tuple<A>, Flow<A>>; 2],
+    mappings: Walk<MappingKey<A>, Mapping<A>>,
+}
+
+impl<A: Family> Default for Position<A> {
+    fn default() -> Self {
+        Self {
+            flows: Default::default(),
+            mappings: Walk::default(),
+        }
+    }
+}
+
+/// A table of a family.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    Assured,
+    Embryos,
+    Mappings,
+}
+
+/// The way of a walk through one family. A flow may move between the tables meanwhile, either way: on
+/// this way it is met all the same, perhaps twice. Mappings first, since they make flows.
+const WAY: [Part; 4] = [Part::Mappings, Part::Embryos, Part::Assured, Part::Embryos];
+
 impl Flows {
     pub fn take(ebpf: &mut aya::Ebpf) -> Result<Self, BpfError> {
         Ok(Self {
-            assured: Table::take(ebpf, "FLOWS4")?,
-            embryos: Table::take(ebpf, "EMBRYOS4")?,
-            sweeps: Default::default(),
+            v4: FlowTables::take(ebpf)?,
+            v6: FlowTables::take(ebpf)?,
             timeouts: Timeouts::default(),
+        })
+    }
+}
+
+impl<A: Family> FlowTables<A> {
+    fn take(ebpf: &mut aya::Ebpf) -> Result<Self, BpfError> {
+        Ok(Self {
+            assured: Table::take(ebpf, A::NAMES.flows)?,
+            embryos: Table::take(ebpf, A::NAMES.embryos)?,
+            mappings: Table::take(ebpf, A::NAMES.mappings)?,
+            sweep: Position::default(),
         })
     }
 
     /// The half under `key`, and whether it is in the table of assured flows.
-    fn get(&self, key: &Tuple4) -> Result<Option<(Flow4, bool)>, BpfError> {
+    fn get(&self, key: &Tuple<A>) -> Result<Option<(Flow<A>, bool)>, BpfError> {
         if let Some(flow) = self.assured.get(key)? {
             return Ok(Some((flow, true)));
         }
@@ -72,12 +136,12 @@ impl Flows {
     }
 
     /// The other half of a flow, unless its key is another flow's.
-    fn other(&self, key: &Tuple4, half: &Flow4) -> Result<Option<(Flow4, bool)>, BpfError> {
+    fn other(&self, key: &Tuple<A>, half: &Flow<A>) -> Result<Option<(Flow<A>, bool)>, BpfError> {
         let found = self.get(&half.reverse_key(key.proto))?;
         Ok(found.filter(|(other, _)| half.is_half_of(key, other)))
     }
 
-    fn delete(&mut self, key: &Tuple4, assured: bool) -> Result<bool, BpfError> {
+    fn delete(&mut self, key: &Tuple<A>, assured: bool) -> Result<bool, BpfError> {
         if assured {
             self.assured.remove(key)
         } else {
@@ -88,8 +152,8 @@ impl Flows {
     /// Removes the flow of the half under `key`, if there is one and `is_over` says so of its halves.
     fn remove_if(
         &mut self,
-        key: &Tuple4,
-        is_over: impl FnOnce(&Flow4, Option<&Flow4>) -> bool,
+        key: &Tuple<A>,
+        is_over: impl FnOnce(&Flow<A>, Option<&Flow<A>>) -> bool,
     ) -> Result<bool, BpfError> {
         let Some((half, assured)) = self.get(key)? else {
             return Ok(false);
@@ -105,121 +169,280 @@ impl Flows {
         }
         self.delete(key, assured)
     }
-}
 
-impl DataPlane {
-    /// Both directions of all flows that have not expired, assured ones first.
-    pub fn flows(&self) -> Result<Vec<(Tuple4, Flow4)>, BpfError> {
-        let (now, timeouts) = (now(), &self.flows.timeouts);
-        let mut found = self.flows.assured.entries()?;
-        found.extend(self.flows.embryos.entries()?);
-        found.retain(|(key, flow)| !flow.is_expired(key.proto, now, timeouts));
-        Ok(found)
-    }
-
-    /// Removes the flows of which `select` takes either half. Returns how many flows.
-    pub fn remove_flows(
+    /// Removes the mapping of the side under `key`, if there is one and `is_over` says so of its
+    /// sides.
+    fn unmap_if(
         &mut self,
-        mut select: impl FnMut(&Tuple4, &Flow4) -> bool,
-    ) -> Result<usize, BpfError> {
-        let mut selected = Vec::new();
-        for table in [&self.flows.assured, &self.flows.embryos] {
-            let mut walk = Walk::default();
-            // No copy of a table that may hold millions, for the few that are meant.
-            while !table.step(&mut walk, |key, flow| {
-                if select(key, flow) {
-                    selected.push(*key);
-                }
-            })? {}
+        key: &MappingKey<A>,
+        is_over: impl FnOnce(&Mapping<A>, Option<&Mapping<A>>) -> bool,
+    ) -> Result<bool, BpfError> {
+        let Some(mapping) = self.mappings.get(key)? else {
+            return Ok(false);
+        };
+        let other_key = MappingKey {
+            addr: mapping.addr,
+            port: mapping.port,
+            side: key.side ^ side::INTERNAL ^ side::EXTERNAL,
+            ..*key
+        };
+        let other = self.mappings.get(&other_key)?;
+        let other = other.filter(|other| other.addr == key.addr && other.port == key.port);
+        if !is_over(&mapping, other.as_ref()) {
+            return Ok(false);
         }
-        let mut count = 0;
-        for key in &selected {
-            // Its other half may have been selected too, and gone.
-            count += usize::from(self.flows.remove_if(key, |_, _| true)?);
+        // The external side holds the port, and goes last: nobody else gets it before.
+        let (first, last) = if key.side == side::INTERNAL {
+            (Some(key), other.is_some().then_some(&other_key))
+        } else {
+            (other.is_some().then_some(&other_key), Some(key))
+        };
+        for key in first.into_iter().chain(last) {
+            self.mappings.remove(key)?;
         }
-        Ok(count)
+        Ok(true)
     }
 
-    /// Frees the memory of expired flows. One call looks at a portion of the tables and goes on where
-    /// the last one stopped, so it should be made every second or so: a million flows are then
-    /// walked in a minute. Returns how many flows were removed.
-    pub fn sweep(&mut self) -> Result<usize, BpfError> {
-        let (now, timeouts) = (now(), self.flows.timeouts);
-        let mut expired = Vec::new();
-        let [first, second] = &mut self.flows.sweeps;
-        for (table, walk) in [(&self.flows.assured, first), (&self.flows.embryos, second)] {
-            let mut seen = 0;
-            while seen < PORTION {
-                let end = table.step(walk, |key, flow| {
-                    seen += 1;
-                    if flow.is_expired(key.proto, now, &timeouts) {
-                        expired.push(*key);
+    /// One step of a walk: the number of flows or mappings removed, and whether it was the last.
+    fn step(
+        &mut self,
+        part: Part,
+        position: &mut Position<A>,
+        visit: &mut impl Visit,
+    ) -> Result<(usize, bool), BpfError> {
+        let mut removed = 0;
+        let [first, second] = &mut position.flows;
+        let (table, walk) = match part {
+            Part::Assured => (&self.assured, first),
+            Part::Embryos => (&self.embryos, second),
+            Part::Mappings => {
+                let mut selected = Vec::new();
+                let end = self.mappings.step(&mut position.mappings, |key, mapping| {
+                    if visit.mapping(key, mapping) {
+                        selected.push(*key);
                     }
                 })?;
-                if end {
-                    break;
+                for key in &selected {
+                    removed += usize::from(self.unmap_if(key, |_, _| true)?);
                 }
+                return Ok((removed, end));
             }
+        };
+        // No copy of a table that may hold millions, for the few that are meant.
+        let mut selected = Vec::new();
+        let end = table.step(walk, |key, flow| {
+            if visit.flow(key, flow) {
+                selected.push(*key);
+            }
+        })?;
+        for key in &selected {
+            // Its other half may have been selected too, and gone.
+            removed += usize::from(self.remove_if(key, |_, _| true)?);
         }
+        Ok((removed, end))
+    }
+
+    /// One step of the sweep through a table.
+    fn sweep(&mut self, part: Part, timeouts: &Timeouts) -> Result<(usize, bool), BpfError> {
+        let now = now();
         let mut count = 0;
-        for key in expired {
+        let [first, second] = &mut self.sweep.flows;
+        let (table, walk) = match part {
+            Part::Assured => (&self.assured, first),
+            Part::Embryos => (&self.embryos, second),
+            Part::Mappings => {
+                let mut unused = Vec::new();
+                let is_unused = |proto, mapping: &Mapping<A>| {
+                    is_older(mapping.seen, now, mapping_timeout(proto, timeouts))
+                };
+                let walk = &mut self.sweep.mappings;
+                let end = self.mappings.step(walk, |key, mapping| {
+                    if is_unused(key.proto, mapping) {
+                        unused.push(*key);
+                    }
+                })?;
+                for key in &unused {
+                    let swept = self.unmap_if(key, |mapping, other| {
+                        is_unused(key.proto, mapping)
+                            && other.is_none_or(|other| is_unused(key.proto, other))
+                    })?;
+                    count += usize::from(swept);
+                }
+                return Ok((count, end));
+            }
+        };
+        let mut expired = Vec::new();
+        let end = table.step(walk, |key, flow| {
+            if flow.is_expired(key.proto, now, timeouts) {
+                expired.push(*key);
+            }
+        })?;
+        for key in &expired {
             // Over: expired in both directions, or half missing for good.
-            let is_expired = |half: &Flow4| half.is_expired(key.proto, now, &timeouts);
-            let swept = self.flows.remove_if(&key, |half, other| {
+            let is_expired = |half: &Flow<A>| half.is_expired(key.proto, now, timeouts);
+            let swept = self.remove_if(key, |half, other| {
                 is_expired(half)
                     && match other {
                         Some(other) => is_expired(other),
-                        None => now.wrapping_sub(half.seen) >= GRACE,
+                        None => is_older(half.seen, now, GRACE - 1),
                     }
             })?;
             count += usize::from(swept);
         }
-        Ok(count)
+        Ok((count, end))
     }
 
-    /// Assured flows that have not expired, and how many there is room for. Exact up to some ten
-    /// thousand flows; beyond, estimated from a part of the table (entries are spread evenly by
-    /// their hash), so that the answer never takes long.
-    pub fn flow_usage(&self) -> (usize, usize) {
-        let (now, timeouts) = (now(), &self.flows.timeouts);
-        let table = &self.flows.assured;
-        let (mut seen, mut used) = (0, 0);
-        let mut walk = Walk::default();
-        let mut share = 1.0;
-        loop {
-            let step = table.step(&mut walk, |key, flow| {
-                seen += 1;
-                used += usize::from(!flow.is_expired(key.proto, now, timeouts));
-            });
-            match step {
-                Ok(true) => break,
-                Ok(false) if seen < SAMPLE => {}
-                Ok(false) => {
-                    share = walk.progress(table.max);
-                    break;
-                }
-                Err(error) => {
-                    tracing::error!(%error, "counting the flows");
-                    break;
-                }
+    /// Assured flows that have not expired, or mappings, and how many there is room for.
+    fn usage(&self, timeouts: &Timeouts, part: Part) -> (usize, usize) {
+        let now = now();
+        match part {
+            Part::Mappings => usage(&self.mappings, |_, _| true),
+            Part::Assured => usage(&self.assured, |key, flow| {
+                !flow.is_expired(key.proto, now, timeouts)
+            }),
+            Part::Embryos => usage(&self.embryos, |key, flow| {
+                !flow.is_expired(key.proto, now, timeouts)
+            }),
+        }
+    }
+}
+
+/// Has it not been `seen` for more than `ticks`? Another CPU's clock may have run ahead.
+fn is_older(seen: u32, now: u32, ticks: u32) -> bool {
+    let age = now.wrapping_sub(seen);
+    age.cast_signed() > 0 && age > ticks
+}
+
+/// How long a mapping lives unused: no shorter than a flow of its protocol that is in use.
+fn mapping_timeout(proto: u8, timeouts: &Timeouts) -> u32 {
+    match proto {
+        proto::TCP => timeouts
+            .udp_replied
+            .max(timeouts.of(proto, state::ESTABLISHED)),
+        _ => timeouts.udp_replied,
+    }
+}
+
+/// Pairs of entries that count, and room for pairs. Exact up to some ten thousand; beyond, estimated
+/// from a part of the table (entries are spread evenly by their hash), so that the answer never takes
+/// long.
+fn usage<K: aya::Pod + Eq + std::hash::Hash, V: aya::Pod>(
+    table: &Table<K, V>,
+    counts: impl Fn(&K, &V) -> bool,
+) -> (usize, usize) {
+    let (mut seen, mut used) = (0, 0);
+    let mut walk = Walk::default();
+    let mut share = 1.0;
+    loop {
+        let step = table.step(&mut walk, |key, value| {
+            seen += 1;
+            used += usize::from(counts(key, value));
+        });
+        match step {
+            Ok(true) => break,
+            Ok(false) if seen < SAMPLE => {}
+            Ok(false) => {
+                share = walk.progress(table.max);
+                break;
+            }
+            Err(error) => {
+                tracing::error!(%error, "counting the entries of a table");
+                break;
             }
         }
-        let entries = (used as f64 / share).round() as usize;
-        (entries.div_ceil(2), table.max as usize / 2)
+    }
+    let entries = (used as f64 / share).round() as usize;
+    (entries.div_ceil(2), table.max as usize / 2)
+}
+
+impl DataPlane {
+    /// One step of a walk through all flows and mappings of both families. True at the end.
+    pub fn visit(&mut self, walk: &mut FlowWalk, visit: &mut impl Visit) -> Result<bool, BpfError> {
+        match walk.stage {
+            stage if stage < WAY.len() => self.visit_family::<Ip4>(WAY[stage], walk, visit),
+            stage => match WAY.get(stage - WAY.len()) {
+                Some(part) => self.visit_family::<Ip6>(*part, walk, visit),
+                None => Ok(true),
+            },
+        }
+    }
+
+    fn visit_family<A: Family>(
+        &mut self,
+        part: Part,
+        walk: &mut FlowWalk,
+        visit: &mut impl Visit,
+    ) -> Result<bool, BpfError> {
+        let tables = A::flows_mut(&mut self.flows);
+        let (removed, end) = tables.step(part, A::position(walk), visit)?;
+        walk.removed += removed;
+        walk.stage += usize::from(end);
+        Ok(walk.stage == 2 * WAY.len())
+    }
+
+    /// The whole walk at once. Returns how many flows and mappings were removed.
+    pub fn visit_all(&mut self, visit: &mut impl Visit) -> Result<usize, BpfError> {
+        let mut walk = FlowWalk::default();
+        while !self.visit(&mut walk, visit)? {}
+        Ok(walk.removed)
+    }
+
+    /// Frees the memory of expired flows and mappings: one step through one table, from where the
+    /// last one stopped. Returns how many were removed, and whether this was the table's end.
+    pub fn sweep<A: Family>(&mut self, part: Part) -> Result<(usize, bool), BpfError> {
+        let timeouts = self.flows.timeouts;
+        A::flows_mut(&mut self.flows).sweep(part, &timeouts)
+    }
+
+    /// Assured flows (or mappings) of a family, and how many there is room for.
+    pub fn flow_usage<A: Family>(&self, part: Part) -> (usize, usize) {
+        A::flows(&self.flows).usage(&self.flows.timeouts, part)
     }
 
     /// Puts an entry where the programs would: for tests.
     #[doc(hidden)]
-    pub fn insert_flow(&mut self, key: &Tuple4, flow: &Flow4) -> Result<(), BpfError> {
+    pub fn insert_flow<A: Family>(
+        &mut self,
+        key: &Tuple<A>,
+        flow: &Flow<A>,
+    ) -> Result<(), BpfError> {
+        let flows = A::flows_mut(&mut self.flows);
         if is_assured(flow.state) {
-            self.flows.assured.insert(key, flow)
+            flows.assured.insert(key, flow)
         } else {
-            self.flows.embryos.insert(key, flow)
+            flows.embryos.insert(key, flow)
         }
     }
 
-    /// Removes the flows from or to an address, whichever its place in them.
-    pub fn remove_flows_of(&mut self, addr: Ip4) -> Result<usize, BpfError> {
-        self.remove_flows(|key, flow| [key.src, key.dst, flow.src, flow.dst].contains(&addr))
+    /// Puts one side of a mapping where the programs would: for tests.
+    #[doc(hidden)]
+    pub fn insert_mapping<A: Family>(
+        &mut self,
+        key: &MappingKey<A>,
+        mapping: &Mapping<A>,
+    ) -> Result<(), BpfError> {
+        A::flows_mut(&mut self.flows).mappings.insert(key, mapping)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn age_is_exact_and_survives_clock_skew() {
+        assert!(!is_older(100, 110, 10));
+        assert!(is_older(100, 111, 10));
+        assert!(!is_older(100, 99, 10), "another CPU's clock ran ahead");
+        assert!(is_older(u32::MAX - 5, 10, 10));
+    }
+
+    #[test]
+    fn a_mapping_outlives_its_flows() {
+        let timeouts = Timeouts::default();
+        for proto in [proto::TCP, proto::UDP, proto::ICMP] {
+            let timeout = mapping_timeout(proto, &timeouts);
+            assert!(timeout >= timeouts.of(proto, state::ESTABLISHED), "{proto}");
+        }
     }
 }

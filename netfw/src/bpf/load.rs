@@ -129,6 +129,10 @@ pub fn program(ebpf: &mut Ebpf, hook: Hook) -> Result<&mut SchedClassifier, BpfE
     }
 }
 
+/// `BPF_MAP_TYPE_DEVMAP_HASH`, `BPF_F_RDONLY_PROG` (linux/bpf.h).
+const DEVMAP_HASH: u32 = 25;
+const RDONLY_PROG: u32 = 1 << 7;
+
 /// What must agree between a map and the programs that use it.
 struct Shape {
     kind: u32,
@@ -152,12 +156,17 @@ fn check(name: &str, path: &Path, wanted: &Shape, instance: &str) -> Result<(), 
     };
     let found = MapInfo::from_pin(path).map_err(pinned)?;
     let kind = found.map_type().map_err(pinned)? as u32;
+    // The kernel adds it to maps of devices by itself (dev_map_init_map).
+    let flags = match kind {
+        DEVMAP_HASH => found.map_flags() & !RDONLY_PROG,
+        _ => found.map_flags(),
+    };
     for (what, found, wanted) in [
         ("type", kind, wanted.kind),
         ("key size", found.key_size(), wanted.key),
         ("value size", found.value_size(), wanted.value),
         ("room for", found.max_entries(), wanted.entries),
-        ("flags", found.map_flags(), wanted.flags),
+        ("flags", flags, wanted.flags),
     ] {
         if found == wanted {
             continue;

@@ -4,307 +4,178 @@
 //! not at all. Where one wish needs several entries, they are written in an order in which a packet
 //! never finds a reference to what is not there yet.
 
-use std::{
-    collections::HashMap,
-    hash::Hash,
-    net::Ipv4Addr,
-    os::fd::{AsFd, BorrowedFd},
-};
+use std::{collections::HashMap, net::IpAddr};
 
 use aya::{
-    Ebpf, Pod,
-    maps::{
-        self, IterableMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues,
-        lpm_trie::Key,
-    },
+    Ebpf,
+    maps::{Array, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues},
 };
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use netfw_common::{
-    addr::{Address, Ip4},
+    addr::{Ip4, Ip6},
     drop::Drop,
-    record::{Config, Counter, Endpoint, Local, Publish4, PublishKey4, Subnet, Uplink},
+    record::{Config, Counter, Endpoint, Local, Publish, PublishKey, Subnet, Uplink},
 };
 use nix::libc;
 
-use super::{BpfError, DataPlane, error::root_errno, sys};
-
-/// A hash map of the data plane.
-pub struct Table<K: Pod, V: Pod> {
-    pub name: &'static str,
-    pub max: u32,
-    map: maps::HashMap<MapData, K, V>,
-}
-
-/// Entries read with one system call at first; one bucket must fit.
-const READ: usize = 4096;
-
-impl<K: Pod + Eq + Hash, V: Pod> Table<K, V> {
-    pub fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Self, BpfError> {
-        let map: maps::HashMap<MapData, K, V> = take(ebpf, name)?;
-        let info = map.map().info().map_err(BpfError::map(name, "look at"))?;
-        Ok(Self {
-            name,
-            max: info.max_entries(),
-            map,
-        })
-    }
-
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.map.map().fd().as_fd()
-    }
-
-    pub fn get(&self, key: &K) -> Result<Option<V>, BpfError> {
-        match self.map.get(key, 0) {
-            Ok(value) => Ok(Some(value)),
-            Err(MapError::KeyNotFound) => Ok(None),
-            Err(error) => Err(BpfError::map(self.name, "read")(error)),
-        }
-    }
-
-    pub fn insert(&mut self, key: &K, value: &V) -> Result<(), BpfError> {
-        self.map
-            .insert(key, value, 0)
-            .map_err(|error| match root_errno(&error) {
-                Some(libc::E2BIG) => BpfError::Full {
-                    map: self.name,
-                    asked: 1,
-                    max: self.max,
-                },
-                _ => BpfError::map(self.name, "write")(error),
-            })
-    }
-
-    /// Was it there?
-    pub fn remove(&mut self, key: &K) -> Result<bool, BpfError> {
-        match self.map.remove(key) {
-            Ok(()) => Ok(true),
-            Err(error) if root_errno(&error) == Some(libc::ENOENT) => Ok(false),
-            Err(error) => Err(BpfError::map(self.name, "delete from")(error)),
-        }
-    }
-
-    /// Inserts or overwrites all; where one fails, none of them.
-    pub fn insert_all(&mut self, entries: &[(K, V)]) -> Result<(), BpfError> {
-        // The kernel's batch tells only how far it came, so what to put back is read beforehand.
-        let before: Vec<Option<V>> = entries
-            .iter()
-            .map(|(key, _)| self.get(key))
-            .collect::<Result<_, _>>()?;
-        let (keys, values): (Vec<K>, Vec<V>) = entries.iter().copied().unzip();
-        let mut failure = None;
-        match sys::update_batch(self.fd(), &keys, &values) {
-            Ok(()) => {}
-            Err((0, error)) if sys::lacks_batch(&error) => {
-                failure = entries
-                    .iter()
-                    .find_map(|(key, value)| self.insert(key, value).err());
-            }
-            Err((_, error)) => {
-                failure = Some(match error.raw_os_error() {
-                    Some(libc::E2BIG) => BpfError::Full {
-                        map: self.name,
-                        asked: entries.len(),
-                        max: self.max,
-                    },
-                    _ => BpfError::map(self.name, "write")(error.into()),
-                });
-            }
-        }
-        let Some(failure) = failure else {
-            return Ok(());
-        };
-        for ((key, _), before) in entries.iter().zip(before) {
-            let undone = match before {
-                Some(value) => self.insert(key, &value),
-                None => self.remove(key).map(drop),
-            };
-            if let Err(error) = undone {
-                tracing::error!(%error, "undoing a failed write");
-            }
-        }
-        Err(failure)
-    }
-
-    /// Removes all of them that are there. Goes on past errors and returns the first.
-    pub fn remove_all(&mut self, keys: &[K]) -> Result<(), BpfError> {
-        let mut first = None;
-        let mut rest = keys;
-        while !rest.is_empty() {
-            match sys::delete_batch(self.fd(), rest) {
-                Ok(()) => break,
-                // One that is not there ends a batch.
-                Err((done, error)) if error.raw_os_error() == Some(libc::ENOENT) => {
-                    rest = rest.get(done + 1..).unwrap_or_default();
-                }
-                Err((done, _)) => {
-                    rest = rest.get(done..).unwrap_or_default();
-                    for key in rest {
-                        if let Err(error) = self.remove(key) {
-                            first.get_or_insert(error);
-                        }
-                    }
-                    break;
-                }
-            }
-        }
-        first.map_or(Ok(()), Err)
-    }
-
-    /// All entries. What is inserted or removed meanwhile may or may not be among them.
-    pub fn entries(&self) -> Result<Vec<(K, V)>, BpfError> {
-        let mut found = Vec::new();
-        let mut walk = Walk::default();
-        while !self.step(&mut walk, |key, value| found.push((*key, *value)))? {}
-        Ok(found)
-    }
-
-    /// All entries that can be read: reading a map that is open fails only for want of memory, and
-    /// what was read until then serves better than nothing.
-    pub fn readable(&self) -> Vec<(K, V)> {
-        let mut found = Vec::new();
-        let mut walk = Walk::default();
-        loop {
-            match self.step(&mut walk, |key, value| found.push((*key, *value))) {
-                Ok(false) => {}
-                Ok(true) => return found,
-                Err(error) => {
-                    tracing::error!(%error, "reading a map");
-                    return found;
-                }
-            }
-        }
-    }
-
-    /// Reads on where `walk` stands, some thousand entries. True at the end; the walk then begins
-    /// anew.
-    pub fn step(
-        &self,
-        walk: &mut Walk<K, V>,
-        mut visit: impl FnMut(&K, &V),
-    ) -> Result<bool, BpfError> {
-        loop {
-            walk.room(READ);
-            match sys::lookup_batch(self.fd(), walk.cursor, &mut walk.keys, &mut walk.values) {
-                Ok((count, cursor)) => {
-                    for (key, value) in walk.keys.iter().zip(&walk.values).take(count) {
-                        visit(key, value);
-                    }
-                    walk.cursor = cursor;
-                    return Ok(cursor.is_none());
-                }
-                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
-                    walk.room(walk.keys.len() * 2);
-                }
-                Err(error) if sys::lacks_batch(&error) => {
-                    // One by one, and the whole map: the agent has no business on kernels this old.
-                    for entry in self.map.iter() {
-                        let (key, value) = entry.map_err(BpfError::map(self.name, "read"))?;
-                        visit(&key, &value);
-                    }
-                    walk.cursor = None;
-                    return Ok(true);
-                }
-                Err(error) => return Err(BpfError::map(self.name, "read")(error.into())),
-            }
-        }
-    }
-}
-
-/// Where a walk through a [`Table`] stands, and its buffers.
-pub struct Walk<K, V> {
-    cursor: sys::Cursor,
-    keys: Vec<K>,
-    values: Vec<V>,
-}
-
-impl<K, V> Default for Walk<K, V> {
-    fn default() -> Self {
-        Self {
-            cursor: None,
-            keys: Vec::new(),
-            values: Vec::new(),
-        }
-    }
-}
-
-impl<K: Pod, V: Pod> Walk<K, V> {
-    /// The part of the map that has been walked, in (0, 1]. A hash map has as many buckets as
-    /// entries, rounded up to a power of two (htab_map_alloc).
-    pub fn progress(&self, max_entries: u32) -> f64 {
-        let buckets = f64::from(max_entries.max(1)).log2().ceil().exp2();
-        match self.cursor {
-            Some(next) if next > 0 => (f64::from(next) / buckets).min(1.0),
-            _ => 1.0,
-        }
-    }
-
-    fn room(&mut self, entries: usize) {
-        if self.keys.len() < entries {
-            // Any value will do: it is overwritten before it is read.
-            self.keys.resize(entries, sys::zeroed());
-            self.values.resize(entries, sys::zeroed());
-        }
-    }
-}
-
-fn take<T: TryFrom<Map, Error = MapError>>(
-    ebpf: &mut Ebpf,
-    name: &'static str,
-) -> Result<T, BpfError> {
-    ebpf.take_map(name)
-        .ok_or(BpfError::Lacks { kind: "map", name })?
-        .try_into()
-        .map_err(BpfError::map(name, "open"))
-}
+use super::{
+    BpfError, DataPlane,
+    error::root_errno,
+    family::Family,
+    table::{Table, take},
+};
 
 /// All maps but the flow tables.
 pub struct Maps {
+    pub v4: FamilyMaps<Ip4>,
+    pub v6: FamilyMaps<Ip6>,
     endpoints: Table<u32, Endpoint>,
-    addresses: Table<Ip4, u32>,
-    publishes: Table<PublishKey4, Publish4>,
-    locals: Table<Ip4, Local>,
     uplinks: Table<u32, Uplink>,
-    subnets: LpmTrie<MapData, Ip4, Subnet>,
     counters: PerCpuArray<MapData, Counter>,
     drops: PerCpuArray<MapData, u64>,
-    config: maps::Array<MapData, Config>,
+    config: Array<MapData, Config>,
+}
+
+/// Those that each family has for itself.
+pub struct FamilyMaps<A: Family> {
+    addresses: Table<A, u32>,
+    publishes: Table<PublishKey<A>, Publish<A>>,
+    locals: Table<A, Local>,
+    subnets: LpmTrie<MapData, A, Subnet>,
 }
 
 impl Maps {
     pub fn take(ebpf: &mut Ebpf) -> Result<Self, BpfError> {
         Ok(Self {
+            v4: FamilyMaps::take(ebpf)?,
+            v6: FamilyMaps::take(ebpf)?,
             endpoints: Table::take(ebpf, "ENDPOINTS")?,
-            addresses: Table::take(ebpf, "ADDRESSES4")?,
-            publishes: Table::take(ebpf, "PUBLISHES4")?,
-            locals: Table::take(ebpf, "LOCALS4")?,
             uplinks: Table::take(ebpf, "UPLINKS")?,
-            subnets: take(ebpf, "SUBNETS4")?,
             counters: take(ebpf, "COUNTERS")?,
             drops: take(ebpf, "DROPS")?,
-            config: take(ebpf, "CONFIG")?,
+            config: take(ebpf, CONFIG)?,
+        })
+    }
+}
+
+const CONFIG: &str = "CONFIG";
+
+impl<A: Family> FamilyMaps<A> {
+    fn take(ebpf: &mut Ebpf) -> Result<Self, BpfError> {
+        Ok(Self {
+            addresses: Table::take(ebpf, A::NAMES.addresses)?,
+            publishes: Table::take(ebpf, A::NAMES.publishes)?,
+            locals: Table::take(ebpf, A::NAMES.locals)?,
+            subnets: take(ebpf, A::NAMES.subnets)?,
+        })
+    }
+
+    /// The endpoint's address of this family, if it has one.
+    fn claim(&mut self, endpoint: &Endpoint) -> Result<(), BpfError> {
+        match A::of_endpoint(endpoint) {
+            addr if addr == A::ANY => Ok(()),
+            addr => self.addresses.insert(&addr, &endpoint.ifindex),
+        }
+    }
+
+    /// Takes an endpoint's address away, unless another endpoint has it by now.
+    fn release(&mut self, endpoint: &Endpoint) -> Result<(), BpfError> {
+        let addr = A::of_endpoint(endpoint);
+        if addr != A::ANY && self.addresses.get(&addr)? == Some(endpoint.ifindex) {
+            self.addresses.remove(&addr)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the node's own addresses exactly these of `want` that are of this family.
+    fn set_locals(&mut self, want: &HashMap<IpAddr, u32>) -> Result<(), BpfError> {
+        let have: HashMap<A, Local> = self.locals.entries()?.into_iter().collect();
+        let want: HashMap<A, Local> = want
+            .iter()
+            .filter_map(|(&ip, &ifindex)| Some((A::of(ip)?, Local { ifindex })))
+            .collect();
+        // New ones first: an address that moves is never missing.
+        for (addr, local) in &want {
+            if have.get(addr) != Some(local) {
+                self.locals.insert(addr, local)?;
+            }
+        }
+        for addr in have.keys().filter(|addr| !want.contains_key(*addr)) {
+            self.locals.remove(addr)?;
+        }
+        Ok(())
+    }
+
+    fn locals(&self) -> impl Iterator<Item = (IpAddr, u32)> + use<A> {
+        let entries = self.locals.readable();
+        entries
+            .into_iter()
+            .map(|(addr, local)| (addr.ip(), local.ifindex))
+    }
+
+    /// Nothing to do where the subnet is of the other family.
+    fn set_subnet(&mut self, net: &IpNet, subnet: Subnet) -> Result<(), BpfError> {
+        match A::key_of(net) {
+            None => Ok(()),
+            Some(key) => self
+                .subnets
+                .insert(&key, subnet, 0)
+                .map_err(BpfError::map(A::NAMES.subnets, "write")),
+        }
+    }
+
+    fn remove_subnet(&mut self, net: &IpNet) -> Result<(), BpfError> {
+        match A::key_of(net).map(|key| self.subnets.remove(&key)) {
+            Some(Err(error)) if root_errno(&error) != Some(libc::ENOENT) => {
+                Err(BpfError::map(A::NAMES.subnets, "delete from")(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn subnets(&self) -> impl Iterator<Item = (IpNet, Subnet)> {
+        self.subnets.iter().filter_map(|entry| {
+            let (key, subnet) = entry
+                .inspect_err(|error| tracing::error!(%error, map = A::NAMES.subnets, "reading"))
+                .ok()?;
+            // The kernel refuses longer prefixes than the key has bits.
+            let length = key.prefix_len().min(A::BITS.into()) as u8;
+            Some((IpNet::new_assert(key.data().ip(), length), subnet))
         })
     }
 }
 
 impl DataPlane {
-    /// The endpoint, and its address. Overwrites what was there under its interface.
+    /// The endpoint, and its addresses. Overwrites what was there under its interface.
     pub fn set_endpoint(&mut self, endpoint: &Endpoint) -> Result<(), BpfError> {
         let maps = &mut self.maps;
         let before = maps.endpoints.get(&endpoint.ifindex)?;
         maps.endpoints.insert(&endpoint.ifindex, endpoint)?;
-        if endpoint.ip4 != Ip4::ANY
-            && let Err(error) = maps.addresses.insert(&endpoint.ip4, &endpoint.ifindex)
-        {
+        let claimed = maps
+            .v4
+            .claim(endpoint)
+            .and_then(|()| maps.v6.claim(endpoint));
+        if let Err(error) = claimed {
+            let _ = maps.release(endpoint);
             let _ = match before {
-                Some(before) => maps.endpoints.insert(&before.ifindex, &before),
+                Some(before) => maps
+                    .endpoints
+                    .insert(&before.ifindex, &before)
+                    .and_then(|()| maps.v4.claim(&before))
+                    .and_then(|()| maps.v6.claim(&before)),
                 None => maps.endpoints.remove(&endpoint.ifindex).map(drop),
             };
             return Err(error);
         }
-        match before {
-            Some(before) if before.ip4 != endpoint.ip4 => maps.release(&before),
-            _ => Ok(()),
+        if let Some(before) = before {
+            if before.ip4 != endpoint.ip4 {
+                maps.v4.release(&before)?;
+            }
+            if before.ip6 != endpoint.ip6 {
+                maps.v6.release(&before)?;
+            }
         }
+        Ok(())
     }
 
     /// Nothing to do where there is none.
@@ -322,84 +193,57 @@ impl DataPlane {
     }
 
     /// All of them, or none: where one does not fit, the map is as it was before.
-    pub fn publish(
+    pub fn publish<A: Family>(
         &mut self,
-        entries: impl IntoIterator<Item = (PublishKey4, Publish4)>,
+        entries: impl IntoIterator<Item = (PublishKey<A>, Publish<A>)>,
     ) -> Result<(), BpfError> {
         let entries: Vec<_> = entries.into_iter().collect();
-        self.maps.publishes.insert_all(&entries)
+        A::maps_mut(&mut self.maps).publishes.insert_all(&entries)
     }
 
     /// Those that are there.
-    pub fn unpublish(
+    pub fn unpublish<A: Family>(
         &mut self,
-        keys: impl IntoIterator<Item = PublishKey4>,
+        keys: impl IntoIterator<Item = PublishKey<A>>,
     ) -> Result<(), BpfError> {
         let keys: Vec<_> = keys.into_iter().collect();
-        self.maps.publishes.remove_all(&keys)
+        A::maps_mut(&mut self.maps).publishes.remove_all(&keys)
     }
 
-    pub fn publishes(&self) -> Vec<(PublishKey4, Publish4)> {
-        self.maps.publishes.readable()
+    pub fn publishes<A: Family>(&self) -> Vec<(PublishKey<A>, Publish<A>)> {
+        A::maps(&self.maps).publishes.readable()
     }
 
-    pub fn set_subnet(&mut self, net: Ipv4Net, subnet: Subnet) -> Result<(), BpfError> {
-        self.maps
-            .subnets
-            .insert(&key(net), subnet, 0)
-            .map_err(BpfError::map("SUBNETS4", "write"))
+    /// Host ports that there is room for, in each family.
+    pub fn publish_room(&self) -> u32 {
+        self.maps.v4.publishes.max
     }
 
-    pub fn remove_subnet(&mut self, net: Ipv4Net) -> Result<(), BpfError> {
-        match self.maps.subnets.remove(&key(net)) {
-            Err(error) if root_errno(&error) != Some(libc::ENOENT) => {
-                Err(BpfError::map("SUBNETS4", "delete from")(error))
-            }
-            _ => Ok(()),
-        }
+    pub fn set_subnet(&mut self, net: impl Into<IpNet>, subnet: Subnet) -> Result<(), BpfError> {
+        let net = net.into();
+        self.maps.v4.set_subnet(&net, subnet)?;
+        self.maps.v6.set_subnet(&net, subnet)
     }
 
-    pub fn subnets(&self) -> Vec<(Ipv4Net, Subnet)> {
-        self.maps
-            .subnets
-            .iter()
-            .filter_map(|entry| {
-                let (key, subnet) = entry
-                    .inspect_err(|error| tracing::error!(%error, map = "SUBNETS4", "reading"))
-                    .ok()?;
-                // The kernel refuses longer prefixes than the key has bits.
-                let length = key.prefix_len().min(32) as u8;
-                Some((Ipv4Net::new_assert(key.data().into(), length), subnet))
-            })
-            .collect()
+    pub fn remove_subnet(&mut self, net: impl Into<IpNet>) -> Result<(), BpfError> {
+        let net = net.into();
+        self.maps.v4.remove_subnet(&net)?;
+        self.maps.v6.remove_subnet(&net)
+    }
+
+    pub fn subnets(&self) -> Vec<(IpNet, Subnet)> {
+        let (v4, v6) = (self.maps.v4.subnets(), self.maps.v6.subnets());
+        v4.chain(v6).collect()
     }
 
     /// Makes the node's own addresses exactly these, each with the interface that has it.
-    pub fn set_locals(&mut self, want: &HashMap<Ipv4Addr, u32>) -> Result<(), BpfError> {
-        let locals = &mut self.maps.locals;
-        let have: HashMap<Ip4, Local> = locals.entries()?.into_iter().collect();
-        let want: HashMap<Ip4, Local> = want
-            .iter()
-            .map(|(&addr, &ifindex)| (addr.into(), Local { ifindex }))
-            .collect();
-        // New ones first: an address that moves is never missing.
-        for (addr, local) in &want {
-            if have.get(addr) != Some(local) {
-                locals.insert(addr, local)?;
-            }
-        }
-        for addr in have.keys().filter(|addr| !want.contains_key(*addr)) {
-            locals.remove(addr)?;
-        }
-        Ok(())
+    pub fn set_locals(&mut self, want: &HashMap<IpAddr, u32>) -> Result<(), BpfError> {
+        self.maps.v4.set_locals(want)?;
+        self.maps.v6.set_locals(want)
     }
 
-    pub fn locals(&self) -> Vec<(Ipv4Addr, u32)> {
-        let entries = self.maps.locals.readable();
-        entries
-            .into_iter()
-            .map(|(addr, local)| (addr.into(), local.ifindex))
-            .collect()
+    pub fn locals(&self) -> Vec<(IpAddr, u32)> {
+        self.maps.v4.locals().chain(self.maps.v6.locals()).collect()
     }
 
     pub fn set_uplink(&mut self, ifindex: u32, uplink: &Uplink) -> Result<(), BpfError> {
@@ -414,13 +258,29 @@ impl DataPlane {
         self.maps.uplinks.readable()
     }
 
+    /// The settings; the epoch is not among them, and goes on from what it was.
     pub fn set_config(&mut self, config: &Config) -> Result<(), BpfError> {
+        let before = self.maps.config.get(&0, 0);
+        let epoch = before.map_err(BpfError::map(CONFIG, "read"))?.epoch;
+        let config = Config {
+            epoch: epoch.wrapping_add(1),
+            ..*config
+        };
         self.maps
             .config
             .set(0, config, 0)
-            .map_err(BpfError::map("CONFIG", "write"))?;
+            .map_err(BpfError::map(CONFIG, "write"))?;
         self.flows.timeouts = config.timeouts;
         Ok(())
+    }
+
+    /// For whoever is told of changes, to raise without waiting for whoever has the data plane.
+    pub fn epoch(&self) -> Result<Epoch, BpfError> {
+        let open = || -> Result<_, MapError> {
+            let data = MapData::from_pin(self.pins.maps().join(CONFIG))?;
+            Array::try_from(Map::Array(data))
+        };
+        open().map(Epoch).map_err(BpfError::map(CONFIG, "open"))
     }
 
     /// Packets and bytes, summed over the CPUs.
@@ -463,16 +323,22 @@ impl DataPlane {
 }
 
 impl Maps {
-    /// Takes an endpoint's address away, unless another endpoint has it by now.
     fn release(&mut self, endpoint: &Endpoint) -> Result<(), BpfError> {
-        if endpoint.ip4 != Ip4::ANY && self.addresses.get(&endpoint.ip4)? == Some(endpoint.ifindex)
-        {
-            self.addresses.remove(&endpoint.ip4)?;
-        }
-        Ok(())
+        self.v4.release(endpoint)?;
+        self.v6.release(endpoint)
     }
 }
 
-fn key(net: Ipv4Net) -> Key<Ip4> {
-    Key::new(u32::from(net.prefix_len()), net.network().into())
+/// The number by which the programs know that a way to the world that they looked up may be another
+/// by now. Nothing but this changes the settings while they are in use.
+pub struct Epoch(Array<MapData, Config>);
+
+impl Epoch {
+    pub fn raise(&mut self) -> Result<(), BpfError> {
+        let mut config = self.0.get(&0, 0).map_err(BpfError::map(CONFIG, "read"))?;
+        config.epoch = config.epoch.wrapping_add(1);
+        self.0
+            .set(0, config, 0)
+            .map_err(BpfError::map(CONFIG, "write"))
+    }
 }

@@ -1,10 +1,12 @@
 //! `netfw endpoint add|ls|inspect|rm`.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
+
+use clap::{CommandFactory, error::ErrorKind};
 
 use super::{
     Global,
-    output::{Table, print, warn},
+    output::{Table, joined, outside, print, warn},
 };
 use crate::{
     api::types::{Endpoint, EndpointRequest, EndpointState, NamespaceRequest},
@@ -37,13 +39,14 @@ pub struct Add {
     /// Attach the network namespace of this process.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pid: Option<u32>,
-    /// The container's address. Default: the next free one.
+    /// The container's address; one of each family may be given. Default: the next free one.
     #[arg(long)]
-    ip: Option<Ipv4Addr>,
+    ip: Vec<IpAddr>,
     /// The container's MAC address. Default: derived from its address.
     #[arg(long)]
     mac: Option<Mac>,
-    /// [HOST_IP:]HOST_PORT[-END]:CONTAINER_PORT[-END][/tcp|udp]; may be given several times.
+    /// [HOST_IP:]HOST_PORT[-END]:CONTAINER_PORT[-END][/tcp|udp|sctp]; may be given several times.
+    /// An IPv6 address stands in brackets.
     #[arg(short, long, value_name = "PUBLISH")]
     publish: Vec<Spec>,
 }
@@ -56,7 +59,7 @@ pub fn run(global: &Global, command: Command) -> anyhow::Result<()> {
             let endpoint = crate::block_on(client.add_endpoint(&request))?;
             warn(global.output, &endpoint);
             print(global.output, &endpoint, |e| {
-                let mut text = format!("{}   {}\n", e.name, e.ip);
+                let mut text = format!("{}   {}\n", e.name, addresses(e));
                 for publish in &e.publishes {
                     text += &format!("{}\n", Publish::from(publish.clone()));
                 }
@@ -89,15 +92,35 @@ impl Add {
             (None, Some(pid)) => Some(NamespaceRequest::Pid(pid)),
             (None, None) => None,
         };
+        let (mut ip, mut ip6) = (None, None);
+        for asked in self.ip {
+            let twice = match asked {
+                IpAddr::V4(asked) => ip.replace(asked).is_some(),
+                IpAddr::V6(asked) => ip6.replace(asked).is_some(),
+            };
+            if twice {
+                super::Cli::command()
+                    .error(
+                        ErrorKind::ArgumentConflict,
+                        "--ip may be given once for each family",
+                    )
+                    .exit();
+            }
+        }
         Ok(EndpointRequest {
             name: self.name,
             network: Some(self.network),
             namespace,
-            ip: self.ip,
+            ip,
+            ip6,
             mac: self.mac,
             publish: self.publish,
         })
     }
+}
+
+fn addresses(e: &Endpoint) -> String {
+    joined([e.ip.map(IpAddr::V4), e.ip6.map(IpAddr::V6)])
 }
 
 fn state(state: EndpointState) -> &'static str {
@@ -112,10 +135,8 @@ fn publishes(endpoint: &Endpoint) -> String {
         .publishes
         .iter()
         .map(|p| {
-            format!(
-                "{}:{}->{}/{}",
-                p.host_ip, p.host_ports, p.container_ports, p.protocol
-            )
+            let outside = outside(p.host_ip, p.host_ports);
+            format!("{outside}->{}/{}", p.container_ports, p.protocol)
         })
         .collect();
     all.join(", ")
@@ -128,7 +149,7 @@ fn table(endpoints: &[Endpoint]) -> String {
             e.name.to_string(),
             state(e.state).into(),
             e.network.to_string(),
-            e.ip.to_string(),
+            addresses(e),
             e.netns.display().to_string(),
             publishes(e),
         ]);
@@ -141,8 +162,16 @@ fn details(e: &Endpoint) -> String {
     let mut row = |key: &str, value: String| table.row([key.to_owned(), value]);
     row("state", state(e.state).into());
     row("network", e.network.to_string());
-    row("address", format!("{}/{}", e.ip, e.prefix_len));
-    row("gateway", e.gateway.to_string());
+    let with_length = |ip: IpAddr, length: Option<u8>| match length {
+        Some(length) => format!("{ip}/{length}"),
+        None => ip.to_string(),
+    };
+    let ips = [
+        e.ip.map(|ip| with_length(ip.into(), e.prefix_len)),
+        e.ip6.map(|ip| with_length(ip.into(), e.prefix_len6)),
+    ];
+    row("address", joined(ips));
+    row("gateway", joined([e.gateway, e.gateway6]));
     row("mac", e.mac.to_string());
     row(
         "netns",

@@ -1,5 +1,7 @@
 //! `netfw flow ls|flush`.
 
+use std::net::SocketAddr;
+
 use super::{
     Global,
     output::{Table, print},
@@ -47,7 +49,7 @@ fn table(flows: &[Flow]) -> String {
         "PROTO", "STATE", "LEFT", "ORIGINAL", "REPLY", "ORIGIN", "ENDPOINT",
     ]);
     for flow in flows {
-        let icmp = flow.protocol == "icmp";
+        let icmp = flow.protocol.starts_with("icmp");
         table.row([
             flow.protocol.clone(),
             flow.state.clone(),
@@ -68,6 +70,10 @@ fn tuple(t: &Tuple, icmp: bool) -> String {
         // One of the two is the identifier, the other is 0.
         format!("{} -> {} id={}", t.src, t.dst, t.sport | t.dport)
     } else {
-        format!("{}:{} -> {}:{}", t.src, t.sport, t.dst, t.dport)
+        let (src, dst) = (
+            SocketAddr::new(t.src, t.sport),
+            SocketAddr::new(t.dst, t.dport),
+        );
+        format!("{src} -> {dst}")
     }
 }

@@ -10,6 +10,7 @@ mod endpoint;
 mod exec;
 mod failure;
 mod flow;
+mod network;
 mod output;
 mod port;
 mod publish;
@@ -70,6 +71,9 @@ enum Command {
     Agent(agent::Args),
     /// Remove everything of an instance: containers' interfaces, bridge, programs, state.
     Down,
+    /// Create, list and remove networks.
+    #[command(subcommand)]
+    Network(network::Command),
     /// Attach containers (network namespaces), list and detach them.
     #[command(subcommand)]
     Endpoint(endpoint::Command),
@@ -103,6 +107,7 @@ pub fn main() -> ExitCode {
     let result = match command {
         Command::Agent(args) => agent::run(&global, args),
         Command::Down => down::run(&global),
+        Command::Network(command) => network::run(&global, command),
         Command::Endpoint(command) => endpoint::run(&global, command),
         Command::Exec(args) => exec::run(&global, args),
         Command::Publish(args) => publish::publish(&global, args),
@@ -187,6 +192,13 @@ mod tests {
             "netfw endpoint add a/b",
             "netfw endpoint add x -p 0:80",
             "netfw endpoint add x --ip 300.1.1.1",
+            "netfw network create",
+            "netfw network create x --subnet 10.0.0.0",
+            "netfw network create x --subnet 10.0.0.0/33",
+            "netfw network create x --gateway x",
+            "netfw network create x --mtu -1",
+            "netfw network create x --nat symmetric",
+            "netfw network create x --nat endpoint-independent --filter none",
             "netfw endpoint add x --mac 01:00:00:00:00:00",
             "netfw endpoint add x --netns a --pid 1",
             "netfw publish x",

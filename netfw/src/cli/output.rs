@@ -1,10 +1,10 @@
 //! Printing: a table for people, or the API's JSON.
 
-use std::fmt::Write;
+use std::{fmt::Write, net::IpAddr};
 
 use serde::Serialize;
 
-use crate::api::types::Endpoint;
+use crate::{api::types::Endpoint, publish::PortRange};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub enum Format {
@@ -31,6 +31,20 @@ pub fn warn(format: Format, endpoint: &Endpoint) {
         for warning in &endpoint.warnings {
             eprintln!("netfw: warning: {warning}");
         }
+    }
+}
+
+/// Those that there are, IPv4's first.
+pub fn joined<T: ToString>(both: [Option<T>; 2]) -> String {
+    let there: Vec<String> = both.into_iter().flatten().map(|t| t.to_string()).collect();
+    there.join(", ")
+}
+
+/// `0.0.0.0:8080`, `[::]:8080-8090`.
+pub fn outside(ip: IpAddr, ports: PortRange) -> String {
+    match ip {
+        IpAddr::V4(ip) => format!("{ip}:{ports}"),
+        IpAddr::V6(ip) => format!("[{ip}]:{ports}"),
     }
 }
 

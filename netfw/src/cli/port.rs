@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::{
     Global,
-    output::{Table, print},
+    output::{self, Table, print},
 };
 use crate::{
     api::types::{Endpoint, Publish},
@@ -66,5 +66,5 @@ fn inside(p: &Publish) -> String {
 }
 
 fn outside(p: &Publish) -> String {
-    format!("{}:{}", p.host_ip, p.host_ports)
+    output::outside(p.host_ip, p.host_ports)
 }

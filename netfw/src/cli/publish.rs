@@ -14,8 +14,8 @@ use crate::{
 pub struct Args {
     /// The endpoint.
     name: Name,
-    /// [HOST_IP:]HOST_PORT[-END]:CONTAINER_PORT[-END][/tcp|udp]; several are published together or
-    /// not at all.
+    /// [HOST_IP:]HOST_PORT[-END]:CONTAINER_PORT[-END][/tcp|udp|sctp]; several are published together
+    /// or not at all.
     #[arg(required = true, value_name = "PUBLISH")]
     publish: Vec<Spec>,
 }

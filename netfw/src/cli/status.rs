@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::{
     Global,
-    output::{Table, print},
+    output::{Table, joined, print},
 };
 use crate::api::types::Status;
 
@@ -35,15 +35,28 @@ fn show(s: &Status) -> String {
         "publishes",
         format!("{} ({} ports)", s.publishes, s.published_ports),
     );
-    row(
-        "flow table",
-        format!(
-            "{} of {} flows ({:.1} %)",
-            s.flows,
-            s.flows_max,
-            100.0 * s.flows as f64 / (s.flows_max.max(1)) as f64
-        ),
-    );
+    for (key, table) in [
+        ("IPv4 flows", "flows4"),
+        ("IPv6 flows", "flows6"),
+        ("IPv4 mappings", "mappings4"),
+        ("IPv6 mappings", "mappings6"),
+    ] {
+        let Some(table) = s.tables.iter().find(|t| t.name == table) else {
+            continue;
+        };
+        // Few networks have mappings.
+        if table.name.starts_with("mappings") && table.used == 0 {
+            continue;
+        }
+        let share = 100.0 * table.used as f64 / table.max.max(1) as f64;
+        row(
+            key,
+            format!("{} of {} ({share:.1} %)", table.used, table.max),
+        );
+    }
+    if let Some(why) = &s.ipv6_missing {
+        row("IPv6", format!("none: {why}"));
+    }
     let reasons: Vec<String> = s
         .drops
         .iter()
@@ -57,6 +70,10 @@ fn show(s: &Status) -> String {
         },
     );
     let mut text = head.to_string();
+    for warning in &s.warnings {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "warning: {warning}");
+    }
 
     let mut uplinks = Table::new(&["UPLINK", "INDEX", "HOOK"]);
     for u in &s.uplinks {
@@ -76,12 +93,11 @@ fn show(s: &Status) -> String {
         networks.row([
             n.name.to_string(),
             n.bridge.clone(),
-            n.subnet.to_string(),
-            n.gateway.to_string(),
+            joined([n.subnet, n.subnet6]),
+            joined([n.gateway, n.gateway6]),
             n.endpoints.to_string(),
         ]);
     }
-    // Writing to a string cannot fail.
     let _ = write!(text, "\n{uplinks}\n{networks}");
     text
 }

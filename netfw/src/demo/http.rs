@@ -4,9 +4,9 @@
 //! A socket belongs to the namespace that it was made in, so only the making needs a thread there.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::{self, BufRead, BufReader, Read, Write},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -24,26 +24,30 @@ pub const EACH: usize = 20;
 
 /// The addresses that requests came from.
 #[derive(Clone, Debug, Default)]
-pub struct Seen(Arc<Mutex<BTreeMap<Ipv4Addr, u64>>>);
+pub struct Seen(Arc<Mutex<BTreeSet<IpAddr>>>);
 
 impl Seen {
-    pub fn addresses(&self) -> Vec<Ipv4Addr> {
+    /// Those of the family of `like`.
+    pub fn addresses(&self, like: IpAddr) -> Vec<IpAddr> {
         let seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.keys().copied().collect()
+        let all = seen.iter().copied();
+        all.filter(|ip| ip.is_ipv4() == like.is_ipv4()).collect()
     }
 
     fn note(&self, from: IpAddr) {
-        if let IpAddr::V4(from) = from {
-            let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            *seen.entry(from).or_default() += 1;
-        }
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.insert(from);
     }
 }
 
 /// Serves on `port` in `namespace` until the runtime ends.
 pub fn serve(namespace: &Namespace, port: u16) -> anyhow::Result<Seen> {
     let listener = namespace
-        .run(move || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))?
+        // Both families, where there are two.
+        .run(move || {
+            TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
+                .or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))
+        })?
         .with_context(|| format!("port {port} in {}", namespace.label()))?;
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -51,10 +55,11 @@ pub fn serve(namespace: &Namespace, port: u16) -> anyhow::Result<Seen> {
     let shared = seen.clone();
     tokio::spawn(async move {
         while let Ok((stream, from)) = listener.accept().await {
-            shared.note(from.ip());
+            let from = from.ip().to_canonical();
+            shared.note(from);
             // A client that went away is its own business.
             tokio::spawn(async move {
-                let _ = tokio::time::timeout(PATIENCE, answer(stream, from.ip())).await;
+                let _ = tokio::time::timeout(PATIENCE, answer(stream, from)).await;
             });
         }
     });

@@ -6,14 +6,14 @@
 use std::{
     fs::File,
     io::{Read, Write},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::unix::process::CommandExt,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::Context;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use nix::{
     errno::Errno,
     sys::{
@@ -29,6 +29,7 @@ use super::{
     report::say,
 };
 use crate::{
+    agent::{ipam::mac_for, network},
     api::{
         client::{Client, ClientError},
         types::{EndpointRequest, NamespaceRequest},
@@ -37,11 +38,21 @@ use crate::{
     net::{Namespace, Netlink, Veth},
 };
 
-// RFC 5737: addresses for documentation, which no network in use has.
-pub const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
-pub const NODE_CLIENT_SIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
-pub const NODE_WORLD_SIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
-pub const WORLD: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
+/// Of each family one: RFC 5737's and RFC 3849's addresses for documentation, which no network in use
+/// has.
+pub type Both = [IpAddr; 2];
+pub const CLIENT: Both = both([198, 51, 100, 10], 1, 0x10);
+pub const NODE_CLIENT_SIDE: Both = both([198, 51, 100, 1], 1, 1);
+pub const NODE_WORLD_SIDE: Both = both([203, 0, 113, 1], 2, 1);
+pub const WORLD: Both = both([203, 0, 113, 10], 2, 0x10);
+
+const fn both(four: [u8; 4], link: u16, host: u16) -> Both {
+    let [a, b, c, d] = four;
+    [
+        IpAddr::V4(Ipv4Addr::new(a, b, c, d)),
+        IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, link, 0, 0, 0, 0, host)),
+    ]
+}
 /// The host port, and where it leads.
 pub const PUBLISHED: u16 = 8080;
 pub const INSIDE: u16 = 80;
@@ -51,6 +62,7 @@ pub const PICTURE: &str = "\
 netfw demo: four network namespaces on this machine, one of them a node that netfw serves
 
   client 198.51.100.10 ---- 198.51.100.1  NODE  203.0.113.1 ---- 203.0.113.10 outside server
+       2001:db8:1::10       2001:db8:1::1  |  2001:db8:2::1      2001:db8:2::10
                                            |
                                         netfw0
                                            |
@@ -97,6 +109,7 @@ impl Lab {
                 network: None,
                 namespace: Some(NamespaceRequest::Name(names.of("web"))),
                 ip: None,
+                ip6: None,
                 mac: None,
                 publish: vec![format!("{PUBLISHED}:{INSIDE}").parse()?],
             })
@@ -125,13 +138,14 @@ impl Lab {
             .map_or_else(|_| "netfw".into(), |path| path.display().to_string());
         let i = &self.instance;
         let [client, node] = ["client", "node"].map(|role| self._names.of(role));
+        let ([inside, _], [outside, _]) = (NODE_CLIENT_SIDE, WORLD);
         say(&format!(
             "
 Look around from another terminal:
   {netfw} --instance {i} status          (also: endpoint ls, port, flow ls, stats, stats --drops)
   {netfw} --instance {i} exec web -- ip addr
-  ip netns exec {client} curl http://{NODE_CLIENT_SIDE}:{PUBLISHED}/
-  {netfw} --instance {i} exec web -- curl http://{WORLD}/
+  ip netns exec {client} curl http://{inside}:{PUBLISHED}/
+  {netfw} --instance {i} exec web -- curl http://{outside}/
   ip netns exec {node} tcpdump -ni world0
 Ctrl-C ends the demo and removes everything.
 
@@ -167,25 +181,27 @@ impl Drop for Names {
     }
 }
 
+/// Machines without IPv6 see the demo without.
+fn has_ipv6(namespace: &Namespace) -> anyhow::Result<bool> {
+    Ok(namespace.run(|| network::ipv6().is_ok())?)
+}
+
 /// A veth pair from the node to a neighbour, who has the node as its gateway.
 async fn wire(
     node: &Namespace,
     name: &str,
-    node_ip: Ipv4Addr,
+    node_ips: Both,
     neighbour: &Namespace,
-    ip: Ipv4Addr,
+    ips: Both,
 ) -> anyhow::Result<()> {
     let here = Netlink::within(node)?;
-    let mac = |ip: Ipv4Addr| {
-        let [a, b, c, d] = ip.octets();
-        [0x02, 0x64, a, b, c, d]
-    };
+    let mac = |[ip, _]: Both| mac_for(ip).0;
     let (near, far) = here
         .create_veth(Veth {
             host_name: name,
-            host_mac: mac(node_ip),
+            host_mac: mac(node_ips),
             peer_name: "eth0",
-            peer_mac: mac(ip),
+            peer_mac: mac(ips),
             peer_ns: neighbour.as_fd(),
             mtu: 1500,
             // Of no bridge.
@@ -193,12 +209,15 @@ async fn wire(
             alias: "netfw demo",
         })
         .await?;
-    here.add_address(near, Ipv4Net::new(node_ip, 24)?.into())
-        .await?;
     let there = Netlink::within(neighbour)?;
-    there.add_address(far, Ipv4Net::new(ip, 24)?.into()).await?;
     there.set_up(far).await?;
-    there.add_default_route(far, IpAddr::V4(node_ip)).await?;
+    let families = if has_ipv6(node)? { 2 } else { 1 };
+    for (node_ip, ip) in node_ips.into_iter().zip(ips).take(families) {
+        let prefix = if ip.is_ipv4() { 24 } else { 64 };
+        here.add_address(near, IpNet::new(node_ip, prefix)?).await?;
+        there.add_address(far, IpNet::new(ip, prefix)?).await?;
+        there.add_default_route(far, node_ip).await?;
+    }
     Ok(())
 }
 

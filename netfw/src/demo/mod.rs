@@ -17,7 +17,10 @@ mod leftovers;
 mod report;
 mod rules;
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
@@ -82,9 +85,18 @@ async fn show(format: Format) -> anyhow::Result<(Lab, Report)> {
     // The kernel measures for as long as this lives.
     let measuring = bpf::enable_stats();
     let mut report = Report::default();
-    inbound(&lab, &mut report).await?;
-    outbound(&lab, &mut report).await?;
-    direct(&lab, &mut report, &web).await?;
+    let own: Vec<IpAddr> = [web.ip.map(IpAddr::V4), web.ip6.map(IpAddr::V6)]
+        .into_iter()
+        .flatten()
+        .collect();
+    if own.len() == 1 {
+        report.note("without IPv6: this machine has none".into());
+    }
+    for (family, ip) in own.into_iter().enumerate() {
+        inbound(&lab, &mut report, family).await?;
+        outbound(&lab, &mut report, family).await?;
+        direct(&lab, &mut report, ip).await?;
+    }
     let (stats, status) = (client.stats().await?, client.status().await?);
     counters(&mut report, &web, &stats)?;
     netfilter(&lab, &mut report).await?;
@@ -96,8 +108,10 @@ async fn show(format: Format) -> anyhow::Result<(Lab, Report)> {
     Ok((lab, report))
 }
 
-async fn inbound(lab: &Lab, report: &mut Report) -> anyhow::Result<()> {
-    let to = (NODE_CLIENT_SIDE, lab::PUBLISHED).into();
+/// `family` is the place in [`lab::Both`].
+async fn inbound(lab: &Lab, report: &mut Report, family: usize) -> anyhow::Result<()> {
+    let client = CLIENT[family];
+    let to = SocketAddr::new(NODE_CLIENT_SIDE[family], lab::PUBLISHED);
     let bodies = http::get(&lab.client, to, REQUESTS).await?;
     report.check(
         bodies.values().sum::<usize>() == REQUESTS,
@@ -107,16 +121,17 @@ async fn inbound(lab: &Lab, report: &mut Report) -> anyhow::Result<()> {
             lab::INSIDE
         ),
     );
-    only(report, &lab.web_saw, CLIENT, |seen| {
+    only(report, &lab.web_saw, client, |seen| {
         format!(
-            "     the container saw them come from {seen} (the client's own address is {CLIENT})"
+            "     the container saw them come from {seen} (the client's own address is {client})"
         )
     });
     Ok(())
 }
 
-async fn outbound(lab: &Lab, report: &mut Report) -> anyhow::Result<()> {
-    let to = (WORLD, lab::WORLD_PORT).into();
+async fn outbound(lab: &Lab, report: &mut Report, family: usize) -> anyhow::Result<()> {
+    let node = NODE_WORLD_SIDE[family];
+    let to = SocketAddr::new(WORLD[family], lab::WORLD_PORT);
     let bodies = http::get(&lab.container, to, REQUESTS).await?;
     report.check(
         bodies.values().sum::<usize>() == REQUESTS,
@@ -125,29 +140,22 @@ async fn outbound(lab: &Lab, report: &mut Report) -> anyhow::Result<()> {
             REQUESTS / http::EACH
         ),
     );
-    only(report, &lab.world_saw, NODE_WORLD_SIDE, |seen| {
-        format!(
-            "     the outside server saw them come from {seen} (the node's address is {NODE_WORLD_SIDE})"
-        )
+    only(report, &lab.world_saw, node, |seen| {
+        format!("     the outside server saw them come from {seen} (the node's address is {node})")
     });
     Ok(())
 }
 
 /// One address was seen, the one that was due.
-fn only(
-    report: &mut Report,
-    seen: &http::Seen,
-    due: Ipv4Addr,
-    words: impl FnOnce(String) -> String,
-) {
-    let seen = seen.addresses();
+fn only(report: &mut Report, seen: &http::Seen, due: IpAddr, words: impl FnOnce(String) -> String) {
+    let seen = seen.addresses(due);
     let text: Vec<String> = seen.iter().map(ToString::to_string).collect();
     report.check(seen == [due], words(text.join(", ")));
 }
 
 /// Past the publish, straight to the container's address: netfw must not let it.
-async fn direct(lab: &Lab, report: &mut Report, web: &Endpoint) -> anyhow::Result<()> {
-    let to = (web.ip, lab::INSIDE).into();
+async fn direct(lab: &Lab, report: &mut Report, ip: IpAddr) -> anyhow::Result<()> {
+    let to = SocketAddr::new(ip, lab::INSIDE);
     let reached = http::reaches(&lab.client, to, Duration::from_millis(400)).await?;
     report.check(
         !reached,
@@ -162,10 +170,6 @@ fn counters(report: &mut Report, web: &Endpoint, stats: &Stats) -> anyhow::Resul
         .iter()
         .find(|e| e.name == web.name)
         .context("the agent has no counters of the container")?;
-    let publish = endpoint
-        .publishes
-        .first()
-        .context("the agent has no counters of the publish")?;
     let total = endpoint.total;
     // A request takes a packet one way, its answer one the other way.
     let least = |packets: u64| packets >= REQUESTS as u64;
@@ -175,19 +179,20 @@ fn counters(report: &mut Report, web: &Endpoint, stats: &Stats) -> anyhow::Resul
             c.rx_packets, c.rx_bytes, c.tx_packets, c.tx_bytes
         )
     };
-    let p = publish.counter;
+    // Those of all publishes, one of each family.
+    let (mut rx, mut tx) = (0, 0);
+    for publish in &endpoint.publishes {
+        let p = publish.counter;
+        let name = crate::publish::Publish::from(publish.publish.clone());
+        report.check(
+            least(p.rx_packets) && least(p.tx_packets),
+            words(format!("publish {name}:"), p),
+        );
+        rx += p.rx_packets;
+        tx += p.tx_packets;
+    }
     report.check(
-        least(p.rx_packets) && least(p.tx_packets),
-        words(
-            format!(
-                "publish {}:",
-                crate::publish::Publish::from(publish.publish.clone())
-            ),
-            p,
-        ),
-    );
-    report.check(
-        least(total.tx_packets - p.tx_packets) && least(total.rx_packets - p.rx_packets),
+        least(total.tx_packets - tx) && least(total.rx_packets - rx),
         words(format!("endpoint {} in all:", endpoint.name), total),
     );
     let dropped: Vec<String> = stats
@@ -245,8 +250,13 @@ fn programs(report: &mut Report, status: &Status) {
 async fn watch(lab: &Lab) -> anyhow::Result<()> {
     let client = lab.agent();
     loop {
-        http::get(&lab.client, (NODE_CLIENT_SIDE, lab::PUBLISHED).into(), 10).await?;
-        http::get(&lab.container, (WORLD, lab::WORLD_PORT).into(), 10).await?;
+        http::get(
+            &lab.client,
+            (NODE_CLIENT_SIDE[0], lab::PUBLISHED).into(),
+            10,
+        )
+        .await?;
+        http::get(&lab.container, (WORLD[0], lab::WORLD_PORT).into(), 10).await?;
         let (stats, status) = (client.stats().await?, client.status().await?);
         for endpoint in &stats.endpoints {
             let c = endpoint.total;

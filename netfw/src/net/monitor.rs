@@ -19,7 +19,10 @@ use super::NetError;
 pub enum Change {
     Links,
     Addresses,
+    /// Routes, next hops or routing rules.
     Routes,
+    /// A neighbour is gone, cannot be reached, or has been heard of.
+    Neighbours,
     /// Some messages were lost, of whatever kind; or the socket failed.
     Lost,
 }
@@ -35,6 +38,7 @@ struct Pending {
     links: bool,
     addresses: bool,
     routes: bool,
+    neighbours: bool,
 }
 
 impl Monitor {
@@ -54,6 +58,10 @@ impl Monitor {
                 libc::RTNLGRP_IPV6_IFADDR,
                 libc::RTNLGRP_IPV4_ROUTE,
                 libc::RTNLGRP_IPV6_ROUTE,
+                libc::RTNLGRP_IPV4_RULE,
+                libc::RTNLGRP_IPV6_RULE,
+                libc::RTNLGRP_NEIGH,
+                RTNLGRP_NEXTHOP,
             ];
             let mask = groups.iter().fold(0, |mask, group| mask | 1 << (group - 1));
             socket.socket_mut().bind(&SocketAddr::new(0, mask))?;
@@ -94,6 +102,7 @@ impl Pending {
             (&mut self.links, Change::Links),
             (&mut self.addresses, Change::Addresses),
             (&mut self.routes, Change::Routes),
+            (&mut self.neighbours, Change::Neighbours),
         ] {
             if std::mem::take(flag) {
                 return Some(change);
@@ -102,16 +111,24 @@ impl Pending {
         None
     }
 
-    /// Notes the kinds of all messages in a datagram. Only headers are read: length (u32, with
-    /// header, host order), then type (u16); messages begin at multiples of 4.
+    /// Notes the kinds of all messages in a datagram. Of most, only headers are read: length (u32,
+    /// with header, host order), then type (u16); messages begin at multiples of 4.
     fn note(&mut self, mut bytes: &[u8]) {
-        while let Some((header, _)) = bytes.split_first_chunk::<16>() {
+        while let Some((header, rest)) = bytes.split_first_chunk::<16>() {
             let [l0, l1, l2, l3, t0, t1, ..] = *header;
             let length = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
             match u16::from_ne_bytes([t0, t1]) {
                 libc::RTM_NEWLINK | libc::RTM_DELLINK => self.links = true,
                 libc::RTM_NEWADDR | libc::RTM_DELADDR => self.addresses = true,
-                libc::RTM_NEWROUTE | libc::RTM_DELROUTE => self.routes = true,
+                libc::RTM_NEWROUTE
+                | libc::RTM_DELROUTE
+                | libc::RTM_NEWRULE
+                | libc::RTM_DELRULE
+                | RTM_NEWNEXTHOP
+                | RTM_DELNEXTHOP => self.routes = true,
+                kind @ (libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH) => {
+                    self.neighbours |= matters(kind, rest);
+                }
                 _ => {}
             }
             let next = length.max(header.len()).next_multiple_of(4);
@@ -119,6 +136,25 @@ impl Pending {
         }
     }
 }
+
+/// Can the MAC address have changed by which somebody is reached? `struct ndmsg`: the family first,
+/// the state at 8 (u16, host order).
+fn matters(kind: u16, neighbour: &[u8]) -> bool {
+    let Some(head) = neighbour.first_chunk::<12>() else {
+        return false;
+    };
+    let state = u16::from_ne_bytes([head[8], head[9]]);
+    // Other families are the MAC tables of bridges.
+    matches!(i32::from(head[0]), libc::AF_INET | libc::AF_INET6)
+        // Those in which the kernel only asks, with the address as it was.
+        && (kind == libc::RTM_DELNEIGH
+            || state & (libc::NUD_INCOMPLETE | libc::NUD_DELAY | libc::NUD_PROBE) == 0)
+}
+
+// linux/rtnetlink.h, since Linux 5.3; libc lacks them.
+const RTM_NEWNEXTHOP: u16 = 104;
+const RTM_DELNEXTHOP: u16 = 105;
+const RTNLGRP_NEXTHOP: u32 = 32;
 
 #[cfg(test)]
 mod tests {
@@ -144,6 +180,29 @@ mod tests {
         assert_eq!(pending.take(), Some(Change::Links));
         assert_eq!(pending.take(), Some(Change::Routes));
         assert_eq!(pending.take(), None);
+    }
+
+    #[test]
+    fn a_neighbour_matters_when_its_address_may_be_another() {
+        for (kind, family, state, want) in [
+            (libc::RTM_DELNEIGH, libc::AF_INET, libc::NUD_STALE, true),
+            (libc::RTM_NEWNEIGH, libc::AF_INET6, libc::NUD_FAILED, true),
+            (libc::RTM_NEWNEIGH, libc::AF_INET, libc::NUD_REACHABLE, true),
+            (libc::RTM_NEWNEIGH, libc::AF_INET, libc::NUD_PROBE, false),
+            (
+                libc::RTM_NEWNEIGH,
+                libc::AF_BRIDGE,
+                libc::NUD_REACHABLE,
+                false,
+            ),
+        ] {
+            let mut bytes = message(kind, 12);
+            bytes[16] = family as u8;
+            bytes[24..26].copy_from_slice(&state.to_ne_bytes());
+            let mut pending = Pending::default();
+            pending.note(&bytes);
+            assert_eq!(pending.neighbours, want, "{kind} {family} {state}");
+        }
     }
 
     proptest::proptest! {

@@ -21,7 +21,7 @@ use rtnetlink::{
     packet_core::NLM_F_ACK,
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
-        address::{AddressAttribute, AddressMessage},
+        address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
         link::{BridgeStpState, InfoBridge, InfoData, InfoVeth, LinkFlags, LinkMessage},
     },
 };
@@ -276,15 +276,18 @@ impl Netlink {
             .map_err(|error| NetError::netlink(asked(), error))
     }
 
-    /// Gives the interface an address; the prefix's host bits are the address.
+    /// Gives the interface an address; the prefix's host bits are the address. It is usable at once:
+    /// whoever gives it knows that nobody else has it, so an IPv6 address skips duplicate address
+    /// detection, which would never end on a bridge without a carrier.
     pub async fn add_address(&self, ifindex: u32, net: IpNet) -> Result<(), NetError> {
-        let done = self
+        let mut request = self
             .handle
             .address()
-            .add(ifindex, net.addr(), net.prefix_len())
-            .execute()
-            .await;
-        unless(done, &[Errno::EEXIST], || {
+            .add(ifindex, net.addr(), net.prefix_len());
+        if net.addr().is_ipv6() {
+            request.message_mut().header.flags = AddressHeaderFlags::Nodad;
+        }
+        unless(request.execute().await, &[Errno::EEXIST], || {
             format!("add address {net} to the interface of index {ifindex}")
         })
     }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use rtnetlink::packet_route::{
     AddressFamily,
-    address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
+    address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
     link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
 };
@@ -80,8 +80,13 @@ pub struct Address {
     pub addr: IpAddr,
     pub prefix_len: u8,
     pub scope_global: bool,
-    /// Another address of the same subnet was there first.
+    /// IPv4: another address of the same subnet was there first. IPv6, where the kernel uses the
+    /// same bit: a temporary address (RFC 8981).
     pub secondary: bool,
+    /// Its lifetime is over for new connections.
+    pub deprecated: bool,
+    /// Not usable, for now or for good: duplicate address detection goes on, or found somebody.
+    pub tentative: bool,
 }
 
 impl Address {
@@ -89,15 +94,15 @@ impl Address {
     pub(super) fn from_message(message: &AddressMessage) -> Option<Self> {
         let mut local = None;
         let mut address = None;
-        let mut secondary = message.header.flags.contains(AddressHeaderFlags::Secondary);
+        // All flags that matter here are among the header's, which has eight bits; the attribute has
+        // them all.
+        let mut flags = AddressFlags::from_bits_retain(message.header.flags.bits().into());
         for attribute in &message.attributes {
             match attribute {
                 // On point-to-point interfaces IFA_ADDRESS is the other side's.
                 AddressAttribute::Local(addr) => local = Some(*addr),
                 AddressAttribute::Address(addr) => address = Some(*addr),
-                AddressAttribute::Flags(flags) => {
-                    secondary |= flags.contains(AddressFlags::Secondary);
-                }
+                AddressAttribute::Flags(all) => flags |= *all,
                 _ => {}
             }
         }
@@ -106,7 +111,12 @@ impl Address {
             addr: local.or(address)?,
             prefix_len: message.header.prefix_len,
             scope_global: message.header.scope == AddressScope::Universe,
-            secondary,
+            secondary: flags.contains(AddressFlags::Secondary),
+            deprecated: flags.contains(AddressFlags::Deprecated),
+            // An optimistic address is used while it is looked for (RFC 4429).
+            tentative: flags.contains(AddressFlags::Dadfailed)
+                || flags.contains(AddressFlags::Tentative)
+                    && !flags.contains(AddressFlags::Optimistic),
         })
     }
 }

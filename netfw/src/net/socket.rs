@@ -121,25 +121,24 @@ pub(super) struct Entry {
 /// `TCP_LISTEN` (net/tcp_states.h).
 const LISTEN: u8 = 10;
 
-/// The sockets that a publish of `ports` on `host_ip` (None: any local address) would take packets
-/// from: TCP sockets that listen, UDP sockets that are bound.
+/// The sockets that a publish of `ports` on `host_ip` (unspecified: any local address of the family)
+/// would take packets from: TCP and SCTP sockets that listen, UDP sockets that are bound.
 ///
 /// A socket on another specific address is no conflict; one on `[::]` is one for IPv4 as well, unless
 /// it is `IPV6_V6ONLY`.
 pub fn holders(
     proto: Protocol,
     ports: RangeInclusive<u16>,
-    host_ip: Option<IpAddr>,
+    host_ip: IpAddr,
 ) -> Result<Vec<Holder>, NetError> {
     let mut found = Vec::new();
-    // The data plane does not serve SCTP yet.
-    if proto != Protocol::Sctp {
-        for family in [libc::AF_INET, libc::AF_INET6] {
-            found.extend(match diag::sockets(proto, family) {
-                Ok(sockets) => sockets,
-                Err(_) => table(proto, family)?,
-            });
-        }
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        found.extend(match diag::sockets(proto, family) {
+            Ok(sockets) => sockets,
+            // The kernel has no SCTP, or nobody has used it yet; its table has another form.
+            Err(_) if proto == Protocol::Sctp => Vec::new(),
+            Err(_) => table(proto, family)?,
+        });
     }
     found.retain(|entry| ports.contains(&entry.port) && overlaps(entry, host_ip));
     // Reading every process's files takes long; nobody pays for it while all is well.
@@ -182,14 +181,11 @@ fn table(proto: Protocol, family: libc::c_int) -> Result<Vec<Entry>, NetError> {
 }
 
 /// Does the socket receive what is sent to `wanted`?
-fn overlaps(held: &Entry, wanted: Option<IpAddr>) -> bool {
-    let Some(wanted) = wanted.filter(|addr| !addr.is_unspecified()) else {
-        return true;
-    };
-    match held.addr.to_canonical() {
-        IpAddr::V4(addr) if addr.is_unspecified() => wanted.is_ipv4(),
-        IpAddr::V6(addr) if addr.is_unspecified() => wanted.is_ipv6() || !held.v6only,
-        addr => addr == wanted.to_canonical(),
+fn overlaps(held: &Entry, wanted: IpAddr) -> bool {
+    match (held.addr.to_canonical(), wanted) {
+        (IpAddr::V6(addr), IpAddr::V4(_)) => addr.is_unspecified() && !held.v6only,
+        (IpAddr::V4(_), IpAddr::V6(_)) => false,
+        (addr, wanted) => addr.is_unspecified() || wanted.is_unspecified() || addr == wanted,
     }
 }
 
@@ -313,18 +309,26 @@ mod tests {
     fn who_conflicts() {
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         for (held, v6only, wanted, conflict) in [
-            ("0.0.0.0", false, None, true),
-            ("127.0.0.1", false, None, true),
-            ("0.0.0.0", false, Some("192.0.2.1"), true),
-            ("192.0.2.1", false, Some("192.0.2.1"), true),
-            ("192.0.2.2", false, Some("192.0.2.1"), false),
-            ("::", false, Some("192.0.2.1"), true),
-            ("::", true, Some("192.0.2.1"), false),
-            ("::", true, Some("2001:db8::1"), true),
-            ("::ffff:192.0.2.1", false, Some("192.0.2.1"), true),
-            ("::1", false, Some("192.0.2.1"), false),
-            ("0.0.0.0", false, Some("::1"), false),
-            ("192.0.2.2", false, Some("0.0.0.0"), true),
+            ("0.0.0.0", false, "0.0.0.0", true),
+            ("127.0.0.1", false, "0.0.0.0", true),
+            ("0.0.0.0", false, "192.0.2.1", true),
+            ("192.0.2.1", false, "192.0.2.1", true),
+            ("192.0.2.2", false, "192.0.2.1", false),
+            ("::", false, "192.0.2.1", true),
+            ("::", false, "0.0.0.0", true),
+            ("::", true, "192.0.2.1", false),
+            ("::", true, "0.0.0.0", false),
+            ("::", true, "2001:db8::1", true),
+            ("::", true, "::", true),
+            ("::ffff:192.0.2.1", false, "192.0.2.1", true),
+            ("::ffff:192.0.2.1", false, "::", false),
+            ("::1", false, "192.0.2.1", false),
+            ("::1", false, "0.0.0.0", false),
+            ("::1", false, "::", true),
+            ("::1", false, "2001:db8::1", false),
+            ("0.0.0.0", false, "::1", false),
+            ("0.0.0.0", false, "::", false),
+            ("192.0.2.2", false, "0.0.0.0", true),
         ] {
             let entry = Entry {
                 addr: ip(held),
@@ -332,11 +336,7 @@ mod tests {
                 inode: 1,
                 v6only,
             };
-            assert_eq!(
-                overlaps(&entry, wanted.map(ip)),
-                conflict,
-                "{held} {wanted:?}"
-            );
+            assert_eq!(overlaps(&entry, ip(wanted)), conflict, "{held} {wanted}");
         }
     }
 
@@ -361,7 +361,7 @@ mod tests {
             (Protocol::Tcp, tcp.local_addr().unwrap().port()),
             (Protocol::Udp, udp.local_addr().unwrap().port()),
         ] {
-            let held = holders(proto, port..=port, None).unwrap();
+            let held = holders(proto, port..=port, Ipv4Addr::UNSPECIFIED.into()).unwrap();
             assert!(
                 held.iter()
                     .any(|holder| holder.pid == Some(std::process::id())
@@ -370,8 +370,7 @@ mod tests {
                         && holder.command.is_some()),
                 "{held:?}"
             );
-            let elsewhere =
-                holders(proto, port..=port, Some("192.0.2.1".parse().unwrap())).unwrap();
+            let elsewhere = holders(proto, port..=port, "192.0.2.1".parse().unwrap()).unwrap();
             assert!(
                 elsewhere
                     .iter()

@@ -39,7 +39,7 @@ fn json_may_be_asked_for_before_and_after_the_command() {
     let status = parse(&["status", "-o", "json"]);
     assert_eq!(status["instance"], agent.instance());
     assert_eq!(status["endpoints"], 1);
-    assert_eq!(status["published_ports"], 1);
+    assert_eq!(status["published_ports"], 2, "of each family one");
     let mut uplinks: Vec<_> = status["uplinks"]
         .as_array()
         .expect("a list")
@@ -56,8 +56,10 @@ fn ports_are_printed_as_docker_prints_them() {
     assert_eq!(
         agent.netfw(&["port", "web"]),
         "80/tcp -> 0.0.0.0:8080\n\
+         80/tcp -> [::]:8080\n\
          53/udp -> 10.1.0.1:5300\n\
-         90-92/tcp -> 0.0.0.0:9000-9002\n"
+         90-92/tcp -> 0.0.0.0:9000-9002\n\
+         90-92/tcp -> [::]:9000-9002\n"
     );
     let table = agent.netfw(&["port"]);
     assert!(table.starts_with("ENDPOINT"), "{table}");

@@ -202,8 +202,8 @@ fn a_port_chosen_by_netfw_is_told_and_serves() {
     } = &Site::new(&["80", "81"]);
     let ports = agent.json(&["port", "web"]);
     let ports = ports.as_array().expect("a list");
-    assert_eq!(ports.len(), 2);
-    for (port, inside) in ports.iter().zip([80, 81]) {
+    assert_eq!(ports.len(), 4, "one of each family");
+    for (port, inside) in ports.iter().step_by(2).zip([80, 81]) {
         let shown = agent.netfw(&["port", "web"]);
         let line = shown
             .lines()
@@ -221,7 +221,7 @@ fn a_port_chosen_by_netfw_is_told_and_serves() {
 
 #[test]
 fn counters_of_a_publish_tell_what_it_carried() {
-    let Site { agent, lab, .. } = &Site::new(&["8080:80", "8081:81"]);
+    let Site { agent, lab, .. } = &Site::new(&["0.0.0.0:8080:80", "0.0.0.0:8081:81"]);
     for _ in 0..3 {
         curl(&lab.client, NODE, 8080, "/").expect("served");
     }

@@ -27,12 +27,16 @@ fn state(site: &Site) -> Vec<String> {
     let mut state = vec![
         agent.json(&["endpoint", "ls"]).to_string(),
         agent.json(&["port"]).to_string(),
+        agent.json(&["network", "ls"]).to_string(),
         files(Path::new(&pins)).join("\n"),
     ];
     for namespace in [&lab.node, web] {
         state.push(namespace.links().join(" "));
-        state.push(namespace.ip(&["-4", "-o", "addr"]));
-        state.push(namespace.ip(&["-4", "route", "show", "table", "all"]));
+        for family in ["-4", "-6"] {
+            // Link-local addresses become usable by themselves.
+            state.push(namespace.ip(&[family, "-o", "addr", "show", "scope", "global"]));
+            state.push(namespace.ip(&[family, "route", "show", "table", "main"]));
+        }
     }
     state
 }
@@ -92,9 +96,25 @@ fn ports_that_cannot_be() {
         ),
         (USAGE, publish("80-90:80"), &["same size"]),
         (USAGE, publish("80:80/icmp"), &["unknown protocol \"icmp\""]),
-        (USAGE, publish("80:80/sctp"), &["sctp"]),
-        (USAGE, publish("300.0.0.1:80:80"), &["no IPv4 address"]),
-        (USAGE, publish("[::1]:80:80"), &["IPv6"]),
+        (USAGE, publish("300.0.0.1:80:80"), &["no IP address"]),
+        (USAGE, publish("::1:80:80"), &["in brackets", "[::1]"]),
+        (USAGE, publish("[fe80::1%up0]:80:80"), &["no IP address"]),
+        (
+            USAGE,
+            publish("[ff02::1]:80:80"),
+            &["no address of the node"],
+        ),
+        (
+            FAILED,
+            publish("[2001:db8::99]:80:80"),
+            &["2001:db8::99 is no address of the node", "fd00:1::1"],
+        ),
+        (
+            FAILED,
+            publish("[::]:8080:80"),
+            &["[::]:8080:80/tcp", "published already"],
+        ),
+        (FAILED, publish("[::1]:8080:81"), &["published already"]),
         (
             FAILED,
             publish("10.9.9.9:80:80"),
@@ -163,6 +183,8 @@ fn endpoints_that_cannot_be() {
     let inspected = site.agent.json(&["endpoint", "inspect", "web"]);
     let part = |key: &str| inspected[key].as_str().expect("a string").to_owned();
     let (gateway, web_mac) = (part("gateway"), part("mac"));
+    let (gateway6, web_ip6) = (part("gateway6"), part("ip6"));
+    let anycast = gateway6.strip_suffix('1').expect("the first").to_owned();
     let subnet = site.agent.json(&["status"])["networks"][0]["subnet"].clone();
     let subnet: ipnet::Ipv4Net = subnet
         .as_str()
@@ -257,7 +279,28 @@ fn endpoints_that_cannot_be() {
         (
             FAILED,
             add(&["--network", "nothing"]),
-            vec!["no network \"nothing\""],
+            vec!["no network \"nothing\"", "bridge"],
+        ),
+        (
+            USAGE,
+            add(&["--ip", "fd00::5", "--ip", "fd00::6"]),
+            vec!["once for each family"],
+        ),
+        (
+            FAILED,
+            with_ip("2001:db8:9::2"),
+            vec!["2001:db8:9::2 does not lie in the subnet"],
+        ),
+        (
+            FAILED,
+            with_ip(&gateway6),
+            vec![&gateway6, "is the gateway"],
+        ),
+        (FAILED, with_ip(&anycast), vec!["the anycast address"]),
+        (
+            FAILED,
+            with_ip(&web_ip6),
+            vec![&web_ip6, "is taken already"],
         ),
         (USAGE, with_ip("300.1.1.1"), vec!["300.1.1.1"]),
         (USAGE, with_ip("x"), vec![]),

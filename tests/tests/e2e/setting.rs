@@ -16,6 +16,7 @@ pub struct Site {
     pub web: Namespace,
     /// The container's own address.
     pub ip: IpAddr,
+    pub ip6: IpAddr,
     pub lab: Lab,
 }
 
@@ -28,11 +29,14 @@ impl Site {
         let web = lab.container("web");
         let nginx = Nginx::start(&web, "web", &[80, 81, 82]);
         let ip = attach(&agent, "web", &web, publishes);
+        let endpoint = agent.json(&["endpoint", "inspect", "web"]);
+        let ip6 = text(&endpoint["ip6"]).parse().expect("an address");
         Self {
             agent,
             nginx,
             web,
             ip,
+            ip6,
             lab,
         }
     }

@@ -1,0 +1,369 @@
+//! Flows that must go: with a publish, an endpoint, an address of the node, or because somebody says
+//! so.
+//!
+//! There may be a million, and a walk over all of them takes seconds. So it is made in portions, and
+//! whoever else wants the agent gets it between two of them. What made the flows is gone before the
+//! walk begins, so none appear behind its back; what must not be used again while it goes on (a
+//! counter, an address, a name) is given back at its end, by [`Then`].
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+use netfw_common::{
+    flow::{Flow, flag},
+    record::{Mapping, MappingKey, side},
+    tuple::{Tuple, zone},
+};
+use tokio::{sync::Mutex, task::block_in_place};
+
+use super::{Agent, AgentError, record::Endpoint};
+use crate::{
+    bpf::{Family, FlowWalk, Visit},
+    name::Name,
+    publish::Publish,
+};
+
+/// Which flows and mappings.
+#[derive(Clone, Debug)]
+pub enum Doomed {
+    All,
+    /// Those that publishes with these counters made.
+    Counters(HashSet<u32>),
+    /// Those in which an endpoint has part, as its owner or (a client of a neighbour's publish) as one
+    /// of its ends.
+    Endpoint {
+        counters: HashSet<u32>,
+        ips: Vec<IpAddr>,
+    },
+    /// Masqueraded ones whose answers come to ports that are published now: they would be found before
+    /// the publish is.
+    Shadows(Vec<Publish>),
+    /// Those by addresses that are not the node's any more: nothing comes back to them, and what a
+    /// container sends would keep them from expiring.
+    Foreign,
+    /// Those that no endpoint accounts for.
+    Unowned,
+}
+
+impl Doomed {
+    pub fn endpoint(endpoint: &Endpoint) -> Self {
+        Self::Endpoint {
+            counters: endpoint.counters().collect(),
+            ips: endpoint.ips().collect(),
+        }
+    }
+}
+
+/// What is due when they are gone.
+#[derive(Clone, Debug)]
+pub enum Then {
+    Nothing,
+    /// Counters are free.
+    GiveBack(Vec<u32>),
+    /// An endpoint that was being removed is.
+    Forget(Name),
+}
+
+/// A walk over all flows, to be carried out.
+pub struct Purge {
+    doomed: Doomed,
+    then: Then,
+    walk: FlowWalk,
+}
+
+/// A [`Doomed`], with what it is measured by at this moment.
+struct Judge<'a> {
+    doomed: &'a Doomed,
+    locals: &'a HashMap<IpAddr, u32>,
+    /// Networks whose containers are reached by their own addresses.
+    subnets: Vec<IpNet>,
+    counters: HashSet<u32>,
+    ips: HashSet<IpAddr>,
+}
+
+impl Judge<'_> {
+    fn is_foreign(&self, ip: IpAddr) -> bool {
+        !self.locals.contains_key(&ip) && !self.subnets.iter().any(|net| net.contains(&ip))
+    }
+}
+
+impl Visit for Judge<'_> {
+    fn flow<A: Family>(&mut self, key: &Tuple<A>, flow: &Flow<A>) -> bool {
+        let counter = u32::from(flow.counter);
+        match self.doomed {
+            Doomed::All => true,
+            Doomed::Counters(counters) => counters.contains(&counter),
+            Doomed::Endpoint { counters, ips } => {
+                let part = |ip: &IpAddr| {
+                    A::of(*ip)
+                        .is_some_and(|ip| [key.src, key.dst, flow.src, flow.dst].contains(&ip))
+                };
+                counters.contains(&counter) || ips.iter().any(part)
+            }
+            Doomed::Shadows(publishes) => {
+                key.zone == zone::WORLD
+                    && !flow.has(flag::PUBLISHED)
+                    && publishes
+                        .iter()
+                        .any(|publish| takes(publish, key.dst, key.dport.get(), key.proto))
+            }
+            Doomed::Foreign => key.zone == zone::WORLD && self.is_foreign(key.dst.ip()),
+            Doomed::Unowned => !self.counters.contains(&counter),
+        }
+    }
+
+    fn mapping<A: Family>(&mut self, key: &MappingKey<A>, mapping: &Mapping<A>) -> bool {
+        let [inside, outside] = match key.side {
+            side::INTERNAL => [(key.addr, key.port), (mapping.addr, mapping.port)],
+            _ => [(mapping.addr, mapping.port), (key.addr, key.port)],
+        };
+        match self.doomed {
+            Doomed::All => true,
+            Doomed::Counters(_) => false,
+            Doomed::Endpoint { ips, .. } => ips.contains(&inside.0.ip()),
+            Doomed::Shadows(publishes) => publishes
+                .iter()
+                .any(|publish| takes(publish, outside.0, outside.1.get(), key.proto)),
+            Doomed::Foreign => self.is_foreign(outside.0.ip()),
+            Doomed::Unowned => !self.ips.contains(&inside.0.ip()),
+        }
+    }
+}
+
+/// Does the publish take what is sent there?
+fn takes<A: Family>(publish: &Publish, addr: A, port: u16, proto: u8) -> bool {
+    proto == publish.protocol.number()
+        && publish.host_ports.contains(port)
+        && A::of(publish.host_ip).is_some_and(|host| host == A::ANY || host == addr)
+}
+
+impl Agent {
+    /// To be carried out when the lock is free: [`carry_out`], or [`Agent::purge_now`].
+    pub(super) fn purge(&mut self, doomed: Doomed, then: Then) {
+        self.purges.push(Purge {
+            doomed,
+            then,
+            walk: FlowWalk::default(),
+        });
+    }
+
+    /// Whoever takes them carries them out.
+    pub fn take_purges(&mut self) -> Vec<Purge> {
+        std::mem::take(&mut self.purges)
+    }
+
+    /// All that are due, with the lock held: at the start, when nobody waits for it.
+    pub(super) fn purge_now(&mut self) -> Result<usize, AgentError> {
+        let mut flows = 0;
+        for mut purge in self.take_purges() {
+            while !self.purge_step(&mut purge)? {}
+            flows += self.end_purge(purge)?;
+        }
+        Ok(flows)
+    }
+
+    /// True at the end.
+    fn purge_step(&mut self, purge: &mut Purge) -> Result<bool, AgentError> {
+        let mut judge = Judge {
+            doomed: &purge.doomed,
+            locals: &self.locals,
+            subnets: Vec::new(),
+            counters: HashSet::new(),
+            ips: HashSet::new(),
+        };
+        match purge.doomed {
+            Doomed::Foreign => {
+                judge.subnets = self
+                    .wanted
+                    .networks
+                    .values()
+                    .flat_map(|n| n.subnets())
+                    .collect();
+            }
+            Doomed::Unowned => {
+                judge.counters = self.wanted.counters().collect();
+                judge.ips = self
+                    .wanted
+                    .endpoints
+                    .values()
+                    .flat_map(Endpoint::ips)
+                    .collect();
+            }
+            _ => {}
+        }
+        Ok(self.dataplane.visit(&mut purge.walk, &mut judge)?)
+    }
+
+    /// Returns how many flows went.
+    fn end_purge(&mut self, purge: Purge) -> Result<usize, AgentError> {
+        let flows = purge.walk.removed;
+        if flows > 0 {
+            match purge.doomed {
+                Doomed::Shadows(_) => {
+                    tracing::info!(flows, "masqueraded flows gave way to a publish");
+                }
+                Doomed::Foreign => {
+                    tracing::info!(flows, "forgotten: their address is not the node's any more");
+                }
+                _ => tracing::debug!(flows, "forgotten"),
+            }
+        }
+        match purge.then {
+            Then::Nothing => {}
+            Then::GiveBack(counters) => {
+                for counter in counters {
+                    self.counters.give_back(counter);
+                }
+            }
+            Then::Forget(name) => self.forget_endpoint(&name)?,
+        }
+        Ok(flows)
+    }
+}
+
+/// Carries purges out, the agent free for others between two portions. Goes on past errors; returns
+/// the number of flows that went, or the first error.
+pub async fn carry_out(agent: &Mutex<Agent>, purges: Vec<Purge>) -> Result<usize, AgentError> {
+    let (mut flows, mut first) = (0, None);
+    for mut purge in purges {
+        loop {
+            let mut agent = agent.lock().await;
+            // Map operations block; the other worker goes on with connections meanwhile.
+            match block_in_place(|| agent.purge_step(&mut purge)) {
+                Ok(false) => {}
+                Ok(true) => break,
+                // What is due at the end is due all the same.
+                Err(error) => {
+                    first.get_or_insert(error);
+                    break;
+                }
+            }
+        }
+        match agent.lock().await.end_purge(purge) {
+            Ok(more) => flows += more,
+            Err(error) => {
+                first.get_or_insert(error);
+            }
+        }
+    }
+    match first {
+        None => Ok(flows),
+        Some(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netfw_common::{
+        addr::{Be16, Ip4, Ip6},
+        flow::Flow4,
+        tuple::{Tuple4, proto},
+    };
+
+    use super::*;
+    use crate::publish::Spec;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn judge<'a>(doomed: &'a Doomed, locals: &'a HashMap<IpAddr, u32>) -> Judge<'a> {
+        Judge {
+            doomed,
+            locals,
+            subnets: vec!["172.18.0.0/16".parse().unwrap()],
+            counters: HashSet::from([7]),
+            ips: HashSet::from([ip("fd00::2")]),
+        }
+    }
+
+    fn key(dst: &str, port: u16) -> Tuple4 {
+        Tuple4 {
+            src: Ip4::new([192, 0, 2, 9]),
+            dst: Ip4::of(ip(dst)).unwrap(),
+            dport: Be16::new(port),
+            proto: proto::TCP,
+            zone: zone::WORLD,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn those_concerned_and_no_others() {
+        let locals = HashMap::from([(ip("192.0.2.1"), 2)]);
+        let spec: Spec = "0.0.0.0:8080:80".parse().unwrap();
+        let publish = spec.resolve(ip("0.0.0.0"), spec.container_ports);
+        let endpoint = Doomed::Endpoint {
+            counters: HashSet::from([5]),
+            ips: vec![ip("172.18.0.2"), ip("fd00::2")],
+        };
+        let flow = Flow4 {
+            counter: 7,
+            ..Default::default()
+        };
+        let cases: [(&Doomed, [bool; 3]); 6] = [
+            (&Doomed::All, [true; 3]),
+            (&Doomed::Counters(HashSet::from([7])), [true; 3]),
+            (&Doomed::Counters(HashSet::from([8])), [false; 3]),
+            (&endpoint, [false, false, true]),
+            (&Doomed::Shadows(vec![publish]), [true, false, false]),
+            (&Doomed::Foreign, [false, true, false]),
+        ];
+        for (doomed, want) in cases {
+            let mut judge = judge(doomed, &locals);
+            let found = [
+                key("192.0.2.1", 8080),
+                key("192.0.2.2", 80),
+                key("172.18.0.2", 80),
+            ]
+            .map(|key| judge.flow(&key, &flow));
+            assert_eq!(found, want, "{doomed:?}");
+        }
+        let mut judge = judge(&Doomed::Unowned, &locals);
+        assert!(!judge.flow(&key("192.0.2.1", 1), &flow));
+        assert!(judge.flow(&key("192.0.2.1", 1), &Flow4::default()));
+    }
+
+    #[test]
+    fn a_mapping_goes_by_either_side() {
+        let locals = HashMap::from([(ip("2001:db8::1"), 2)]);
+        let inside = (Ip6::of(ip("fd00::2")).unwrap(), Be16::new(5000));
+        let outside = (Ip6::of(ip("2001:db8::1")).unwrap(), Be16::new(6000));
+        let spec: Spec = "[::]:6000:80/udp".parse().unwrap();
+        let publish = spec.resolve(ip("::"), spec.host_ports.unwrap());
+        let endpoint = |text| Doomed::Endpoint {
+            counters: HashSet::new(),
+            ips: vec![ip(text)],
+        };
+        for (doomed, want) in [
+            (Doomed::All, true),
+            (endpoint("fd00::2"), true),
+            (endpoint("fd00::3"), false),
+            (Doomed::Shadows(vec![publish]), true),
+            (Doomed::Foreign, false),
+            (Doomed::Unowned, false),
+        ] {
+            for (side, key, value) in [
+                (side::INTERNAL, inside, outside),
+                (side::EXTERNAL, outside, inside),
+            ] {
+                let key = MappingKey {
+                    addr: key.0,
+                    port: key.1,
+                    proto: proto::UDP,
+                    side,
+                };
+                let mapping = Mapping {
+                    addr: value.0,
+                    port: value.1,
+                    ..Default::default()
+                };
+                let found = judge(&doomed, &locals).mapping(&key, &mapping);
+                assert_eq!(found, want, "{doomed:?} {side}");
+            }
+        }
+    }
+}
