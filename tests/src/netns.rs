@@ -8,7 +8,7 @@ use std::{
     ffi::OsStr,
     fs::{self, File},
     os::unix::fs::FileExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::Duration,
@@ -105,23 +105,10 @@ impl Namespace {
         Running::start(command)
     }
 
-    /// Runs `work` on a thread that is in this namespace: sockets opened there belong to it, also
-    /// once they are out.
+    /// Runs `work` in this namespace, see [`enter`].
     #[track_caller]
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let path = self.path();
-        let result = thread::scope(|scope| {
-            scope
-                .spawn(|| {
-                    let file = File::open(&path)
-                        .unwrap_or_else(|error| panic!("cannot open {}: {error}", path.display()));
-                    setns(file, CloneFlags::CLONE_NEWNET)
-                        .unwrap_or_else(|error| panic!("cannot enter {}: {error}", path.display()));
-                    work()
-                })
-                .join()
-        });
-        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        enter(&self.path(), work)
     }
 
     /// The names of the links inside.
@@ -137,6 +124,24 @@ impl Namespace {
     pub fn delete(&self) {
         ip(&["netns", "del", &self.name]);
     }
+}
+
+/// Runs `work` on a thread that is in the namespace at `path`: sockets opened there belong to it,
+/// also once they are out.
+#[track_caller]
+pub fn enter<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> T {
+    let result = thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                let file = File::open(path)
+                    .unwrap_or_else(|error| panic!("cannot open {}: {error}", path.display()));
+                setns(file, CloneFlags::CLONE_NEWNET)
+                    .unwrap_or_else(|error| panic!("cannot enter {}: {error}", path.display()));
+                work()
+            })
+            .join()
+    });
+    result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 impl Drop for Namespace {

@@ -117,6 +117,16 @@ impl Seen {
         self.damage = self.damage.take().or(wrong);
     }
 
+    /// An ICMP message that quotes a packet.
+    pub fn is_icmp_error(&self) -> bool {
+        let kind = self.ip_payload.first();
+        match IpNumber(self.protocol) {
+            IpNumber::ICMP => matches!(kind, Some(3 | 11 | 12)),
+            IpNumber::IPV6_ICMP => matches!(kind, Some(1..=4)),
+            _ => false,
+        }
+    }
+
     /// The first wrong checksum, in words. UDP over IPv4 may have none (0).
     pub fn damage(&self) -> Option<&str> {
         self.damage.as_deref()

@@ -1,9 +1,11 @@
 //! Between containers, and to the node: delivery, isolation, spoofing.
 
 use netfw_common::drop::Drop;
-use netfw_tests::packet::{Packet, TTL};
+use netfw_tests::packet::TTL;
 
-use crate::rig::{At, PEER_COUNTER, WEB_COUNTER, ping, tcp, udp, with_rig};
+use crate::rig::{
+    At, Family, PEER_COUNTER, WEB_COUNTER, ping, raw, tcp, udp, with_rig, with_rig_in,
+};
 
 #[test]
 fn containers_of_one_network_reach_each_other_untranslated() {
@@ -14,7 +16,7 @@ fn containers_of_one_network_reach_each_other_untranslated() {
             udp("web:4000", "peer:80"),
             udp("web:4000", "peer:80").payload(&[0; 64]).fragment(8..72),
             ping("web", "peer", 7),
-            Packet::raw("172.31.0.2", "172.31.0.3", 47, &[0; 20]),
+            raw("web", "peer", 47, &[0; 20]),
         ] {
             let before = netfw_tests::packet::Seen::parse(&packet.clone().build());
             let after = rig.send(At::Web, packet).seen();
@@ -62,7 +64,7 @@ fn the_node_itself_answers_containers() {
 
 #[test]
 fn multicast_and_broadcast_are_the_bridges() {
-    with_rig(|rig| {
+    with_rig_in(Family::V4, |rig| {
         rig.send(At::Web, udp("web:5353", "224.0.0.251:5353"))
             .passed();
         rig.send(At::Web, udp("web:68", "255.255.255.255:67"))
@@ -117,7 +119,7 @@ fn a_spoofed_mac_is_dropped() {
 
 #[test]
 fn arp_may_tell_the_truth_only() {
-    with_rig(|rig| {
+    with_rig_in(Family::V4, |rig| {
         let macs = rig.macs();
         let arp = |sender_mac: [u8; 6], sender_ip: [u8; 4]| {
             let mut frame = Vec::new();

@@ -3,11 +3,11 @@
 
 use netfw_common::drop::Drop;
 
-use crate::rig::{At, tcp, udp, with_rig};
+use crate::rig::{At, Family, family, tcp, udp, with_rig, with_rig_in};
 
 #[test]
 fn broken_packets_are_not_translated() {
-    with_rig(|rig| {
+    with_rig_in(Family::V4, |rig| {
         rig.send(At::World, udp("client:4000", "node:8080")).sent();
         let macs = rig.macs();
         let good = |from, to, macs: ([u8; 6], [u8; 6])| udp(from, to).macs(macs.0, macs.1).build();
@@ -69,14 +69,16 @@ fn damage_stays_visible() {
             tcp("client:4001", "node:8080", "S").bad_transport_checksum(),
         )
         .seen();
-        rig.send(At::World, udp("client:4000", "node:8080").bad_ip_checksum())
-            .passed();
+        if family() == Family::V4 {
+            rig.send(At::World, udp("client:4000", "node:8080").bad_ip_checksum())
+                .passed();
+        }
     });
 }
 
 #[test]
 fn udp_without_checksum_stays_without() {
-    with_rig(|rig| {
+    with_rig_in(Family::V4, |rig| {
         let seen = rig
             .send(
                 At::World,
@@ -101,14 +103,13 @@ fn a_udp_checksum_never_comes_out_as_zero() {
 
 #[test]
 fn ip_options_tos_and_padding_survive() {
-    with_rig(|rig| {
+    with_rig_in(Family::V4, |rig| {
         let options = [7, 7, 4, 0, 0, 0, 0, 1];
         let packet = udp("client:4000", "node:8080")
             .ip_options(&options)
             .tos(0xb9)
             .trailer(7);
-        let mut frame = Vec::new();
-        rig.frame(At::World, packet, &mut frame);
+        let frame = rig.frame(packet);
         assert_eq!(frame[15], 0xb9);
         assert_eq!(frame[34..42], options);
         let longest = [1; 40];

@@ -1,0 +1,528 @@
+//! Runs each case on every hook and in every family: {IPv4, IPv6} × {TC alone, XDP with TC behind
+//! it}. A case is written once, with the names of [`names`].
+//!
+//! Published are, on any address of the node: 8080 and 8081 → `web`:80 (TCP, UDP and SCTP), and on
+//! `node` alone 9090 → `peer`:90.
+
+mod names;
+mod site;
+
+use std::{net::IpAddr, process::Command, time::Duration};
+
+use aya::{
+    Pod,
+    maps::{HashMap, MapData, PerCpuArray},
+    programs::{SchedClassifier, Xdp},
+};
+use netfw_common::{
+    addr::{Address, Be32, Ip4, Ip6},
+    drop::{Drop, SLOTS},
+    flow::{Flow, Flow6, TICK_SHIFT, Timeouts},
+    record::{Config, Counter, Local, Uplink},
+    tuple::{Tuple, Tuple6},
+};
+use netfw_tests::{
+    netns::enter,
+    packet::{Packet, Seen},
+    testrun::{
+        RunOn as _, TC_DROP, TC_NEXT, TC_REDIRECT, XDP_DROP, XDP_PASS, XDP_REDIRECT, tc_verdict,
+    },
+    wait_until,
+};
+use nix::time::{ClockId, clock_gettime};
+
+pub use self::names::{Family, at, family, header_len, icmp, ip, ping, pong, raw, tcp, udp};
+use self::{
+    names::{named, set_family},
+    site::Site,
+};
+
+/// Loopback stands for the host side of `peer`'s veth pair: any device will do.
+const PEER_IFINDEX: u32 = 1;
+const PEER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 3];
+const STRANGER_IFINDEX: u32 = 5000;
+
+pub const WEB_COUNTER: u32 = 1;
+pub const PUBLISH_COUNTER: u32 = 2;
+pub const PEER_COUNTER: u32 = 3;
+
+/// The hooks that a packet from the world meets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// TC alone.
+    Tc,
+    /// XDP, and TC behind it for what XDP passes.
+    Xdp,
+}
+
+/// Every way of a packet.
+pub const PATHS: [(Family, Hook); 4] = [
+    (Family::V4, Hook::Tc),
+    (Family::V4, Hook::Xdp),
+    (Family::V6, Hook::Tc),
+    (Family::V6, Hook::Xdp),
+];
+
+/// Where a packet is received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum At {
+    /// On the uplink.
+    World,
+    /// From the container `web`, or `peer`.
+    Web,
+    Peer,
+    /// About to leave by the uplink.
+    Egress,
+}
+
+/// What came of a packet.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Handed on, and not a byte changed.
+    Passed,
+    Dropped(Drop),
+    /// Dropped, and its sender is told by this.
+    Answered(Drop, Box<Seen>),
+    /// Redirected. The checksums are right, and the payload is what it was.
+    Sent(Box<Seen>),
+}
+
+impl Outcome {
+    /// The packet as sent: `(source, destination)` in names.
+    #[track_caller]
+    pub fn sent(self) -> (String, String) {
+        match self {
+            Self::Sent(seen) => (named(seen.source), named(seen.destination)),
+            other => panic!("not sent: {other:?}"),
+        }
+    }
+
+    #[track_caller]
+    pub fn seen(self) -> Seen {
+        match self {
+            Self::Sent(seen) => *seen,
+            other => panic!("not sent: {other:?}"),
+        }
+    }
+
+    #[track_caller]
+    pub fn passed(self) {
+        assert!(matches!(self, Self::Passed), "not handed on: {self:?}");
+    }
+
+    /// The answer.
+    #[track_caller]
+    pub fn answered(self, reason: Drop) -> Seen {
+        match self {
+            Self::Answered(found, seen) if found == reason => *seen,
+            other => panic!("not answered as {reason:?}: {other:?}"),
+        }
+    }
+
+    #[track_caller]
+    pub fn dropped(self, reason: Drop) {
+        assert!(
+            matches!(self, Self::Dropped(found) if found == reason),
+            "not dropped as {reason:?}: {self:?}"
+        );
+    }
+}
+
+/// By how much a checksum is wrong, if one is.
+fn off_by(seen: &Seen) -> Option<&str> {
+    seen.damage()?.split(" off by ").nth(1)
+}
+
+/// MAC addresses of those in the table.
+#[derive(Clone, Copy)]
+pub struct Macs {
+    pub client: [u8; 6],
+    pub uplink: [u8; 6],
+    pub gateway: [u8; 6],
+    pub web: [u8; 6],
+    pub peer: [u8; 6],
+}
+
+/// One test on one path.
+pub struct Rig {
+    site: Site,
+    hook: Hook,
+    /// Drops by reason that have been accounted for.
+    drops: Vec<u64>,
+    /// Was the last packet XDP's to decide about?
+    by_xdp: bool,
+    /// The site is not for others any more.
+    spoilt: bool,
+}
+
+/// Runs `test` on every path.
+#[track_caller]
+pub fn with_rig(test: impl Fn(&mut Rig) + Sync) {
+    on_paths(&PATHS, test);
+}
+
+/// Runs `test` in one family, for what the other does not have.
+#[track_caller]
+pub fn with_rig_in(only: Family, test: impl Fn(&mut Rig) + Sync) {
+    let paths = PATHS.map(|(_, hook)| (only, hook));
+    on_paths(&paths[..2], test);
+}
+
+#[track_caller]
+fn on_paths(paths: &[(Family, Hook)], test: impl Fn(&mut Rig) + Sync) {
+    netfw_tests::require_root();
+    for &(family, hook) in paths {
+        println!("{family:?}, {hook:?}");
+        let mut rig = Rig {
+            site: Site::take(),
+            hook,
+            drops: vec![0; SLOTS as usize],
+            by_xdp: false,
+            spoilt: false,
+        };
+        let node = rig.site.devices.node.path();
+        let rig = enter(&node, || {
+            set_family(family);
+            rig.site.reset();
+            rig.new_drops();
+            test(&mut rig);
+            assert_eq!(rig.new_drops(), [], "counted, but nothing was dropped");
+            rig
+        });
+        if !rig.spoilt {
+            rig.site.give_back();
+        }
+    }
+}
+
+/// Entries as IPv6 ones: IPv4 addresses are mapped into it.
+type Entries = Vec<(Tuple6, Flow6)>;
+
+/// An address in both of its forms.
+trait Mapped: Address {
+    fn widen(self) -> Ip6;
+    fn narrow(wide: Ip6) -> Self;
+}
+
+impl Mapped for Ip4 {
+    fn widen(self) -> Ip6 {
+        Ip6([Be32::new(0), Be32::new(0), Be32::new(0xffff), self.0])
+    }
+    fn narrow(wide: Ip6) -> Self {
+        Self(wide.0[3])
+    }
+}
+
+impl Mapped for Ip6 {
+    fn widen(self) -> Ip6 {
+        self
+    }
+    fn narrow(wide: Ip6) -> Self {
+        wide
+    }
+}
+
+fn convert_key<A: Mapped, B: Mapped>(key: Tuple<A>) -> Tuple<B> {
+    Tuple {
+        src: B::narrow(key.src.widen()),
+        dst: B::narrow(key.dst.widen()),
+        sport: key.sport,
+        dport: key.dport,
+        proto: key.proto,
+        zone: key.zone,
+        scope: key.scope,
+    }
+}
+
+fn convert<A: Mapped, B: Mapped>(flow: Flow<A>) -> Flow<B> {
+    Flow {
+        src: B::narrow(flow.src.widen()),
+        dst: B::narrow(flow.dst.widen()),
+        sport: flow.sport,
+        dport: flow.dport,
+        ifindex: flow.ifindex,
+        macs: flow.macs,
+        seen: flow.seen,
+        end: flow.end,
+        ack: flow.ack,
+        counter: flow.counter,
+        routed: flow.routed,
+        mtu: flow.mtu,
+        state: flow.state,
+        flags: flow.flags,
+    }
+}
+
+impl Rig {
+    pub fn hook(&self) -> Hook {
+        self.hook
+    }
+
+    pub fn publish(&mut self, on: &str, port: u16, proto: u8, to: (&str, u16), counter: u32) {
+        self.site.publish(on, port, proto, to, counter);
+    }
+
+    /// Changes the settings, from the defaults.
+    pub fn configure(&mut self, change: impl FnOnce(&mut Config)) {
+        let mut config = Config::default();
+        change(&mut config);
+        self.site.configure(config);
+    }
+
+    /// Makes every flow expire a tick after its last packet.
+    pub fn timeouts(&mut self, ticks: u32) {
+        self.configure(|config| {
+            config.timeouts = Timeouts {
+                tcp_embryonic: ticks,
+                tcp_established: ticks,
+                tcp_closing: ticks,
+                udp_unreplied: ticks,
+                udp_replied: ticks,
+                icmp: ticks,
+            };
+        });
+    }
+
+    /// Changes what is known of `web`.
+    pub fn change_web(&mut self, change: impl FnOnce(&mut netfw_common::record::Endpoint)) {
+        let [mut web, ..] = self.site.endpoints();
+        change(&mut web);
+        self.site.put("ENDPOINTS", web.ifindex, web);
+    }
+
+    /// As the agent does where `--uplink` does not name it.
+    pub fn close_uplink(&mut self) {
+        let ifindex = self.site.devices.uplink.ifindex;
+        self.site.remove::<u32, Uplink>("UPLINKS", ifindex);
+    }
+
+    /// Takes the route to a destination away.
+    pub fn blackhole(&mut self, destination: &str) {
+        let destination = ip(destination);
+        self.ip_cmd(&format!("route add blackhole {destination}"));
+    }
+
+    /// `table`: without the family's digit.
+    pub fn evict(&mut self, table: &str, key: Tuple6) {
+        match family() {
+            Family::V4 => {
+                let key = convert_key::<Ip6, Ip4>(key);
+                self.site.remove::<_, Flow<Ip4>>(&format!("{table}4"), key);
+            }
+            Family::V6 => self.site.remove::<_, Flow6>(&format!("{table}6"), key),
+        }
+    }
+
+    /// `ip`, in the node's namespace: the site serves no other test after this.
+    pub fn ip_cmd(&mut self, args: &str) {
+        self.spoilt = true;
+        let made = Command::new("ip")
+            .args(args.split(' '))
+            .status()
+            .expect("iproute2");
+        assert!(made.success(), "ip {args}");
+    }
+
+    pub fn remove_local(&mut self, name: &str) {
+        match ip(name) {
+            IpAddr::V4(addr) => self.site.remove::<_, Local>("LOCALS4", Ip4::from(addr)),
+            IpAddr::V6(addr) => self.site.remove::<_, Local>("LOCALS6", Ip6::from(addr)),
+        }
+    }
+
+    pub fn add_local(&mut self, addr: IpAddr) {
+        let local = Local { ifindex: 1 };
+        match addr {
+            IpAddr::V4(addr) => self.site.put("LOCALS4", Ip4::from(addr), local),
+            IpAddr::V6(addr) => self.site.put("LOCALS6", Ip6::from(addr), local),
+        }
+    }
+
+    /// Sends a packet through the hooks where it is received.
+    #[track_caller]
+    pub fn send(&mut self, at: At, packet: Packet) -> Outcome {
+        let macs = self.macs();
+        let (from, to) = match at {
+            At::World => (macs.client, macs.uplink),
+            At::Web => (macs.web, macs.gateway),
+            At::Peer => (macs.peer, macs.gateway),
+            At::Egress => (macs.uplink, macs.client),
+        };
+        self.send_raw(at, &packet.macs(from, to).build())
+    }
+
+    /// Sends bytes through the hooks where they are received.
+    #[track_caller]
+    pub fn send_raw(&mut self, at: At, frame: &[u8]) -> Outcome {
+        self.run(at, frame).0
+    }
+
+    /// Sends a packet from the world; the bytes that come out.
+    #[track_caller]
+    pub fn frame(&mut self, packet: Packet) -> Vec<u8> {
+        let macs = self.macs();
+        let frame = packet.macs(macs.client, macs.uplink).build();
+        let (outcome, bytes) = self.run(At::World, &frame);
+        outcome.seen();
+        bytes
+    }
+
+    /// Was the last packet decided about by XDP? Always so where there is no XDP to ask.
+    pub fn was_for_xdp(&self) -> bool {
+        self.hook == Hook::Tc || self.by_xdp
+    }
+
+    #[track_caller]
+    fn run(&mut self, at: At, frame: &[u8]) -> (Outcome, Vec<u8>) {
+        let devices = &self.site.devices;
+        let (program, ifindex) = match at {
+            At::World => ("netfw_uplink", devices.uplink.ifindex),
+            At::Web => ("netfw_container", devices.veth.ifindex),
+            At::Peer => ("netfw_container", PEER_IFINDEX),
+            At::Egress => ("netfw_guard", devices.uplink.ifindex),
+        };
+        self.by_xdp = false;
+        if at == At::World && self.hook == Hook::Xdp {
+            let program: &Xdp = self
+                .site
+                .ebpf
+                .program("netfw_uplink_xdp")
+                .and_then(|program| program.try_into().ok())
+                .expect("a program");
+            let ran = program.run_on(frame, ifindex).expect("a test run");
+            self.by_xdp = ran.verdict != XDP_PASS;
+            match ran.verdict {
+                XDP_PASS => assert_eq!(ran.frame, frame, "passed by XDP, but changed"),
+                XDP_DROP => return (self.drop_of(), ran.frame),
+                XDP_REDIRECT => return (self.redirected(frame, &ran.frame), ran.frame),
+                other => panic!("no XDP verdict of netfw's: {other}"),
+            }
+        }
+        let program: &SchedClassifier = self
+            .site
+            .ebpf
+            .program(program)
+            .and_then(|program| program.try_into().ok())
+            .expect("a program");
+        let ran = program.run_on(frame, ifindex).expect("a test run");
+        let outcome = match ran.verdict {
+            TC_NEXT => {
+                assert_eq!(ran.frame, frame, "handed on, but changed");
+                Outcome::Passed
+            }
+            TC_DROP => self.drop_of(),
+            TC_REDIRECT => self.redirected(frame, &ran.frame),
+            other => panic!("no verdict of netfw's: {}", tc_verdict(other)),
+        };
+        (outcome, ran.frame)
+    }
+
+    #[track_caller]
+    fn drop_of(&mut self) -> Outcome {
+        let [reason] = self.new_drops()[..] else {
+            panic!("a drop has one reason");
+        };
+        Outcome::Dropped(reason)
+    }
+
+    #[track_caller]
+    fn redirected(&mut self, frame: &[u8], sent: &[u8]) -> Outcome {
+        let after = Seen::parse(sent);
+        if let [reason] = self.new_drops()[..] {
+            assert_eq!(after.damage(), None, "of an answer, {after:?}");
+            return Outcome::Answered(reason, Box::new(after));
+        }
+        let before = Seen::parse(frame);
+        assert_eq!(sent.len(), frame.len(), "no packet grows or shrinks");
+        assert_eq!(off_by(&after), off_by(&before), "checksums, of {after:?}");
+        if !after.is_icmp_error() {
+            assert_eq!(after.payload, before.payload);
+        }
+        Outcome::Sent(Box::new(after))
+    }
+
+    /// The reasons counted since the last time, each as often as it was.
+    fn new_drops(&mut self) -> Vec<Drop> {
+        let map: PerCpuArray<&MapData, u64> =
+            PerCpuArray::try_from(self.site.ebpf.map("DROPS").expect("a map")).expect("an array");
+        let now: Vec<u64> = (0..SLOTS)
+            .map(|slot| map.get(&slot, 0).expect("a slot").iter().sum())
+            .collect();
+        let new = Drop::ALL
+            .iter()
+            .flat_map(|&reason| {
+                let slot = reason as usize;
+                (self.drops[slot]..now[slot]).map(move |_| reason)
+            })
+            .collect();
+        self.drops = now;
+        new
+    }
+
+    pub fn counter(&self, index: u32) -> Counter {
+        let map: PerCpuArray<&MapData, Counter> =
+            PerCpuArray::try_from(self.site.ebpf.map("COUNTERS").expect("a map"))
+                .expect("an array");
+        let mut sum = Counter::default();
+        for one in map.get(&index, 0).expect("a counter").iter() {
+            sum += *one;
+        }
+        sum
+    }
+
+    /// Entries of the assured flows, and of the embryos.
+    pub fn entries(&self) -> (Entries, Entries) {
+        match family() {
+            Family::V4 => (self.table::<Ip4>("FLOWS4"), self.table::<Ip4>("EMBRYOS4")),
+            Family::V6 => (self.table::<Ip6>("FLOWS6"), self.table::<Ip6>("EMBRYOS6")),
+        }
+    }
+
+    fn table<A: Mapped>(&self, name: &str) -> Entries
+    where
+        Tuple<A>: Pod,
+        Flow<A>: Pod,
+    {
+        let map: HashMap<&MapData, Tuple<A>, Flow<A>> =
+            HashMap::try_from(self.site.ebpf.map(name).expect("a map")).expect("a hash");
+        map.iter()
+            .map(|entry| {
+                let (key, flow) = entry.expect("nobody else writes");
+                (convert_key(key), convert(flow))
+            })
+            .collect()
+    }
+
+    /// Who has which MAC address.
+    pub fn macs(&self) -> Macs {
+        let devices = &self.site.devices;
+        Macs {
+            client: devices.uplink.peer_mac,
+            uplink: devices.uplink.mac,
+            gateway: devices.veth.mac,
+            web: devices.veth.peer_mac,
+            peer: PEER_MAC,
+        }
+    }
+
+    /// Waits until the data plane's clock has moved on by a tick (1.07 s).
+    pub fn next_tick(&self) {
+        // The programs' clock, which trails the precise one by some milliseconds.
+        let tick = || {
+            let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).expect("a clock");
+            (nix::sys::time::TimeValLike::num_nanoseconds(&now) as u64) >> TICK_SHIFT
+        };
+        let start = tick();
+        wait_until("the next tick", Duration::from_secs(5), || tick() > start);
+    }
+
+    /// Opens a TCP connection from the world to a publish, handshake and all; the container's end.
+    #[track_caller]
+    pub fn connect(&mut self, client: &str, publish: &str, server: &str) -> String {
+        let (source, to) = self.send(At::World, tcp(client, publish, "S")).sent();
+        assert_eq!(to, server);
+        self.send(At::Web, tcp(server, &source, "S.")).sent();
+        self.send(At::World, tcp(client, publish, ".")).sent();
+        source
+    }
+}

@@ -1,0 +1,319 @@
+//! Programs and devices, which tests take turns to use: to load the programs takes the verifier a
+//! second, to empty their maps some milliseconds.
+
+use std::{
+    net::IpAddr,
+    sync::{Mutex, PoisonError},
+};
+
+use aya::{
+    Ebpf, EbpfLoader, Pod,
+    maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, PerCpuValues, lpm_trie::Key, xdp},
+    programs::{SchedClassifier, Xdp},
+    util::nr_cpus,
+};
+use netfw_common::{
+    addr::{Be16, Ip4, Ip6},
+    flow::Flow,
+    record::{
+        Config, Counter, Endpoint, Local, Mapping, MappingKey, Publish, PublishKey, Subnet, Uplink,
+        endpoint_flag, network_flag,
+    },
+    tuple::{Tuple, proto},
+};
+use netfw_tests::testrun::TestDevices;
+
+use super::{
+    PEER_COUNTER, PEER_IFINDEX, PEER_MAC, PUBLISH_COUNTER, STRANGER_IFINDEX, WEB_COUNTER,
+    names::{Family, family, ip, set_family},
+};
+
+/// The counters that tests look at lie below.
+const COUNTERS: u32 = 16;
+
+/// Sites that are free.
+static POOL: Mutex<Vec<Site>> = Mutex::new(Vec::new());
+
+pub struct Site {
+    pub ebpf: Ebpf,
+    pub devices: TestDevices,
+}
+
+impl Site {
+    /// One that nobody uses.
+    pub fn take() -> Self {
+        let free = POOL.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        free.unwrap_or_else(|| {
+            let devices = TestDevices::new();
+            let ebpf = devices.enter(|_| load());
+            Self { ebpf, devices }
+        })
+    }
+
+    /// For the next.
+    pub fn give_back(self) {
+        POOL.lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(self);
+    }
+
+    /// Empties all maps, and fills them with the world of [`super::names`], in both families.
+    pub fn reset(&mut self) {
+        self.clear_family::<Ip4>("4");
+        self.clear_family::<Ip6>("6");
+        self.clear::<u32, Endpoint>("ENDPOINTS");
+        self.clear::<u32, Uplink>("UPLINKS");
+        let mut counters: PerCpuArray<&mut MapData, Counter> =
+            PerCpuArray::try_from(self.ebpf.map_mut("COUNTERS").expect("a map")).expect("an array");
+        let cpus = nr_cpus().expect("CPUs");
+        for index in 0..COUNTERS {
+            let zero = PerCpuValues::try_from(vec![Counter::default(); cpus]).expect("a CPU each");
+            counters.set(index, zero, 0).expect("a counter");
+        }
+        self.configure(Config::default());
+        let own = family();
+        for family in [Family::V4, Family::V6] {
+            set_family(family);
+            self.populate_family();
+        }
+        set_family(own);
+        self.populate();
+    }
+
+    fn clear_family<A: netfw_common::addr::Address>(&mut self, digit: &str)
+    where
+        A: Pod,
+        Tuple<A>: Pod,
+        Flow<A>: Pod,
+        PublishKey<A>: Pod,
+        Publish<A>: Pod,
+        MappingKey<A>: Pod,
+        Mapping<A>: Pod,
+    {
+        for name in ["FLOWS", "EMBRYOS"] {
+            self.clear::<Tuple<A>, Flow<A>>(&format!("{name}{digit}"));
+        }
+        self.clear::<PublishKey<A>, Publish<A>>(&format!("PUBLISHES{digit}"));
+        self.clear::<MappingKey<A>, Mapping<A>>(&format!("MAPPINGS{digit}"));
+        self.clear::<A, u32>(&format!("ADDRESSES{digit}"));
+        self.clear::<A, Local>(&format!("LOCALS{digit}"));
+    }
+
+    pub fn clear<K: Pod, V: Pod>(&mut self, map: &str) {
+        let mut map: HashMap<&mut MapData, K, V> =
+            HashMap::try_from(self.ebpf.map_mut(map).expect("a map")).expect("a hash");
+        let keys: Vec<K> = map.keys().collect::<Result<_, _>>().expect("keys");
+        for key in keys {
+            // An LRU may have been faster.
+            let _ = map.remove(&key);
+        }
+    }
+
+    pub fn put<K: Pod, V: Pod>(&mut self, map: &str, key: K, value: V) {
+        let mut map: HashMap<&mut MapData, K, V> =
+            HashMap::try_from(self.ebpf.map_mut(map).expect("a map")).expect("a hash");
+        map.insert(key, value, 0).expect("room");
+    }
+
+    pub fn remove<K: Pod, V: Pod>(&mut self, map: &str, key: K) {
+        let mut map: HashMap<&mut MapData, K, V> =
+            HashMap::try_from(self.ebpf.map_mut(map).expect("a map")).expect("a hash");
+        map.remove(&key).expect("it was there");
+    }
+
+    pub fn configure(&mut self, config: Config) {
+        let mut map: Array<&mut MapData, Config> =
+            Array::try_from(self.ebpf.map_mut("CONFIG").expect("a map")).expect("an array");
+        map.set(0, config, 0).expect("settings");
+    }
+
+    pub fn endpoints(&self) -> [Endpoint; 3] {
+        let veth = self.devices.veth;
+        let web = Endpoint {
+            ifindex: veth.ifindex,
+            bridge: veth.ifindex,
+            network: 1,
+            counter: WEB_COUNTER,
+            ip4: four("web"),
+            gateway4: four("gateway"),
+            ip6: six("web"),
+            gateway6: six("gateway"),
+            mac: veth.peer_mac,
+            gateway_mac: veth.mac,
+            flags: network_flag::MASQUERADE | endpoint_flag::NAPI,
+            mtu: 1500,
+        };
+        let peer = Endpoint {
+            ifindex: PEER_IFINDEX,
+            counter: PEER_COUNTER,
+            ip4: four("peer"),
+            ip6: six("peer"),
+            mac: PEER_MAC,
+            ..web
+        };
+        let stranger = Endpoint {
+            ifindex: STRANGER_IFINDEX,
+            network: 2,
+            counter: 0,
+            ip4: four("stranger"),
+            gateway4: four("elsewhere"),
+            ip6: six("stranger"),
+            gateway6: six("elsewhere"),
+            mac: [2, 0, 0, 0, 0, 9],
+            ..web
+        };
+        [web, peer, stranger]
+    }
+
+    fn populate(&mut self) {
+        for endpoint in self.endpoints() {
+            self.put("ENDPOINTS", endpoint.ifindex, endpoint);
+            self.put("ADDRESSES4", endpoint.ip4, endpoint.ifindex);
+            self.put("ADDRESSES6", endpoint.ip6, endpoint.ifindex);
+        }
+        let uplink = self.devices.uplink;
+        self.put(
+            "UPLINKS",
+            uplink.ifindex,
+            Uplink {
+                ip4: four("node"),
+                ip6: six("node"),
+                mtu: 1500,
+                mac: uplink.mac,
+                reserved: 0,
+            },
+        );
+        let mut veths: xdp::DevMapHash<&mut MapData> =
+            xdp::DevMapHash::try_from(self.ebpf.map_mut("VETHS").expect("a map")).expect("devices");
+        for ifindex in [self.devices.veth.ifindex, PEER_IFINDEX] {
+            veths
+                .insert(ifindex, ifindex, None, 0)
+                .expect("a device that exists");
+        }
+    }
+
+    /// What lies in the maps of the family at hand.
+    fn populate_family(&mut self) {
+        for name in ["node", "gateway", "elsewhere"] {
+            let local = Local { ifindex: 1 };
+            match ip(name) {
+                IpAddr::V4(addr) => self.put("LOCALS4", Ip4::from(addr), local),
+                IpAddr::V6(addr) => self.put("LOCALS6", Ip6::from(addr), local),
+            }
+        }
+        for (network, name) in [(1, "gateway"), (2, "elsewhere")] {
+            let subnet = Subnet {
+                network,
+                flags: network_flag::MASQUERADE,
+            };
+            match ip(name) {
+                IpAddr::V4(addr) => self.put_subnet("SUBNETS4", 24, Ip4::from(addr), subnet),
+                IpAddr::V6(addr) => self.put_subnet("SUBNETS6", 64, Ip6::from(addr), subnet),
+            }
+        }
+        for proto in [proto::TCP, proto::UDP, proto::SCTP] {
+            for port in [8080, 8081] {
+                self.publish("0.0.0.0", port, proto, ("web", 80), PUBLISH_COUNTER);
+            }
+            self.publish("node", 9090, proto, ("peer", 90), 4);
+        }
+    }
+
+    fn put_subnet<A: Pod>(&mut self, map: &str, prefix: u32, addr: A, subnet: Subnet) {
+        let mut subnets: LpmTrie<&mut MapData, A, Subnet> =
+            LpmTrie::try_from(self.ebpf.map_mut(map).expect("a map")).expect("a trie");
+        subnets
+            .insert(&Key::new(prefix, addr), subnet, 0)
+            .expect("a subnet");
+    }
+
+    /// In the family at hand.
+    pub fn publish(&mut self, on: &str, port: u16, proto: u8, to: (&str, u16), counter: u32) {
+        let (port, to_port) = (Be16::new(port), Be16::new(to.1));
+        match (ip(on), ip(to.0)) {
+            (IpAddr::V4(on), IpAddr::V4(to)) => self.put(
+                "PUBLISHES4",
+                PublishKey::<Ip4> {
+                    addr: on.into(),
+                    port,
+                    proto,
+                    reserved: 0,
+                },
+                Publish::<Ip4> {
+                    addr: to.into(),
+                    counter,
+                    port: to_port,
+                    reserved: 0,
+                },
+            ),
+            (IpAddr::V6(on), IpAddr::V6(to)) => self.put(
+                "PUBLISHES6",
+                PublishKey::<Ip6> {
+                    addr: on.into(),
+                    port,
+                    proto,
+                    reserved: 0,
+                },
+                Publish::<Ip6> {
+                    addr: to.into(),
+                    counter,
+                    port: to_port,
+                    reserved: 0,
+                },
+            ),
+            (on, to) => panic!("{on} and {to} are of two families"),
+        }
+    }
+}
+
+fn four(name: &str) -> Ip4 {
+    let own = family();
+    set_family(Family::V4);
+    let addr = ip(name);
+    set_family(own);
+    match addr {
+        IpAddr::V4(addr) => addr.into(),
+        IpAddr::V6(_) => unreachable!("asked for the other"),
+    }
+}
+
+fn six(name: &str) -> Ip6 {
+    let own = family();
+    set_family(Family::V6);
+    let addr = ip(name);
+    set_family(own);
+    match addr {
+        IpAddr::V6(addr) => addr.into(),
+        IpAddr::V4(_) => unreachable!("asked for the other"),
+    }
+}
+
+fn load() -> Ebpf {
+    let mut loader = EbpfLoader::new();
+    loader.override_global("AYA_LOG_LEVEL", &0u8, false);
+    for digit in ["4", "6"] {
+        loader
+            .map_max_entries(format!("FLOWS{digit}").leak(), 64)
+            .map_max_entries(format!("EMBRYOS{digit}").leak(), 1024);
+    }
+    let mut ebpf = loader
+        .load(netfw::bpf::PROGRAMS_OBJECT)
+        .expect("the object can be loaded");
+    for name in ["netfw_uplink", "netfw_container", "netfw_guard"] {
+        let program: &mut SchedClassifier = ebpf
+            .program_mut(name)
+            .and_then(|program| program.try_into().ok())
+            .expect("a program of the object");
+        program
+            .load()
+            .unwrap_or_else(|error| panic!("the kernel refuses {name}: {error:#}"));
+    }
+    let program: &mut Xdp = ebpf
+        .program_mut("netfw_uplink_xdp")
+        .and_then(|program| program.try_into().ok())
+        .expect("a program of the object");
+    program
+        .load()
+        .unwrap_or_else(|error| panic!("the kernel refuses the XDP program: {error:#}"));
+    ebpf
+}
