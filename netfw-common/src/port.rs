@@ -39,6 +39,15 @@ impl Range {
         self.min + (offset % u64::from(size)) as u16
     }
 
+    /// For those that must leave ports to others. Not empty.
+    #[inline(always)]
+    pub fn upper_half(self) -> Self {
+        Self {
+            min: self.min + (self.size() / 2) as u16,
+            max: self.max,
+        }
+    }
+
     #[inline(always)]
     pub fn contains(self, port: u16) -> bool {
         self.min <= port && port <= self.max
@@ -86,6 +95,14 @@ mod tests {
             for attempt in 0..TRIES {
                 prop_assert!(range.contains(range.candidate(port, hash, attempt)));
             }
+        }
+
+        #[test]
+        fn half_of_a_range_is_a_range(min in 1u16.., span in 0u16..40000) {
+            let range = Range { min, max: min.saturating_add(span) };
+            let half = range.upper_half();
+            prop_assert!(half.min >= range.min && half.min <= half.max && half.max == range.max);
+            prop_assert_eq!(half.size(), range.size().div_ceil(2));
         }
 
         #[test]

@@ -199,7 +199,8 @@ pub mod side {
 pub struct Mapping<A> {
     pub addr: A,
     pub port: Be16,
-    /// What the flow that was last heard of has seen ([`crate::flow::state`]): TCP's timeout goes by it.
+    /// What the flow that was last heard of has seen ([`crate::flow::state`]): TCP's timeout goes by
+    /// it. Kept up to date in the external side alone, as `seen` is.
     pub state: u8,
     pub reserved: u8,
     /// The tick in which a packet of the container last used it.
@@ -214,10 +215,11 @@ impl<A> Mapping<A> {
     }
 }
 
-/// Whom a container with an endpoint-independent mapping has sent to, where that lets the remote
-/// address send to it ([`network_flag::FILTER_ADDRESS`]). Map `PERMITS4|6`: LRU hash; the value is
-/// the tick (`u32`) in which it last sent. The key is the [`crate::tuple::Tuple`] of what may come,
-/// as the container will see it, but for the remote port, which is 0 as any will do.
+/// Whom a container with an endpoint-independent mapping has sent to, where flows do not tell: those
+/// of whom any port may send to it ([`network_flag::FILTER_ADDRESS`]), and other mappings of the
+/// node. Map `PERMITS4|6`: LRU hash; the value is the tick (`u32`) in which it last sent. The key is
+/// the [`crate::tuple::Tuple`] of what may come, as the container will see it, with 0 for the remote
+/// port where any will do.
 pub type Permit = u32;
 
 pub type Mapping4 = Mapping<Ip4>;

@@ -2,14 +2,17 @@
 //! port, whatever the destination, for containers of networks that ask for it.
 //!
 //! A mapping is two entries, one for each side. Flows are made by it, and once made they do without:
-//! a packet of a flow never looks here, but for the one in a tick that keeps the mapping alive.
+//! a packet of a flow comes here once a tick at most, to keep the mapping alive. Where its port is
+//! another flow's towards some destination, the flow gets a port of its own: the requirement is
+//! broken for that flow, rather than its packets lost.
 //!
 //! # Concurrency
 //!
 //! As of flows (`flow`). The external side is inserted first, with `BPF_NOEXIST`: that claims the
 //! port. Then the internal one, likewise: of two CPUs with first packets of one internal port, one
-//! wins. A mapping whose sides do not name each other counts as absent; its port is free again when
-//! the external side expires.
+//! wins, and the other's flow goes without (as they search alike, they mean the same port, but where
+//! it is taken towards one of the destinations). The external side tells how old a mapping is; one
+//! whose sides do not name each other counts as absent.
 
 use core::ptr::{addr_of, addr_of_mut};
 
@@ -52,6 +55,7 @@ impl<A: Address> Side<A> {
         unsafe { addr_of!((*self.0).port).read_volatile() }
     }
 
+    /// Of an external side.
     #[inline(always)]
     fn is_expired(&self, proto: u8, now: u32) -> bool {
         // SAFETY: see `addr`.
@@ -100,22 +104,33 @@ fn name<A: Address>(work: &mut Work<A>, addr: A, port: Be16) {
     };
 }
 
-/// Finds the mapping of the packet's sender, and copies its external side to `work.external`. One for
-/// an address that the node has lost counts as absent.
+/// Finds the mapping of the packet's sender, and leaves the name of its external side in
+/// `work.external_key`. One for an address that the node has lost counts as absent.
 #[inline(never)]
 pub fn find<F: Family>(work: &mut Work<F::Addr>) -> bool {
     name(work, F::Addr::ANY, Be16::new(0));
     let Some(inside) = Side::of::<F>(&work.internal_key) else {
         return false;
     };
-    (work.external.addr, work.external.port) = (inside.addr(), inside.port());
     (work.external_key.addr, work.external_key.port) = (inside.addr(), inside.port());
     let Some(outside) = Side::of::<F>(&work.external_key) else {
         return false;
     };
     outside.names(&work.internal_key)
         && !outside.is_expired(work.key.proto, work.now)
-        && F::is_local(&work.external.addr)
+        && F::is_local(&work.external_key.addr)
+}
+
+/// Looks for the mapping of the packet's sender, for the flow that is being made (`work.flow`).
+#[inline(always)]
+pub fn recall<F: Family>(work: &mut Work<F::Addr>) {
+    work.mapped = find::<F>(work);
+    work.mapped_port = work.external_key.port;
+    // With several uplinks: a mapping belongs to the address that it was made for.
+    if work.mapped && work.external_key.addr != work.flow.src {
+        work.mapped = false;
+        work.rules = 0;
+    }
 }
 
 /// Does `work.reply_key` go to the mapping of somebody else than the packet's sender?
@@ -131,22 +146,21 @@ pub fn is_others<F: Family>(work: &mut Work<F::Addr>) -> bool {
     }
 }
 
-/// Makes the source of the flow that is being made (`work.flow`) the mapping of the packet's sender,
-/// or notes that it is. If the sender has another, the flow goes without.
+/// Makes the source of the flow that is being made the mapping of the packet's sender, or notes that
+/// it is. A sender that has another is left with it.
 #[inline(never)]
 pub fn claim<F: Family>(work: &mut Work<F::Addr>) {
-    let mine = if find::<F>(work) {
-        work.external.addr == work.flow.src && work.external.port == work.flow.sport
-    } else {
-        insert::<F>(work)
-    };
-    if !mine {
+    if !work.mapped {
+        work.mapped = insert::<F>(work);
+        work.mapped_port = work.flow.sport;
+    }
+    if !work.mapped || work.flow.sport != work.mapped_port {
         return;
     }
     work.flow.flags |= flag::MAPPED;
     work.reply.flags |= flag::MAPPED;
-    touch::<F>(work, true, state::NEW);
-    if work.permits {
+    touch::<F>(work, true, None);
+    if work.rules & network_flag::FILTER_ADDRESS != 0 {
         permit::<F>(work);
     }
 }
@@ -166,18 +180,22 @@ fn insert<F: Family>(work: &mut Work<F::Addr>) -> bool {
     if Side::of::<F>(internal).is_some_and(|inside| !inside.names(external)) {
         let _ = F::mappings().remove(internal);
     }
-    let mapping = &mut work.external;
-    (mapping.seen, mapping.state, mapping.reserved) = (work.now, state::NEW, 0);
-    (mapping.addr, mapping.port) = (internal.addr, internal.port);
-    match F::mappings().insert(external, &*mapping, BPF_NOEXIST) {
+    work.side = Mapping {
+        addr: internal.addr,
+        port: internal.port,
+        state: state::NEW,
+        reserved: 0,
+        seen: work.now,
+    };
+    match F::mappings().insert(external, &work.side, BPF_NOEXIST) {
         Ok(()) => {}
         // By another CPU, for the same sender?
         Err(EEXIST) if Side::of::<F>(external).is_some_and(|side| side.names(internal)) => {}
         Err(_) => return false,
     }
-    (mapping.addr, mapping.port) = (external.addr, external.port);
+    (work.side.addr, work.side.port) = (external.addr, external.port);
     if F::mappings()
-        .insert(internal, &*mapping, BPF_NOEXIST)
+        .insert(internal, &work.side, BPF_NOEXIST)
         .is_ok()
         || Side::of::<F>(internal).is_some_and(|inside| inside.names(external))
     {
@@ -194,20 +212,20 @@ fn insert<F: Family>(work: &mut Work<F::Addr>) -> bool {
 #[inline(never)]
 pub fn refresh<F: Family>(work: &mut Work<F::Addr>, state: u8) {
     let outbound = work.key.zone == zone::CONTAINER;
-    touch::<F>(work, outbound, state);
+    touch::<F>(work, outbound, Some(state));
     if !outbound {
         return;
     }
-    set_permit::<F>(work);
+    work.permit = permit_key(work, true);
     if let Some(permit) = F::permits().get_ptr_mut(&work.permit) {
         // SAFETY: an element of a map, which lives as long as the program.
         unsafe { permit.write_volatile(work.now) };
     }
 }
 
-/// Writes to both sides of the mapping of the packet in `work`, where there is one.
+/// Notes a packet in the mapping of its container, where there is one.
 #[inline(always)]
-fn touch<F: Family>(work: &mut Work<F::Addr>, outbound: bool, state: u8) {
+fn touch<F: Family>(work: &mut Work<F::Addr>, outbound: bool, state: Option<u8>) {
     let (addr, port) = (work.flow.src, work.flow.sport);
     name(work, addr, port);
     let (internal, external) = (&mut work.internal_key, &mut work.external_key);
@@ -215,59 +233,84 @@ fn touch<F: Family>(work: &mut Work<F::Addr>, outbound: bool, state: u8) {
         (internal.addr, internal.port) = (work.flow.dst, work.flow.dport);
         (external.addr, external.port) = (work.key.dst, work.key.dport);
     }
-    for (key, other) in [(&*internal, &*external), (&*external, &*internal)] {
-        let Some(side) = Side::of::<F>(key) else {
-            return;
-        };
-        // It may have expired under its flow, and the port gone to another.
-        if !side.names(other) {
-            return;
-        }
-        side.set_state(state);
-        if outbound {
-            side.set_seen(work.now);
-        }
+    let Some(outside) = Side::of::<F>(external) else {
+        return;
+    };
+    // It may have expired under its flow, and the port gone to another.
+    if !outside.names(internal) {
+        return;
+    }
+    if let Some(state) = state {
+        outside.set_state(state);
+    }
+    if outbound {
+        outside.set_seen(work.now);
     }
 }
 
-/// Names the destination of the packet in `work` as one that may send to its source.
+/// Names the destination of the packet in `work` as one that may send to its source, from any port
+/// or from the one that is sent to.
 #[inline(always)]
-fn set_permit<F: Family>(work: &mut Work<F::Addr>) {
-    work.permit = work.key.mirrored(zone::WORLD);
-    work.permit.sport = Be16::new(0);
+fn permit_key<A: Address>(work: &Work<A>, any_port: bool) -> Tuple<A> {
+    let mut key = work.key.mirrored(zone::WORLD);
+    if any_port {
+        key.sport = Be16::new(0);
+    }
+    key
 }
 
-/// Lets the packet's destination send to the mapping of its sender, from any port.
+/// Lets the packet's destination send to the mapping of its sender.
 #[inline(always)]
-pub fn permit<F: Family>(work: &mut Work<F::Addr>) {
-    set_permit::<F>(work);
+fn permit<F: Family>(work: &mut Work<F::Addr>) {
+    work.permit = permit_key(work, work.rules & network_flag::FILTER_ADDRESS != 0);
     let _ = F::permits().insert(&work.permit, &work.now, 0);
 }
 
-/// Finds the container whose mapping the packet is addressed to, and leaves it in `work.target`.
-/// False where there is none, or where its network does not let `work.remote` in.
+/// What a packet wants of a mapping.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// Nothing.
+    No,
+    /// Its container, which is in `work.target`.
+    Container,
+    /// Its container, whose network does not let the sender in.
+    Filtered,
+}
+
+/// Is the packet addressed to a mapping? To its owner, the sender is `work.remote`.
 #[inline(never)]
-pub fn is_asked_for<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> bool {
+pub fn is_asked_for<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Asked {
     // A request of echo has its sender's identifier, and asks for nobody behind it.
     if work.key.proto != proto::TCP && work.key.proto != proto::UDP {
-        return false;
+        return Asked::No;
     }
     let (addr, port) = (work.key.dst, work.key.dport);
     name(work, addr, port);
     let Some(outside) = Side::of::<F>(&work.external_key) else {
-        return false;
+        return Asked::No;
     };
     (work.target.addr, work.target.port) = (outside.addr(), outside.port());
     if outside.is_expired(work.key.proto, work.now) || !F::is_local(&work.key.dst) {
-        return false;
+        return Asked::No;
     }
     let Some(owner) = endpoint_at::<F>(&work.target.addr) else {
-        return false;
+        return Asked::No;
     };
     work.target.counter = owner.counter;
     work.target.flags = flag::PUBLISHED | flag::MAPPED;
     // A process of the node may have bound the port since.
-    is_let_in::<F>(work, owner.flags) && !socket::exists::<P, F>(packet, &work.key)
+    if socket::exists::<P, F>(packet, &work.key) {
+        return Asked::No;
+    }
+    // Two containers that send to each other: the first packet is not let in, but the second is.
+    if work.mapped {
+        permit::<F>(work);
+    }
+    if is_let_in::<F>(work, owner.flags) {
+        Asked::Container
+    } else {
+        Asked::Filtered
+    }
 }
 
 /// May `work.remote` send to the mapping of `work.target`, whose network has these rules?
@@ -276,13 +319,14 @@ fn is_let_in<F: Family>(work: &mut Work<F::Addr>, rules: u32) -> bool {
     if rules & network_flag::FILTER_NONE != 0 {
         return true;
     }
-    if rules & network_flag::FILTER_ADDRESS == 0 {
-        return false;
-    }
     work.permit = Tuple {
         src: work.remote,
         dst: work.target.addr,
-        sport: Be16::new(0),
+        sport: if rules & network_flag::FILTER_ADDRESS != 0 {
+            Be16::new(0)
+        } else {
+            work.remote_port
+        },
         dport: work.target.port,
         proto: work.key.proto,
         zone: zone::WORLD,

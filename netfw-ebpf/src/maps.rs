@@ -12,6 +12,7 @@ use netfw_common::{
     addr::{Ip4, Ip6},
     drop::SLOTS,
     flow::{Flow4, Flow6},
+    port,
     record::{
         Config, Counter, Endpoint, EndpointIfindex, Local, Mapping4, Mapping6, MappingKey4,
         MappingKey6, Permit, Publish4, Publish6, PublishKey4, PublishKey6, SocketKey4, SocketKey6,
@@ -91,6 +92,9 @@ pub static SOCKETS6: LruHashMap<SocketKey6, SocketPeer6> = LruHashMap::with_max_
 pub static WORK4: PerCpuArray<Work<Ip4>> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static WORK6: PerCpuArray<Work<Ip6>> = PerCpuArray::with_max_entries(1, 0);
+/// Holds nothing: an element for each attempt at a port, to count them. Not pinned.
+#[map]
+pub static ATTEMPTS: Array<u32> = Array::with_max_entries(port::TRIES, 0);
 /// Tick, and ICMP errors that were sent in it. Not pinned.
 #[map]
 pub static ANSWERS: PerCpuArray<[u32; 2]> = PerCpuArray::with_max_entries(1, 0);

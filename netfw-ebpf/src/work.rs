@@ -80,13 +80,19 @@ pub struct Work<A> {
     pub target: Target<A>,
     /// The sender's address as the world knows it.
     pub remote: A,
-    /// The sender's endpoint-independent mapping: its external side.
-    pub external: Mapping<A>,
-    /// Its sides, or those of one that is looked for.
+    /// The sides of an endpoint-independent mapping that is looked for, and one that is being made.
     pub internal_key: MappingKey<A>,
     pub external_key: MappingKey<A>,
-    /// Names a remote address that may send to a mapping, see `PERMITS4`.
+    pub side: Mapping<A>,
+    /// Names whoever may send to a mapping, see `PERMITS4`.
     pub permit: Tuple<A>,
+    /// Of [`netfw_common::record::network_flag`]: what the sender's network says of mappings, or 0
+    /// where the flow that is being made has no use for one.
+    pub rules: u32,
+    /// The sender's port as the world knows it, or 0.
+    pub remote_port: Be16,
+    /// That of the sender's mapping, if it has one.
+    pub mapped_port: Be16,
     /// The tick of now.
     pub now: u32,
     /// Low bits of tick and epoch: ways to the world that were looked up in another are asked for
@@ -120,12 +126,8 @@ pub struct Work<A> {
     /// The flow that is being made sends from an address of the node, which sockets and publishes
     /// use as well.
     pub from_node: bool,
-    /// It may use, or make, an endpoint-independent mapping of its sender.
-    pub independent: bool,
-    /// There is one, for the address that the flow sends from.
+    /// The sender has a mapping.
     pub mapped: bool,
-    /// Whoever is sent to by that mapping may send to it.
-    pub permits: bool,
     /// No port was free for it: flows that are over give way.
     pub pressed: bool,
 }

@@ -1,7 +1,7 @@
 //! What a container sends, on the host side of its veth pair.
 
 use netfw_common::{
-    addr::{Address as _, Mac, MacPair},
+    addr::{Address as _, Be16, Mac, MacPair},
     drop::Drop,
     flow::flag,
     record::{Endpoint, network_flag},
@@ -18,7 +18,7 @@ use crate::{
     event::{self, Direction},
     family::Family,
     flow::{self, Miss},
-    independent,
+    independent::{self, Asked},
     packet::Packet,
     parse::{self, Ethernet},
     redirect::{Query, Route, refuse, route, way_out},
@@ -99,8 +99,14 @@ fn to_node<P: Packet, F: Family>(
     work: &mut Work<F::Addr>,
     sender: &Endpoint,
 ) -> Result<(), Verdict> {
-    if work.opens && asks_for_container::<P, F>(packet, work, sender) {
-        return hairpin::<P, F>(packet, work, sender).map_err(Verdict::Drop);
+    if work.opens {
+        match asks_for_container::<P, F>(packet, work, sender) {
+            Asked::Container => {
+                return hairpin::<P, F>(packet, work, sender).map_err(Verdict::Drop);
+            }
+            Asked::Filtered => return Err(Verdict::Drop(Drop::Filtered)),
+            Asked::No => {}
+        }
     }
     Err(match F::subnet(work.key.dst) {
         // Another network's gateway is part of that network.
@@ -230,32 +236,32 @@ fn neighbour<P: Packet, F: Family>(
     }
 }
 
-/// Does the packet ask for a container, by a publish of the node or by a mapping that lets it in?
-/// Leaves it in `work.target`.
+/// Does the packet ask for a container, by a publish of the node or by a mapping? Leaves it in
+/// `work.target`.
 #[inline(always)]
 fn asks_for_container<P: Packet, F: Family>(
     packet: &P,
     work: &mut Work<F::Addr>,
     sender: &Endpoint,
-) -> bool {
+) -> Asked {
     const RULES: u32 = network_flag::MASQUERADE | network_flag::INTERNAL;
     if asks_for_publish::<F>(work) {
-        return true;
+        work.rules = 0;
+        return Asked::Container;
     }
     // Mappings are a matter between those who are masqueraded, or the world.
     if sender.flags & RULES != network_flag::MASQUERADE {
-        return false;
+        return Asked::No;
     }
     // To its neighbour it is who it is to the world (RFC 4787 REQ-9).
-    work.remote = work.key.dst;
-    if sender.flags & network_flag::ENDPOINT_INDEPENDENT != 0 && independent::find::<F>(work) {
-        work.remote = work.external.addr;
-        // Two that send to each other, and each lets in whom it has sent to: the first packet is
-        // not let in, but the second is.
-        if sender.flags & network_flag::FILTER_ADDRESS != 0 {
-            independent::permit::<F>(work);
-        }
-    }
+    work.rules = sender.flags;
+    work.mapped =
+        sender.flags & network_flag::ENDPOINT_INDEPENDENT != 0 && independent::find::<F>(work);
+    (work.remote, work.remote_port) = if work.mapped {
+        (work.external_key.addr, work.external_key.port)
+    } else {
+        (work.key.dst, Be16::new(0))
+    };
     independent::is_asked_for::<P, F>(packet, work)
 }
 
@@ -289,7 +295,6 @@ fn hairpin<P: Packet, F: Family>(
         to: Some(server),
         back: Some(sender),
         source_is_node: mapped || own,
-        rules: if mapped { sender.flags } else { 0 },
     };
     mapping::prepare::<P, F>(packet, work, &mapping);
     Ok(())
@@ -323,7 +328,7 @@ fn masquerade<P: Packet, F: Family>(
     let Some(source) = via.source else {
         return Err(Verdict::Drop(Drop::NoRoute));
     };
-    work.remote = source;
+    (work.remote, work.rules) = (source, sender.flags);
     outward::<P, F>(packet, work, sender);
     Ok(())
 }
@@ -340,7 +345,6 @@ fn outward<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>, sender: &
         to: None,
         back: Some(sender),
         source_is_node: true,
-        rules: sender.flags,
     };
     mapping::prepare::<P, F>(packet, work, &mapping);
 }

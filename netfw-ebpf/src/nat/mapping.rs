@@ -2,7 +2,7 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::generated::bpf_loop;
+use aya_ebpf::helpers::generated::bpf_for_each_map_elem;
 use netfw_common::{
     addr::{Address, Be16, MacPair},
     drop::Drop,
@@ -16,6 +16,7 @@ use crate::{
     family::Family,
     flow::{self, Claim},
     independent,
+    maps::ATTEMPTS,
     packet::Packet,
     socket,
     work::Work,
@@ -37,8 +38,6 @@ pub struct Mapping<'a, A> {
     pub back: Option<&'a Endpoint>,
     /// The source becomes an address of the node, which other sockets and publishes use as well.
     pub source_is_node: bool,
-    /// Of [`network_flag`]: what the sender's network says of mappings, where it may use one.
-    pub rules: u32,
 }
 
 /// An entry's part that says how packets leave into `endpoint`.
@@ -98,8 +97,6 @@ pub fn prepare<P: Packet, F: Family>(
         work.flow.end = work.segment.end;
     }
     work.from_node = mapping.source_is_node;
-    work.independent = mapping.rules & network_flag::ENDPOINT_INDEPENDENT != 0;
-    work.permits = mapping.rules & network_flag::FILTER_ADDRESS != 0;
 }
 
 /// Makes the flow that was prepared, and leaves its entry in `work.flow`. One call of it in a program
@@ -124,13 +121,12 @@ fn insert<P: Packet, F: Family, const NODE: bool>(
     work: &mut Work<F::Addr>,
 ) -> Result<(), Drop> {
     work.hash = port::hash(work.key.src.sum(), work.key.sport.get(), work.key.proto);
-    // Where the port of the mapping is another flow's towards this destination, the flow gets one of
-    // its own: RFC 4787 REQ-1 is broken for that flow, rather than its packets lost.
-    work.mapped = NODE && work.independent && independent::find::<F>(work) && {
-        // With several uplinks: a mapping belongs to the address it was made for.
-        work.external.addr == work.flow.src
-    };
-
+    if NODE {
+        work.mapped = false;
+        if work.rules & network_flag::ENDPOINT_INDEPENDENT != 0 {
+            independent::recall::<F>(work);
+        }
+    }
     work.fallback = Be16::new(0);
     work.pressed = false;
     if !search::<P, F, NODE>(packet, work) {
@@ -159,20 +155,21 @@ fn insert<P: Packet, F: Family, const NODE: bool>(
 /// Claims the tuple that answers will have, and the mapping that its port makes.
 #[inline(always)]
 fn claim_port<F: Family, const NODE: bool>(work: &mut Work<F::Addr>) -> Claim {
-    if NODE && work.independent {
+    if NODE && work.rules & network_flag::ENDPOINT_INDEPENDENT != 0 {
         independent::claim::<F>(work);
     }
     flow::claim::<F>(work)
 }
 
-/// The ports to choose from.
+/// The ports to choose from: a mapping holds one towards all destinations, so they have but half.
 #[inline(always)]
-fn range() -> port::Range {
+fn range(mapped: bool) -> port::Range {
     let config = flow::config();
-    port::Range {
+    let range = port::Range {
         min: config.port_min,
         max: config.port_max,
-    }
+    };
+    if mapped { range.upper_half() } else { range }
 }
 
 /// What [`attempt`] works with.
@@ -184,8 +181,8 @@ struct Search<'a, P, A> {
 
 /// Looks for a source port that the flow can have, and leaves it in `work.flow`.
 ///
-/// By a helper that calls back (5.17), whose body the verifier goes through but once and not for
-/// each of the attempts.
+/// By a helper that calls back for each element of a map (5.13): the verifier goes through an
+/// attempt once, and not for each.
 #[inline(always)]
 fn search<P: Packet, F: Family, const NODE: bool>(packet: &P, work: &mut Work<F::Addr>) -> bool {
     let mut search = Search {
@@ -193,12 +190,12 @@ fn search<P: Packet, F: Family, const NODE: bool>(packet: &P, work: &mut Work<F:
         work,
         found: false,
     };
-    let step: unsafe extern "C" fn(u32, *mut Search<P, F::Addr>) -> i64 = attempt::<P, F, NODE>;
+    let callback: Callback<P, F::Addr> = attempt::<P, F, NODE>;
     // SAFETY: a helper call with a callback of its own kind, which gets what it is made for.
     unsafe {
-        bpf_loop(
-            port::TRIES,
-            step as *mut c_void,
+        bpf_for_each_map_elem(
+            (&raw const ATTEMPTS).cast_mut().cast(),
+            callback as *mut c_void,
             (&raw mut search).cast(),
             0,
         );
@@ -206,19 +203,24 @@ fn search<P: Packet, F: Family, const NODE: bool>(packet: &P, work: &mut Work<F:
     search.found
 }
 
-/// One attempt at a source port; anything but 0 ends the search.
+type Callback<'a, P, A> =
+    unsafe extern "C" fn(*mut c_void, *const u32, *mut c_void, *mut Search<'a, P, A>) -> i64;
+
+/// One attempt at a source port, by its number; anything but 0 ends the search.
 ///
 /// # Safety
 ///
-/// `search` must be what [`search`] made, and nobody else's while this runs.
+/// `number` must be valid, `search` what [`search`] made, and nobody else's while this runs.
 unsafe extern "C" fn attempt<P: Packet, F: Family, const NODE: bool>(
-    attempt: u32,
+    _map: *mut c_void,
+    number: *const u32,
+    _element: *mut c_void,
     search: *mut Search<P, F::Addr>,
 ) -> i64 {
     // SAFETY: see above.
-    let search = unsafe { &mut *search };
+    let (number, search) = unsafe { (*number, &mut *search) };
     let work = &mut *search.work;
-    choose::<F, NODE>(work, attempt);
+    choose::<F, NODE>(work, number);
     search.found = is_free::<P, F, NODE>(search.packet, work);
     i64::from(search.found)
 }
@@ -228,22 +230,20 @@ unsafe extern "C" fn attempt<P: Packet, F: Family, const NODE: bool>(
 fn choose<F: Family, const NODE: bool>(work: &mut Work<F::Addr>, attempt: u32) {
     let port = work.key.sport;
     work.flow.sport = if attempt == 0 && NODE && work.mapped {
-        work.external.port
+        work.mapped_port
     } else if attempt == 0 && !(NODE && work.from_node) {
         // A port that is the client's own is kept whatever it is, where no other is in its way.
         port
     } else {
-        Be16::new(range().candidate(port.get(), work.hash, attempt))
+        let mapped = NODE && work.rules & network_flag::ENDPOINT_INDEPENDENT != 0;
+        Be16::new(range(mapped).candidate(port.get(), work.hash, attempt))
     };
 }
 
 /// Can the flow have the reply tuple that goes with its source port? Leaves it in
 /// `work.reply_key`, and in `work.fallback` the first port whose holder is over.
 #[inline(never)]
-fn is_free<P: Packet, F: Family, const NODE: bool>(
-    packet: &P,
-    work: &mut Work<F::Addr>,
-) -> bool {
+fn is_free<P: Packet, F: Family, const NODE: bool>(packet: &P, work: &mut Work<F::Addr>) -> bool {
     work.reply_key = work.flow.reverse_key(work.key.proto);
     // Nobody may shadow a mapping of another's.
     if NODE && work.from_node && independent::is_others::<F>(work) {

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     family::Family,
     flow::{self, Miss},
-    independent,
+    independent::{self, Asked},
     maps::{ENDPOINTS, UPLINKS},
     packet::Packet,
     parse, socket,
@@ -59,11 +59,12 @@ fn flow_of<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result
             Err(Miss::Absent) => {}
         }
         // An interface that the agent does not serve is closed.
-        if work.opens
-            && UPLINKS.get_ptr(packet.ifindex()).is_some()
-            && asks_for_container::<P, F>(packet, work)
-        {
-            return dnat::<P, F>(packet, work).map_err(Verdict::Drop);
+        if work.opens && UPLINKS.get_ptr(packet.ifindex()).is_some() {
+            match asks_for_container::<P, F>(packet, work) {
+                Asked::Container => return dnat::<P, F>(packet, work).map_err(Verdict::Drop),
+                Asked::Filtered => return Err(Verdict::Drop(Drop::Filtered)),
+                Asked::No => {}
+            }
         }
     } else {
         work.key.zone = zone::WORLD;
@@ -105,16 +106,17 @@ fn deliver<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -> Ve
     }
 }
 
-/// Does the packet ask for a container, by a publish or by a mapping that lets it in? Leaves it in
-/// `work.target`.
+/// Does the packet ask for a container, by a publish or by a mapping? Leaves it in `work.target`.
 #[inline(always)]
-fn asks_for_container<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> bool {
+fn asks_for_container<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Asked {
     if asks_for_publish::<F>(work) {
         // An answer that a process of the node waits for is no question to a container, though the
         // kernel chose a published port for the process.
-        return work.key.proto != proto::UDP || !socket::is_awaited::<P, F>(packet, &work.key);
+        let awaited = work.key.proto == proto::UDP && socket::is_awaited::<P, F>(packet, &work.key);
+        return if awaited { Asked::No } else { Asked::Container };
     }
-    work.remote = work.key.src;
+    work.mapped = false;
+    (work.remote, work.remote_port) = (work.key.src, work.key.sport);
     independent::is_asked_for::<P, F>(packet, work)
 }
 
@@ -136,7 +138,6 @@ fn dnat<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result<()
         to: Some(endpoint),
         back: None,
         source_is_node: false,
-        rules: 0,
     };
     mapping::prepare::<P, F>(packet, work, &mapping);
     mapping::create::<P, F, false>(packet, work)
