@@ -8,6 +8,7 @@
 mod guard;
 mod hairpin;
 mod icmp;
+mod independent;
 mod masquerade;
 mod mended;
 mod network;

@@ -290,6 +290,18 @@ impl Rig {
         self.site.put("ENDPOINTS", web.ifindex, web);
     }
 
+    /// Gives `container` rules of its network beside those that it has.
+    pub fn rules(&mut self, container: At, flags: u32) {
+        let [web, peer, _] = self.site.endpoints();
+        let mut endpoint = match container {
+            At::Web => web,
+            At::Peer => peer,
+            other => panic!("no container: {other:?}"),
+        };
+        endpoint.flags |= flags;
+        self.site.put("ENDPOINTS", endpoint.ifindex, endpoint);
+    }
+
     /// As the agent does where `--uplink` does not name it.
     pub fn close_uplink(&mut self) {
         let ifindex = self.site.devices.uplink.ifindex;
