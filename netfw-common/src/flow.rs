@@ -363,6 +363,16 @@ mod tests {
     }
 
     #[test]
+    fn a_mapping_does_not_expire_before_the_flow_that_it_was_last_used_by() {
+        let timeouts = Timeouts::default();
+        for proto in [proto::TCP, proto::UDP, proto::ICMP] {
+            for state in state::NEW..=state::REFUSED {
+                assert!(timeouts.of_mapping(proto, state) >= timeouts.of(proto, state));
+            }
+        }
+    }
+
+    #[test]
     fn tcp_handshake_and_close() {
         use state::*;
         use tcp::*;
