@@ -98,6 +98,11 @@ impl Agent {
         self.running = Some(running);
     }
 
+    /// Options for `netfw agent` from the next start on.
+    pub fn set_options(&mut self, options: &[&str]) {
+        self.options = options.iter().map(|&option| option.to_owned()).collect();
+    }
+
     pub fn instance(&self) -> &str {
         &self.instance
     }

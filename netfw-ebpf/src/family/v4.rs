@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::{
-        bpf_fib_lookup, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1,
+        bpf_fib_lookup, bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1,
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
     },
     maps::{HashMap, LruHashMap, lpm_trie},
@@ -13,8 +13,8 @@ use netfw_common::{
     drop::Drop,
     flow::Flow,
     record::{
-        Endpoint, EndpointIfindex, Local, Mapping, MappingKey, Permit, Publish, PublishKey, Subnet,
-        Uplink,
+        Endpoint, EndpointIfindex, Local, Mapping, MappingKey, Permit, Publish, PublishKey,
+        SocketKey, SocketPeer, Subnet, Uplink,
     },
     tuple::{Tuple, proto},
 };
@@ -303,6 +303,12 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    unsafe fn bound(sock: *const bpf_sock) -> Ip4 {
+        // SAFETY: the caller's.
+        Ip4(Be32::from_wire(unsafe { (*sock).src_ip4 }))
+    }
+
+    #[inline(always)]
     fn log_opened(work: &Work<Ip4>) {
         crate::event::opened4(work);
     }
@@ -350,6 +356,11 @@ impl Family for V4 {
     #[inline(always)]
     fn permits() -> &'static LruHashMap<Tuple<Ip4>, Permit> {
         &maps::PERMITS4
+    }
+
+    #[inline(always)]
+    fn sockets() -> &'static LruHashMap<SocketKey<Ip4>, SocketPeer<Ip4>> {
+        &maps::SOCKETS4
     }
 
     #[inline(always)]

@@ -102,26 +102,26 @@ pub fn prepare<P: Packet, F: Family>(
 /// Makes the flow that was prepared, and leaves its entry in `work.flow`. One call of it in a program
 /// is enough: to the verifier each is a program of its own.
 ///
-/// `NODE`: may it send from an address of the node? What comes from the world never does, and the
-/// verifier need not go through what such a flow takes.
+/// `OUT`: did a container open it, which may have endpoint-independent mappings? For what comes from
+/// the world, the verifier need not go through what they take.
 #[inline(always)]
-pub fn create<P: Packet, F: Family, const NODE: bool>(
+pub fn create<P: Packet, F: Family, const OUT: bool>(
     packet: &P,
     work: &mut Work<F::Addr>,
 ) -> Result<(), Drop> {
-    insert::<P, F, NODE>(packet, work)?;
+    insert::<P, F, OUT>(packet, work)?;
     F::log_opened(work);
     Ok(())
 }
 
 /// Chooses the source port, claims it, and inserts both halves.
 #[inline(never)]
-fn insert<P: Packet, F: Family, const NODE: bool>(
+fn insert<P: Packet, F: Family, const OUT: bool>(
     packet: &P,
     work: &mut Work<F::Addr>,
 ) -> Result<(), Drop> {
     work.hash = port::hash(work.key.src.sum(), work.key.sport.get(), work.key.proto);
-    if NODE {
+    if OUT {
         work.mapped = false;
         if work.rules & network_flag::ENDPOINT_INDEPENDENT != 0 {
             independent::recall::<F>(work);
@@ -129,20 +129,20 @@ fn insert<P: Packet, F: Family, const NODE: bool>(
     }
     work.fallback = Be16::new(0);
     work.pressed = false;
-    if !search::<P, F, NODE>(packet, work) {
+    if !search::<P, F, OUT>(packet, work) {
         // A flow that is over gives way.
         work.pressed = true;
         work.flow.sport = work.fallback;
-        if work.fallback == Be16::new(0) || !is_free::<P, F, NODE>(packet, work) {
+        if work.fallback == Be16::new(0) || !is_free::<P, F, OUT>(packet, work) {
             return Err(Drop::PortsExhausted);
         }
     }
-    let mut claim = claim_port::<F, NODE>(work);
+    let mut claim = claim_port::<F, OUT>(work);
     if claim == Claim::Taken {
         // Overtaken between the look and the claim: one port further, once.
-        choose::<F, NODE>(work, port::TRIES);
-        if is_free::<P, F, NODE>(packet, work) {
-            claim = claim_port::<F, NODE>(work);
+        choose::<F, OUT>(work, port::TRIES);
+        if is_free::<P, F, OUT>(packet, work) {
+            claim = claim_port::<F, OUT>(work);
         }
     }
     match claim {
@@ -154,8 +154,8 @@ fn insert<P: Packet, F: Family, const NODE: bool>(
 
 /// Claims the tuple that answers will have, and the mapping that its port makes.
 #[inline(always)]
-fn claim_port<F: Family, const NODE: bool>(work: &mut Work<F::Addr>) -> Claim {
-    if NODE && work.rules & network_flag::ENDPOINT_INDEPENDENT != 0 {
+fn claim_port<F: Family, const OUT: bool>(work: &mut Work<F::Addr>) -> Claim {
+    if OUT && work.rules & network_flag::ENDPOINT_INDEPENDENT != 0 {
         independent::claim::<F>(work);
     }
     flow::claim::<F>(work)
@@ -184,13 +184,13 @@ struct Search<'a, P, A> {
 /// By a helper that calls back for each element of a map (5.13): the verifier goes through an
 /// attempt once, and not for each.
 #[inline(always)]
-fn search<P: Packet, F: Family, const NODE: bool>(packet: &P, work: &mut Work<F::Addr>) -> bool {
+fn search<P: Packet, F: Family, const OUT: bool>(packet: &P, work: &mut Work<F::Addr>) -> bool {
     let mut search = Search {
         packet,
         work,
         found: false,
     };
-    let callback: Callback<P, F::Addr> = attempt::<P, F, NODE>;
+    let callback: Callback<P, F::Addr> = attempt::<P, F, OUT>;
     // SAFETY: a helper call with a callback of its own kind, which gets what it is made for.
     unsafe {
         bpf_for_each_map_elem(
@@ -211,7 +211,7 @@ type Callback<'a, P, A> =
 /// # Safety
 ///
 /// `number` must be valid, `search` what [`search`] made, and nobody else's while this runs.
-unsafe extern "C" fn attempt<P: Packet, F: Family, const NODE: bool>(
+unsafe extern "C" fn attempt<P: Packet, F: Family, const OUT: bool>(
     _map: *mut c_void,
     number: *const u32,
     _element: *mut c_void,
@@ -220,22 +220,22 @@ unsafe extern "C" fn attempt<P: Packet, F: Family, const NODE: bool>(
     // SAFETY: see above.
     let (number, search) = unsafe { (*number, &mut *search) };
     let work = &mut *search.work;
-    choose::<F, NODE>(work, number);
-    search.found = is_free::<P, F, NODE>(search.packet, work);
+    choose::<F, OUT>(work, number);
+    search.found = is_free::<P, F, OUT>(search.packet, work);
     i64::from(search.found)
 }
 
 /// The source port of an attempt. Out of line: no stack for it while the port is looked at.
 #[inline(never)]
-fn choose<F: Family, const NODE: bool>(work: &mut Work<F::Addr>, attempt: u32) {
+fn choose<F: Family, const OUT: bool>(work: &mut Work<F::Addr>, attempt: u32) {
     let port = work.key.sport;
-    work.flow.sport = if attempt == 0 && NODE && work.mapped {
+    work.flow.sport = if attempt == 0 && OUT && work.mapped {
         work.mapped_port
-    } else if attempt == 0 && !(NODE && work.from_node) {
+    } else if attempt == 0 && !work.from_node {
         // A port that is the client's own is kept whatever it is, where no other is in its way.
         port
     } else {
-        let mapped = NODE && work.rules & network_flag::ENDPOINT_INDEPENDENT != 0;
+        let mapped = OUT && work.rules & network_flag::ENDPOINT_INDEPENDENT != 0;
         Be16::new(range(mapped).candidate(port.get(), work.hash, attempt))
     };
 }
@@ -243,15 +243,15 @@ fn choose<F: Family, const NODE: bool>(work: &mut Work<F::Addr>, attempt: u32) {
 /// Can the flow have the reply tuple that goes with its source port? Leaves it in
 /// `work.reply_key`, and in `work.fallback` the first port whose holder is over.
 #[inline(never)]
-fn is_free<P: Packet, F: Family, const NODE: bool>(packet: &P, work: &mut Work<F::Addr>) -> bool {
+fn is_free<P: Packet, F: Family, const OUT: bool>(packet: &P, work: &mut Work<F::Addr>) -> bool {
     work.reply_key = work.flow.reverse_key(work.key.proto);
     // Nobody may shadow a mapping of another's.
-    if NODE && work.from_node && independent::is_others::<F>(work) {
+    if OUT && work.from_node && independent::is_others::<F>(work) {
         return false;
     }
     let reply = &work.reply_key;
     // Would answers go to a publish or a socket of the node?
-    if NODE && work.from_node && (reply.proto == proto::TCP || reply.proto == proto::UDP) {
+    if work.from_node && (reply.proto == proto::TCP || reply.proto == proto::UDP) {
         let mut key = PublishKey {
             addr: reply.dst,
             port: reply.dport,

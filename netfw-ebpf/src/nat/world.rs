@@ -50,9 +50,10 @@ fn flow_of<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result
     if work.key.src.is_link_local() || work.key.dst.is_link_local() {
         work.key.scope = packet.ifindex() as u16;
     }
-    if parse::transport::<P, F>(packet, work) {
-        work.key.zone = zone::WORLD;
-        flow::set_now(work);
+    let translatable = parse::transport::<P, F>(packet, work);
+    work.key.zone = zone::WORLD;
+    flow::set_now(work);
+    if translatable {
         match flow::lookup::<F>(work) {
             Ok(()) => return Ok(()),
             Err(Miss::TableFull) => return Err(Verdict::Drop(Drop::TableFull)),
@@ -66,11 +67,8 @@ fn flow_of<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result
                 Asked::No => {}
             }
         }
-    } else {
-        work.key.zone = zone::WORLD;
-        if related::find::<P, F>(packet, work) {
-            return Ok(());
-        }
+    } else if related::find::<P, F>(packet, work) {
+        return Ok(());
     }
     Err(match F::subnet(work.key.dst) {
         Some(subnet) if subnet.flags & network_flag::ROUTED == 0 && !F::is_local(&work.key.dst) => {
@@ -112,7 +110,8 @@ fn asks_for_container<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>
     if asks_for_publish::<F>(work) {
         // An answer that a process of the node waits for is no question to a container, though the
         // kernel chose a published port for the process.
-        let awaited = work.key.proto == proto::UDP && socket::is_awaited::<P, F>(packet, &work.key);
+        let awaited =
+            work.key.proto == proto::UDP && socket::is_awaited::<F>(packet.context(), &work.key);
         return if awaited { Asked::No } else { Asked::Container };
     }
     work.mapped = false;
@@ -129,15 +128,21 @@ fn dnat<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result<()
     }
     let target = &work.target;
     let endpoint = endpoint_at::<F>(&target.addr).ok_or(Drop::NoEndpoint)?;
+    // On the container's link nobody has that address: the gateway stands for who has it on ours.
+    let elsewhere = src.is_link_local();
     let mapping = Mapping {
-        src,
+        src: if elsewhere {
+            F::endpoint_gateway(endpoint)
+        } else {
+            src
+        },
         dst: target.addr,
         dport: target.port,
         counter: target.counter,
         flags: target.flags,
         to: Some(endpoint),
         back: None,
-        source_is_node: false,
+        source_is_node: elsewhere,
     };
     mapping::prepare::<P, F>(packet, work, &mapping);
     mapping::create::<P, F, false>(packet, work)

@@ -10,6 +10,7 @@
 //! | [`start`] | from the store to a running node |
 //! | [`network`], [`endpoint`], [`publish`], [`flow`] | requests |
 //! | [`purge`] | flows that must go, in portions |
+//! | [`xdp`] | XDP on uplinks |
 //! | [`observe`] | what happens to the node meanwhile |
 //! | [`view`] | answers |
 //! | [`notify`] | telling a service manager |
@@ -40,6 +41,7 @@ pub mod run;
 pub mod start;
 pub mod store;
 pub mod view;
+mod xdp;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -77,6 +79,7 @@ pub struct Agent {
     /// gone.
     up: BTreeMap<Name, u32>,
     uplinks: BTreeMap<u32, UplinkState>,
+    xdp: xdp::State,
     missing_uplinks: Vec<String>,
     locals: HashMap<IpAddr, u32>,
     /// Why the node has no IPv6, if so.

@@ -58,6 +58,7 @@ impl Agent {
             bridges: Default::default(),
             up: Default::default(),
             uplinks: Default::default(),
+            xdp: Default::default(),
             missing_uplinks: Vec::new(),
             locals: Default::default(),
             ipv6: network::ipv6(),

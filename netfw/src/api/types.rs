@@ -337,6 +337,13 @@ pub struct Uplink {
     pub served: bool,
     /// Why it is not served.
     pub error: Option<String>,
+    /// `native` or `generic`: how XDP runs on it beside the hook, by the kernel's word. Null where it
+    /// does not.
+    #[serde(default)]
+    pub xdp: Option<String>,
+    /// Why it does not.
+    #[serde(default)]
+    pub xdp_why: Option<String>,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]

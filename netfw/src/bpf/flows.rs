@@ -11,9 +11,11 @@
 //! ([`DataPlane::visit`], [`DataPlane::sweep`]), and the caller may let others have the data plane
 //! between them.
 
+use std::collections::BTreeSet;
+
 use netfw_common::{
     addr::{Ip4, Ip6},
-    flow::{Flow, TICK_SHIFT, Timeouts, is_assured},
+    flow::{Flow, TICK_SHIFT, Timeouts, flag, is_assured},
     record::{Mapping, MappingKey, Permit, side},
     tuple::Tuple,
 };
@@ -220,6 +222,37 @@ impl<A: Family> FlowTables<A> {
         Ok(true)
     }
 
+    /// Writes back the entries that `change` has changed (it says so), where they still are. What a
+    /// program writes to one in that moment may be lost: not for what programs depend on. Returns how
+    /// many.
+    fn change(&mut self, mut change: impl FnMut(&mut Flow<A>) -> bool) -> Result<usize, BpfError> {
+        let mut count = 0;
+        for part in WAY {
+            let table = match part {
+                Part::Assured => &mut self.assured,
+                Part::Embryos => &mut self.embryos,
+                Part::Mappings | Part::Permits => continue,
+            };
+            let mut keys = Vec::new();
+            let mut walk = Walk::default();
+            while !table.step(&mut walk, |key, flow| {
+                if change(&mut { *flow }) {
+                    keys.push(*key);
+                }
+            })? {}
+            for key in keys {
+                // As it is now: the walk may have been long.
+                if let Some(mut flow) = table.get(&key)?
+                    && change(&mut flow)
+                    && table.replace(&key, &flow)?
+                {
+                    count += 1;
+                }
+            }
+        }
+        Ok(count)
+    }
+
     /// One step of a walk: the number of flows or mappings removed, and whether it was the last.
     fn step(
         &mut self,
@@ -403,6 +436,22 @@ impl DataPlane {
         let mut walk = FlowWalk::default();
         while !self.visit(&mut walk, visit)? {}
         Ok(walk.removed)
+    }
+
+    /// Takes the flag from flows of a family into these interfaces. Returns how many halves had it.
+    pub(super) fn clear_napi_in_flows<A: Family>(
+        &mut self,
+        ifindexes: &BTreeSet<u32>,
+    ) -> Result<usize, BpfError> {
+        A::flows_mut(&mut self.flows).change(|flow| {
+            let has = flow.has(flag::TO_CONTAINER)
+                && flow.has(flag::NAPI)
+                && ifindexes.contains(&flow.ifindex);
+            if has {
+                flow.flags &= !flag::NAPI;
+            }
+            has
+        })
     }
 
     /// Frees the memory of expired flows and mappings: one step through one table, from where the

@@ -8,13 +8,15 @@ use std::{collections::HashMap, net::IpAddr};
 
 use aya::{
     Ebpf,
-    maps::{Array, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+    maps::{Array, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues, xdp::DevMapHash},
 };
 use ipnet::IpNet;
 use netfw_common::{
     addr::{Ip4, Ip6},
     drop::Drop,
-    record::{Config, Counter, Endpoint, Local, Publish, PublishKey, Subnet, Uplink},
+    record::{
+        Config, Counter, Endpoint, Local, Publish, PublishKey, Subnet, Uplink, endpoint_flag,
+    },
 };
 use nix::libc;
 
@@ -29,8 +31,9 @@ use super::{
 pub struct Maps {
     pub v4: FamilyMaps<Ip4>,
     pub v6: FamilyMaps<Ip6>,
-    endpoints: Table<u32, Endpoint>,
+    pub(super) endpoints: Table<u32, Endpoint>,
     uplinks: Table<u32, Uplink>,
+    pub(super) veths: DevMapHash<MapData>,
     counters: PerCpuArray<MapData, Counter>,
     drops: PerCpuArray<MapData, u64>,
     config: Array<MapData, Config>,
@@ -51,6 +54,7 @@ impl Maps {
             v6: FamilyMaps::take(ebpf)?,
             endpoints: Table::take(ebpf, "ENDPOINTS")?,
             uplinks: Table::take(ebpf, "UPLINKS")?,
+            veths: take(ebpf, "VETHS")?,
             counters: take(ebpf, "COUNTERS")?,
             drops: take(ebpf, "DROPS")?,
             config: take(ebpf, CONFIG)?,
@@ -146,8 +150,14 @@ impl<A: Family> FamilyMaps<A> {
 }
 
 impl DataPlane {
-    /// The endpoint, and its addresses. Overwrites what was there under its interface.
+    /// The endpoint, and its addresses. Overwrites what was there under its interface; but whether
+    /// XDP may send to it is `VETHS`' to say, and not the caller's ([`Self::set_napi`]).
     pub fn set_endpoint(&mut self, endpoint: &Endpoint) -> Result<(), BpfError> {
+        let mut endpoint = *endpoint;
+        if self.has_napi(endpoint.ifindex) {
+            endpoint.flags |= endpoint_flag::NAPI;
+        }
+        let endpoint = &endpoint;
         let maps = &mut self.maps;
         let before = maps.endpoints.get(&endpoint.ifindex)?;
         maps.endpoints.insert(&endpoint.ifindex, endpoint)?;
@@ -184,7 +194,8 @@ impl DataPlane {
             self.maps.release(&endpoint)?;
             self.maps.endpoints.remove(&ifindex)?;
         }
-        Ok(())
+        // Nothing is there any more where the interface is gone.
+        self.clear_napi(ifindex)
     }
 
     pub fn endpoints(&self) -> Vec<Endpoint> {

@@ -5,10 +5,13 @@
 //! drop has exactly one reason; a packet that is sent keeps its length, payload and the state of
 //! its checksums, right or wrong.
 
+mod answers;
+mod errors;
 mod guard;
 mod hairpin;
 mod icmp;
 mod independent;
+mod ipv6;
 mod masquerade;
 mod mended;
 mod network;
@@ -16,3 +19,4 @@ mod publish;
 mod rig;
 mod sanity;
 mod state;
+mod xdp;
