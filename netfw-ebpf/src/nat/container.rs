@@ -85,7 +85,11 @@ fn flow_of<P: Packet, F: Family>(
     } else {
         to_world::<P, F>(packet, work, sender, translatable)?;
     }
-    mapping::create::<P, F, true>(packet, work).map_err(Verdict::Drop)
+    mapping::create::<P, F, true>(packet, work).map_err(|reason| {
+        // RFC 5508 REQ-8.
+        let gateway = F::endpoint_gateway(sender);
+        answer::refuse::<P, F>(packet, work, Error::Prohibited, gateway, reason)
+    })
 }
 
 /// Prepares the flow of a packet to an address of the node, where it asks for a container.

@@ -58,7 +58,7 @@ fn mappings_leave_half_of_the_ports_to_others() {
             assert!((5004..=5007).contains(&port(&found)), "{found}");
         }
         rig.send(At::Web, udp("web:5004", "client:53"))
-            .dropped(Drop::PortsExhausted);
+            .answered(Drop::PortsExhausted);
         for source in 6000..6004 {
             let found = mapping(rig, &format!("peer:{source}"), "server:53");
             assert!((5000..=5003).contains(&port(&found)), "{found}");

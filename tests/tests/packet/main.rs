@@ -16,6 +16,7 @@ mod masquerade;
 mod mended;
 mod network;
 mod publish;
+mod rfc;
 mod rig;
 mod sanity;
 mod state;
