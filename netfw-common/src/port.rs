@@ -39,7 +39,15 @@ impl Range {
         self.min + (offset % u64::from(size)) as u16
     }
 
-    /// For those that must leave ports to others. Not empty.
+    /// Both halves. Neither is empty: of a single port, both are that port.
+    #[inline(always)]
+    pub fn lower_half(self) -> Self {
+        Self {
+            min: self.min,
+            max: self.min + (self.size() / 2).max(1) as u16 - 1,
+        }
+    }
+
     #[inline(always)]
     pub fn upper_half(self) -> Self {
         Self {
@@ -98,11 +106,16 @@ mod tests {
         }
 
         #[test]
-        fn half_of_a_range_is_a_range(min in 1u16.., span in 0u16..40000) {
-            let range = Range { min, max: min.saturating_add(span) };
-            let half = range.upper_half();
-            prop_assert!(half.min >= range.min && half.min <= half.max && half.max == range.max);
-            prop_assert_eq!(half.size(), range.size().div_ceil(2));
+        fn halves_of_a_range(min in 1u16.., half in 1u16..15000) {
+            let min = min.min(35000);
+            let range = Range { min, max: min + 2 * half - 1 };
+            let halves = (range.lower_half(), range.upper_half());
+            prop_assert_eq!(halves.0, Range { min, max: min + half - 1 });
+            prop_assert_eq!(halves.1, Range { min: min + half, max: range.max });
+            let odd = Range { min, max: min + 2 * half };
+            let halves = (odd.lower_half(), odd.upper_half());
+            prop_assert_eq!((halves.0.min, halves.1.max), (min, odd.max));
+            prop_assert_eq!(halves.0.max + 1, halves.1.min);
         }
 
         #[test]
@@ -117,6 +130,12 @@ mod tests {
             let range = Range { min: 1024, max: 32767 };
             prop_assert_eq!(range.candidate(port, hash, 0), port);
         }
+    }
+
+    #[test]
+    fn halves_of_a_single_port() {
+        let range = Range { min: 7, max: 7 };
+        assert_eq!((range.lower_half(), range.upper_half()), (range, range));
     }
 
     #[test]

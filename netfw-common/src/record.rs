@@ -238,9 +238,12 @@ pub struct Config {
     /// Raised by the agent whenever addresses, routes or neighbours of the node change: ways to the
     /// world that were looked up before are asked for again.
     pub epoch: u32,
+    /// Not 0 where a network of the node has endpoint-independent mappings: the ports' upper half is
+    /// theirs then.
+    pub mappings: u32,
 }
 
-const _: () = assert!(size_of::<Config>() == 32);
+const _: () = assert!(size_of::<Config>() == 36);
 
 impl Default for Config {
     fn default() -> Self {
@@ -249,6 +252,7 @@ impl Default for Config {
             port_max: 32767,
             timeouts: Timeouts::default(),
             epoch: 0,
+            mappings: 0,
         }
     }
 }

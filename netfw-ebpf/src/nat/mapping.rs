@@ -18,7 +18,7 @@ use crate::{
     independent,
     maps::ATTEMPTS,
     packet::Packet,
-    socket,
+    socket, talk,
     work::Work,
 };
 
@@ -96,6 +96,9 @@ pub fn prepare<P: Packet, F: Family>(
     if work.key.proto == proto::TCP {
         work.flow.end = work.segment.end;
     }
+    if work.key.proto == proto::SCTP {
+        work.reply.end = work.segment.ack;
+    }
     work.from_node = mapping.source_is_node;
 }
 
@@ -120,25 +123,22 @@ fn insert<P: Packet, F: Family, const OUT: bool>(
     packet: &P,
     work: &mut Work<F::Addr>,
 ) -> Result<(), Drop> {
-    work.hash = port::hash(work.key.src.sum(), work.key.sport.get(), work.key.proto);
-    if OUT {
-        work.mapped = false;
-        if work.rules & network_flag::ENDPOINT_INDEPENDENT != 0 {
-            independent::recall::<F>(work);
-        }
-    }
+    let has_ports = proto::has_ports(work.key.proto);
     work.fallback = Be16::new(0);
     work.pressed = false;
-    if !search::<P, F, OUT>(packet, work) {
-        // A flow that is over gives way.
-        work.pressed = true;
-        work.flow.sport = work.fallback;
-        if work.fallback == Be16::new(0) || !is_free::<P, F, OUT>(packet, work) {
-            return Err(Drop::PortsExhausted);
-        }
+    work.mapped = false;
+    if OUT && work.rules & network_flag::ENDPOINT_INDEPENDENT != 0 && has_ports {
+        independent::recall::<F>(work);
+    } else {
+        work.rules = 0;
+    }
+    if has_ports {
+        find_port::<P, F, OUT>(packet, work)?;
+    } else if !is_free::<P, F, OUT>(packet, work) {
+        return Err(Drop::Ambiguous);
     }
     let mut claim = claim_port::<F, OUT>(work);
-    if claim == Claim::Taken {
+    if claim == Claim::Taken && has_ports {
         // Overtaken between the look and the claim: one port further, once.
         choose::<F, OUT>(work, port::TRIES);
         if is_free::<P, F, OUT>(packet, work) {
@@ -146,22 +146,44 @@ fn insert<P: Packet, F: Family, const OUT: bool>(
         }
     }
     match claim {
-        Claim::Taken => Err(Drop::PortsExhausted),
+        Claim::Taken if has_ports => Err(Drop::PortsExhausted),
+        Claim::Taken => Err(Drop::Ambiguous),
         Claim::Full => Err(Drop::TableFull),
         claim => flow::open::<F>(work, claim),
     }
 }
 
+/// Finds a source port that the flow can have, and leaves it in `work.flow`.
+#[inline(always)]
+fn find_port<P: Packet, F: Family, const OUT: bool>(
+    packet: &P,
+    work: &mut Work<F::Addr>,
+) -> Result<(), Drop> {
+    work.hash = port::hash(work.key.src.sum(), work.key.sport.get(), work.key.proto);
+    if search::<P, F, OUT>(packet, work) {
+        return Ok(());
+    }
+    // A flow that is over gives way.
+    work.pressed = true;
+    work.flow.sport = work.fallback;
+    if work.fallback == Be16::new(0) || !is_free::<P, F, OUT>(packet, work) {
+        return Err(Drop::PortsExhausted);
+    }
+    Ok(())
+}
+
 /// Claims the tuple that answers will have, and the mapping that its port makes.
 #[inline(always)]
 fn claim_port<F: Family, const OUT: bool>(work: &mut Work<F::Addr>) -> Claim {
-    if OUT && work.rules & network_flag::ENDPOINT_INDEPENDENT != 0 {
+    if OUT && work.rules != 0 {
         independent::claim::<F>(work);
     }
     flow::claim::<F>(work)
 }
 
-/// The ports to choose from: a mapping holds one towards all destinations, so they have but half.
+/// The ports to choose from. Where there are endpoint-independent mappings, the upper half is theirs:
+/// each holds a port towards all destinations, so none may be some flow's towards one of them, and
+/// nobody with mappings can take all ports from those without.
 #[inline(always)]
 fn range(mapped: bool) -> port::Range {
     let config = flow::config();
@@ -169,7 +191,11 @@ fn range(mapped: bool) -> port::Range {
         min: config.port_min,
         max: config.port_max,
     };
-    if mapped { range.upper_half() } else { range }
+    match (config.mappings != 0, mapped) {
+        (false, _) => range,
+        (true, false) => range.lower_half(),
+        (true, true) => range.upper_half(),
+    }
 }
 
 /// What [`attempt`] works with.
@@ -235,7 +261,7 @@ fn choose<F: Family, const OUT: bool>(work: &mut Work<F::Addr>, attempt: u32) {
         // A port that is the client's own is kept whatever it is, where no other is in its way.
         port
     } else {
-        let mapped = OUT && work.rules & network_flag::ENDPOINT_INDEPENDENT != 0;
+        let mapped = OUT && work.rules != 0;
         Be16::new(range(mapped).candidate(port.get(), work.hash, attempt))
     };
 }
@@ -245,13 +271,12 @@ fn choose<F: Family, const OUT: bool>(work: &mut Work<F::Addr>, attempt: u32) {
 #[inline(never)]
 fn is_free<P: Packet, F: Family, const OUT: bool>(packet: &P, work: &mut Work<F::Addr>) -> bool {
     work.reply_key = work.flow.reverse_key(work.key.proto);
-    // Nobody may shadow a mapping of another's.
-    if OUT && work.from_node && independent::is_others::<F>(work) {
+    if OUT && work.rules != 0 && independent::is_others::<F>(work) {
         return false;
     }
     let reply = &work.reply_key;
     // Would answers go to a publish or a socket of the node?
-    if work.from_node && (reply.proto == proto::TCP || reply.proto == proto::UDP) {
+    if work.from_node && matches!(reply.proto, proto::TCP | proto::UDP | proto::SCTP) {
         let mut key = PublishKey {
             addr: reply.dst,
             port: reply.dport,
@@ -265,6 +290,9 @@ fn is_free<P: Packet, F: Family, const OUT: bool>(packet: &P, work: &mut Work<F:
         if F::publishes().get_ptr(key).is_some() || socket::exists::<P, F>(packet, reply) {
             return false;
         }
+    }
+    if work.from_node && talk::is_nodes::<F>(reply) {
+        return false;
     }
     flow::is_free::<F>(work)
 }

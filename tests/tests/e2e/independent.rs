@@ -4,7 +4,7 @@ use std::net::{IpAddr, UdpSocket};
 
 use netfw_tests::{
     Agent, Lab, Namespace,
-    stun::{Client, Filtering, Hairpin, Mapping, Server},
+    stun::{Client, Filtering, Hairpin, Mapping, PORTS, Server},
     topology::{FAR, FAR6, WORLD, WORLD6},
     wait_until,
 };
@@ -62,7 +62,8 @@ fn behaviour_of_each_filter() {
     assert!(drops(agent, "filtered") > 0);
 }
 
-/// Two containers with one port in the way of each other: that is where the kinds of mapping differ.
+/// Two containers with one port, in the way of each other towards one address of the server: that is
+/// where the kinds of mapping differ.
 #[test]
 fn behaviour_with_a_neighbour_in_the_way() {
     let Site {
@@ -74,23 +75,22 @@ fn behaviour_with_a_neighbour_in_the_way() {
     let usual = lab.container("usual");
     crate::setting::attach(agent, "usual", &usual, &[]);
     for ([primary, other], any) in SERVERS.into_iter().zip(["0.0.0.0", "::"]) {
-        // Each in the way of the next, towards the other address of the server alone.
-        for (way, asks, mapping) in [
-            (web, &usual, Mapping::AddressAndPortDependent),
-            (&first, &second, Mapping::EndpointIndependent),
+        // All want the same port; those with mappings have the upper half for themselves.
+        for (in_the_way, asks, port, mapping) in [
+            (web, &usual, 5000, Mapping::AddressAndPortDependent),
+            (&first, &second, 5000, Mapping::EndpointIndependent),
+            (web, &first, 20000, Mapping::EndpointIndependent),
+            (&first, &second, 20000, Mapping::EndpointIndependent),
         ] {
-            let in_the_way = way.enter(|| UdpSocket::bind((any, 20000)).expect("a free port"));
-            in_the_way
-                .send_to(b"", (other, netfw_tests::stun::PORTS[0]))
-                .expect("a route");
-            let client = Client::new(asks, primary);
-            let found = client.mapping(20000);
+            let socket = in_the_way.enter(|| UdpSocket::bind((any, port)).expect("a free port"));
+            socket.send_to(b"", (other, PORTS[0])).expect("a route");
+            let found = Client::new(asks, primary).mapping(port);
             println!("{primary}: {found}");
-            assert_eq!(found, mapping, "{primary}");
+            assert_eq!(found, mapping, "{primary}, from {port}");
         }
-        let filtering = Client::new(&usual, primary).filtering();
-        assert_eq!(filtering, Filtering::AddressAndPortDependent);
-        assert_eq!(Client::new(&usual, primary).hairpinning(), None);
+        let client = Client::new(&usual, primary);
+        assert_eq!(client.filtering(), Filtering::AddressAndPortDependent);
+        assert_eq!(client.hairpinning(), None);
     }
 }
 
