@@ -26,10 +26,10 @@ use netfw_common::{
     tuple::{Tuple, proto},
 };
 
-use crate::{family::Family, maps::CONFIG, work::Work};
+use crate::{family::Family, independent, maps::CONFIG, work::Work};
 
-const BPF_NOEXIST: u64 = 1;
-const EEXIST: i32 = -17;
+pub const BPF_NOEXIST: u64 = 1;
+pub const EEXIST: i32 = -17;
 
 /// The tick of now.
 #[inline(always)]
@@ -66,6 +66,7 @@ pub fn config() -> Config {
                 icmp: 0,
             },
             epoch: 0,
+            mappings: 0,
         },
     }
 }
@@ -283,6 +284,9 @@ fn advance<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
     if new != old {
         entry.set_state(new);
         other.set_state(new);
+    }
+    if work.flow.has(flag::MAPPED) {
+        independent::refresh::<F>(work, new);
     }
     if is_assured(new) == assured {
         return Ok(());
@@ -519,7 +523,7 @@ pub fn claim<F: Family>(work: &mut Work<F::Addr>) -> Claim {
 
 /// Inserts the original half, `work.flow` under `work.key`, once the reply half is claimed. Where
 /// another CPU was faster, takes back the claim and copies the winner's entry into `work.flow`.
-#[inline(always)]
+#[inline(never)]
 pub fn open<F: Family>(work: &mut Work<F::Addr>, claim: Claim) -> Result<(), Drop> {
     let _ = F::embryos().insert(&work.key, &work.flow, BPF_NOEXIST);
     let (winner, _) = find::<F>(&work.key).ok_or(Drop::TableFull)?;

@@ -8,6 +8,7 @@
 //! * [`programs`]: nginx, echo servers, tcpdump and the like, in a namespace
 //! * [`sockets`]: sockets with what the standard library has no words for
 //! * [`packet`]: builds packets, good and damaged ones, and checks those that come back
+//! * [`stun`]: how a NAT behaves, as RFC 5780 finds out
 //! * [`testrun`]: runs TC and XDP programs on a packet, without a wire
 //!
 //! Tests run side by side in one process and several processes side by side on one machine:
@@ -21,6 +22,7 @@ pub mod packet;
 pub mod programs;
 pub mod reaper;
 pub mod sockets;
+pub mod stun;
 pub mod testrun;
 pub mod topology;
 pub mod wait;

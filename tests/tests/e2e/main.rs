@@ -5,6 +5,7 @@ mod bulk;
 mod exec;
 mod fixtures;
 mod icmp;
+mod independent;
 mod ipv6;
 mod masquerade;
 mod mended;
