@@ -12,6 +12,7 @@ mod networks;
 mod output;
 mod publish;
 mod refused;
+mod sctp;
 mod setting;
 mod sockets;
 mod walks;
