@@ -94,7 +94,8 @@ pub struct Flow<A> {
     /// Index into `COUNTERS` of the publish or, where there is none, the endpoint.
     pub counter: u16,
     /// Low bits of the tick and epoch ([`crate::record::Config::epoch`]) in which the way to the
-    /// world was looked up, see [`flag::L2_CACHED`].
+    /// world was looked up, see [`flag::L2_CACHED`]. From the world into a container there is none to
+    /// look up: the same of the last look for a socket of the node that the packets are for.
     pub routed: u16,
     /// The largest IP packet that this way takes, in bytes.
     pub mtu: u16,

@@ -159,6 +159,11 @@ impl<A: Address> Entry<A> {
             addr_of_mut!((*self.0).macs).write_volatile(macs);
         }
         self.set_flags(flags | flag::L2_CACHED);
+        self.set_routed(epoch);
+    }
+
+    #[inline(always)]
+    fn set_routed(self, epoch: u16) {
         // SAFETY: see `set_seen`.
         unsafe { addr_of_mut!((*self.0).routed).write_volatile(epoch) };
     }
@@ -346,6 +351,23 @@ fn retire<F: Family>(work: &Work<F::Addr>, entry: Entry<F::Addr>, other: Entry<F
         let _ = F::embryos().insert(key, half.as_ref(), BPF_NOEXIST);
     }
     remove_both::<F>(work, true);
+}
+
+/// Removes the flow of `work.key`, whose entry is in `work.flow`.
+#[inline(always)]
+pub fn forget<F: Family>(work: &mut Work<F::Addr>) {
+    work.reply_key = work.flow.reverse_key(work.key.proto);
+    for assured in [true, false] {
+        remove_both::<F>(work, assured);
+    }
+}
+
+/// Notes in the flow of `work.key` that sockets were looked for in this tick.
+#[inline(always)]
+pub fn note_look<F: Family>(work: &Work<F::Addr>) {
+    if let Some((entry, _)) = find::<F>(&work.key) {
+        entry.set_routed(work.epoch);
+    }
 }
 
 /// Finds the flow of `work.key` and copies its entry into `work.flow`, for an ICMP error that speaks

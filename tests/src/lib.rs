@@ -8,6 +8,7 @@
 //! * [`programs`]: nginx, echo servers, tcpdump and the like, in a namespace
 //! * [`raw`]: sockets of any IP protocol
 //! * [`sctp`]: an SCTP stack in user space
+//! * [`sockets`]: sockets with what the standard library has no words for
 //! * [`packet`]: builds packets, good and damaged ones, and checks those that come back
 //! * [`testrun`]: runs TC and XDP programs on a packet, without a wire
 //!
@@ -23,6 +24,7 @@ pub mod programs;
 pub mod raw;
 pub mod reaper;
 pub mod sctp;
+pub mod sockets;
 pub mod testrun;
 pub mod topology;
 pub mod wait;

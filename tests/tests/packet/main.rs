@@ -7,6 +7,7 @@
 
 mod answers;
 mod errors;
+mod fuzz;
 mod guard;
 mod hairpin;
 mod icmp;
@@ -19,5 +20,6 @@ mod publish;
 mod rig;
 mod sanity;
 mod sctp;
+mod shadow;
 mod state;
 mod xdp;
