@@ -465,16 +465,19 @@ fn evict<F: Family>(work: &mut Work<F::Addr>, assured: bool) {
     remove::<F>(&work.reply_key, assured);
 }
 
-/// Takes this tuple of answers away from whoever has it.
+/// Takes this tuple of answers away from the container that has it by masquerade. A published port is
+/// the publish's.
 #[inline(always)]
 pub fn evict_reply<F: Family>(answer: &Tuple<F::Addr>) {
     if let Some(work) = F::work()
         && let Some((holder, assured)) = find::<F>(answer)
     {
         holder.copy_to(&mut work.other);
-        work.key.proto = answer.proto;
-        work.reply_key = *answer;
-        evict::<F>(work, assured);
+        if !work.other.has(flag::PUBLISHED) {
+            work.key.proto = answer.proto;
+            work.reply_key = *answer;
+            evict::<F>(work, assured);
+        }
     }
 }
 

@@ -6,6 +6,8 @@
 //! * [`topology`]: [`Lab`], a client, a node and the outside world in one line
 //! * [`agent`]: a `netfw agent` that serves a lab's node, and the command line towards it
 //! * [`programs`]: nginx, echo servers, tcpdump and the like, in a namespace
+//! * [`raw`]: sockets of any IP protocol
+//! * [`sctp`]: an SCTP stack in user space
 //! * [`sockets`]: sockets with what the standard library has no words for
 //! * [`packet`]: builds packets, good and damaged ones, and checks those that come back
 //! * [`stun`]: how a NAT behaves, as RFC 5780 finds out
@@ -20,7 +22,9 @@ pub mod agent;
 pub mod netns;
 pub mod packet;
 pub mod programs;
+pub mod raw;
 pub mod reaper;
+pub mod sctp;
 pub mod sockets;
 pub mod stun;
 pub mod testrun;

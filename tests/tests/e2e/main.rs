@@ -16,6 +16,7 @@ mod path_mtu;
 mod publish;
 mod refused;
 mod routing;
+mod sctp;
 mod setting;
 mod sockets;
 mod walks;
