@@ -16,6 +16,7 @@ mod publish;
 mod refused;
 mod routing;
 mod setting;
+mod shadow;
 mod sockets;
 mod walks;
 mod xdp;
