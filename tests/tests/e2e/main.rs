@@ -18,6 +18,7 @@ mod refused;
 mod routing;
 mod sctp;
 mod setting;
+mod shadow;
 mod sockets;
 mod walks;
 mod xdp;
