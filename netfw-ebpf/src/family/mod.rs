@@ -4,13 +4,16 @@ mod v4;
 mod v6;
 
 use aya_ebpf::{
-    bindings::{bpf_fib_lookup, bpf_sock_tuple},
+    bindings::{bpf_fib_lookup, bpf_sock, bpf_sock_tuple},
     maps::{HashMap, LruHashMap},
 };
 use netfw_common::{
     addr::{Address, Be16},
     flow::Flow,
-    record::{Endpoint, EndpointIfindex, Local, Publish, PublishKey, Subnet, Uplink},
+    record::{
+        Endpoint, EndpointIfindex, Local, Publish, PublishKey, SocketKey, SocketPeer, Subnet,
+        Uplink,
+    },
     tuple::Tuple,
 };
 
@@ -101,6 +104,12 @@ pub trait Family {
     /// A tuple as the socket helpers take it, and its size there.
     fn socket(tuple: &Tuple<Self::Addr>) -> (bpf_sock_tuple, u32);
 
+    /// The address that a socket is bound to, or the unspecified one.
+    ///
+    /// # Safety
+    /// `sock` is a program's, valid for its run.
+    unsafe fn bound(sock: *const bpf_sock) -> Self::Addr;
+
     /// Logs the flow that was made for the packet in `work`.
     fn log_opened(work: &Work<Self::Addr>);
 
@@ -112,6 +121,7 @@ pub trait Family {
     fn publishes() -> &'static HashMap<PublishKey<Self::Addr>, Publish<Self::Addr>>;
     fn addresses() -> &'static HashMap<Self::Addr, EndpointIfindex>;
     fn locals() -> &'static HashMap<Self::Addr, Local>;
+    fn sockets() -> &'static LruHashMap<SocketKey<Self::Addr>, SocketPeer<Self::Addr>>;
 
     /// The subnet of one of netfw's networks that holds `addr`.
     fn subnet(addr: Self::Addr) -> Option<Subnet>;

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::{
-        bpf_fib_lookup, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1,
+        bpf_fib_lookup, bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1,
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
     },
     maps::{HashMap, LruHashMap, lpm_trie},
@@ -12,7 +12,10 @@ use netfw_common::{
     csum,
     drop::Drop,
     flow::Flow,
-    record::{Endpoint, EndpointIfindex, Local, Publish, PublishKey, Subnet, Uplink},
+    record::{
+        Endpoint, EndpointIfindex, Local, Publish, PublishKey, SocketKey, SocketPeer, Subnet,
+        Uplink,
+    },
     tuple::{Tuple, proto},
 };
 
@@ -300,6 +303,12 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    unsafe fn bound(sock: *const bpf_sock) -> Ip4 {
+        // SAFETY: the caller's.
+        Ip4(Be32::from_wire(unsafe { (*sock).src_ip4 }))
+    }
+
+    #[inline(always)]
     fn log_opened(work: &Work<Ip4>) {
         crate::event::opened4(work);
     }
@@ -337,6 +346,11 @@ impl Family for V4 {
     #[inline(always)]
     fn locals() -> &'static HashMap<Ip4, Local> {
         &maps::LOCALS4
+    }
+
+    #[inline(always)]
+    fn sockets() -> &'static LruHashMap<SocketKey<Ip4>, SocketPeer<Ip4>> {
+        &maps::SOCKETS4
     }
 
     #[inline(always)]

@@ -64,20 +64,16 @@ fn flow_of<P: Packet, F: Family>(
     sender: &Endpoint,
 ) -> Result<(), Verdict> {
     let translatable = parse::transport::<P, F>(packet, work);
+    work.key.zone = zone::CONTAINER;
+    flow::set_now(work);
     if translatable {
-        work.key.zone = zone::CONTAINER;
-        flow::set_now(work);
         match flow::lookup::<F>(work) {
             Ok(()) => return Ok(()),
             Err(Miss::TableFull) => return Err(Verdict::Drop(Drop::TableFull)),
             Err(Miss::Absent) => {}
         }
-    } else {
-        work.key.zone = zone::CONTAINER;
-        if related::find::<P, F>(packet, work) {
-            return Ok(());
-        }
-        flow::set_now(work);
+    } else if related::find::<P, F>(packet, work) {
+        return Ok(());
     }
 
     if let Some(receiver) = endpoint_at::<F>(&work.key.dst) {

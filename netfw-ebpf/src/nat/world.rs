@@ -49,9 +49,10 @@ fn flow_of<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result
     if work.key.src.is_link_local() || work.key.dst.is_link_local() {
         work.key.scope = packet.ifindex() as u16;
     }
-    if parse::transport::<P, F>(packet, work) {
-        work.key.zone = zone::WORLD;
-        flow::set_now(work);
+    let translatable = parse::transport::<P, F>(packet, work);
+    work.key.zone = zone::WORLD;
+    flow::set_now(work);
+    if translatable {
         match flow::lookup::<F>(work) {
             Ok(()) => return Ok(()),
             Err(Miss::TableFull) => return Err(Verdict::Drop(Drop::TableFull)),
@@ -63,15 +64,12 @@ fn flow_of<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result
             && let Some(publish) = asked_for::<F>(work)
             // An answer that a process of the node waits for is no question to a container, though
             // the kernel chose a published port for the process.
-            && !(work.key.proto == proto::UDP && socket::is_awaited::<P, F>(packet, &work.key))
+            && !(work.key.proto == proto::UDP && socket::is_awaited::<F>(packet.context(), &work.key))
         {
             return dnat::<P, F>(packet, work, publish).map_err(Verdict::Drop);
         }
-    } else {
-        work.key.zone = zone::WORLD;
-        if related::find::<P, F>(packet, work) {
-            return Ok(());
-        }
+    } else if related::find::<P, F>(packet, work) {
+        return Ok(());
     }
     Err(match F::subnet(work.key.dst) {
         Some(subnet) if subnet.flags & network_flag::ROUTED == 0 && !F::is_local(&work.key.dst) => {
@@ -119,15 +117,21 @@ fn dnat<P: Packet, F: Family>(
         return Err(Drop::Martian);
     }
     let endpoint = endpoint_at::<F>(&publish.addr).ok_or(Drop::NoEndpoint)?;
+    // On the container's link nobody has that address: the gateway stands for who has it on ours.
+    let elsewhere = src.is_link_local();
     let mapping = Mapping {
-        src,
+        src: if elsewhere {
+            F::endpoint_gateway(endpoint)
+        } else {
+            src
+        },
         dst: publish.addr,
         dport: publish.port,
         counter: publish.counter,
         published: flag::PUBLISHED,
         to: Some(endpoint),
         back: None,
-        source_is_node: false,
+        source_is_node: elsewhere,
     };
     mapping::prepare::<P, F>(packet, work, &mapping);
     mapping::create::<P, F>(packet, work)

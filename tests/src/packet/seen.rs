@@ -15,13 +15,25 @@ pub struct Seen {
     pub protocol: u8,
     pub ttl: u8,
     pub is_fragment: bool,
+    /// Bytes of the IP packet.
+    pub ip_len: usize,
     /// As it stands in the packet; `None` where there is none, or only in another fragment.
     pub transport_checksum: Option<u16>,
     /// All that follows the IP header and its extensions.
     pub ip_payload: Vec<u8>,
     /// What follows the transport header.
     pub payload: Vec<u8>,
-    damage: Option<String>,
+    /// Its wrong checksums.
+    pub damage: Vec<Damage>,
+}
+
+/// A wrong checksum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Damage {
+    pub what: &'static str,
+    /// The sum of all that it covers, and of itself: 0 if it were right (RFC 1071). In network
+    /// order.
+    pub off: u16,
 }
 
 impl Seen {
@@ -34,17 +46,19 @@ impl Seen {
             Some(etherparse::LinkSlice::Ethernet2(ethernet)) => ethernet.to_header(),
             other => panic!("no Ethernet header: {other:?}"),
         };
-        let mut damage = None;
-        let (source, destination, protocol, ttl, ip_payload): (IpAddr, IpAddr, _, _, _) =
+        let mut damage = Vec::new();
+        let (source, destination, protocol, ttl, ip_payload, ip_len): (IpAddr, IpAddr, _, _, _, _) =
             match &packet.net {
                 Some(NetSlice::Ipv4(ip)) => {
                     let header = ip.header();
-                    let right = header.to_header().calc_header_checksum();
-                    if header.header_checksum() != right {
-                        damage = Some(format!(
-                            "IPv4 header checksum {:#06x}, should be {right:#06x}",
-                            header.header_checksum()
-                        ));
+                    let off = Sum16BitWords::new()
+                        .add_slice(header.slice())
+                        .ones_complement();
+                    if off != 0 {
+                        damage.push(Damage {
+                            what: "IPv4 header",
+                            off,
+                        });
                     }
                     (
                         header.source_addr().into(),
@@ -52,6 +66,7 @@ impl Seen {
                         ip.payload_ip_number(),
                         header.ttl(),
                         ip.payload().payload,
+                        usize::from(header.total_len()),
                     )
                 }
                 Some(NetSlice::Ipv6(ip)) => (
@@ -60,6 +75,7 @@ impl Seen {
                     ip.payload().ip_number,
                     ip.header().hop_limit(),
                     ip.payload().payload,
+                    40 + usize::from(ip.header().payload_length()),
                 ),
                 other => panic!("no IP packet: {other:?}"),
             };
@@ -71,6 +87,7 @@ impl Seen {
             protocol: protocol.0,
             ttl,
             is_fragment: packet.is_ip_payload_fragmented(),
+            ip_len,
             transport_checksum: None,
             ip_payload: ip_payload.to_vec(),
             payload: Vec::new(),
@@ -114,7 +131,7 @@ impl Seen {
             &self.ip_payload,
             checksum,
         );
-        self.damage = self.damage.take().or(wrong);
+        self.damage.extend(wrong);
     }
 
     /// An ICMP message that quotes a packet.
@@ -127,9 +144,40 @@ impl Seen {
         }
     }
 
-    /// The first wrong checksum, in words. UDP over IPv4 may have none (0).
-    pub fn damage(&self) -> Option<&str> {
-        self.damage.as_deref()
+    /// What an ICMP error quotes; of a quote cut short, zeros stand for what is missing.
+    #[track_caller]
+    pub fn quote(&self) -> Self {
+        assert!(self.is_icmp_error(), "quotes nothing: {self:?}");
+        let mut quote = self.ip_payload[8..].to_vec();
+        let len = if quote[0] >> 4 == 4 {
+            usize::from(u16::from_be_bytes([quote[2], quote[3]]))
+        } else {
+            40 + usize::from(u16::from_be_bytes([quote[4], quote[5]]))
+        };
+        let transport = if quote[0] >> 4 == 4 {
+            usize::from(quote[0] & 0xf) * 4
+        } else {
+            40
+        };
+        if quote.len() <= transport + 12 {
+            // Where a TCP header would have its length, and nothing of interest is otherwise.
+            quote.resize(transport + 12, 0);
+            quote.push(0x50);
+        }
+        quote.resize(len, 0);
+        let ethertype = match quote[0] >> 4 {
+            4 => [0x08, 0x00],
+            _ => [0x86, 0xdd],
+        };
+        Self::parse(&[&[0; 12], &ethertype[..], &quote].concat())
+    }
+
+    /// Type, code, and the four bytes behind the checksum of an ICMP message.
+    pub fn icmp_numbers(&self) -> (u8, u8, u32) {
+        let [kind, code, _, _, a, b, c, d, ..] = self.ip_payload[..] else {
+            panic!("no ICMP message: {self:?}");
+        };
+        (kind, code, u32::from_be_bytes([a, b, c, d]))
     }
 }
 
@@ -138,9 +186,7 @@ impl Seen {
 #[track_caller]
 pub fn assert_checksums(frame: &[u8]) {
     let seen = Seen::parse(frame);
-    if let Some(damage) = seen.damage() {
-        panic!("{damage}, in {seen:?}");
-    }
+    assert!(seen.damage.is_empty(), "{seen:?}");
 }
 
 fn echo_id(is_echo: bool, bytes: [u8; 4]) -> u16 {
@@ -158,8 +204,8 @@ fn transport_damage(
     protocol: IpNumber,
     payload: &[u8],
     stands: u16,
-) -> Option<String> {
-    let name = match protocol {
+) -> Option<Damage> {
+    let what = match protocol {
         IpNumber::UDP => "UDP",
         IpNumber::TCP => "TCP",
         IpNumber::ICMP => "ICMP",
@@ -167,9 +213,11 @@ fn transport_damage(
         _ => return None,
     };
     if protocol == IpNumber::UDP && stands == 0 {
-        return source
-            .is_ipv6()
-            .then(|| "UDP over IPv6 without a checksum".to_owned());
+        let off = 0;
+        return source.is_ipv6().then_some(Damage {
+            what: "UDP over IPv6 must have one",
+            off,
+        });
     }
     let length = u32::try_from(payload.len())
         .unwrap_or(u32::MAX)
@@ -184,10 +232,10 @@ fn transport_damage(
             (IpAddr::V6(source), IpAddr::V6(destination)) => sum
                 .add_16bytes(source.octets())
                 .add_16bytes(destination.octets()),
-            _ => return Some("addresses of two families".to_owned()),
+            _ => unreachable!("addresses of one header"),
         };
         sum = sum.add_4bytes(length).add_2bytes([0, protocol.0]);
     }
     let off = sum.add_slice(payload).ones_complement();
-    (off != 0).then(|| format!("{name} checksum {stands:#06x} is off by {off:#06x}"))
+    (off != 0).then_some(Damage { what, off })
 }

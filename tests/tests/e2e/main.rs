@@ -14,4 +14,5 @@ mod publish;
 mod refused;
 mod setting;
 mod sockets;
+mod walks;
 mod xdp;

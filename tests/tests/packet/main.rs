@@ -5,9 +5,12 @@
 //! drop has exactly one reason; a packet that is sent keeps its length, payload and the state of
 //! its checksums, right or wrong.
 
+mod answers;
+mod errors;
 mod guard;
 mod hairpin;
 mod icmp;
+mod ipv6;
 mod masquerade;
 mod mended;
 mod network;
@@ -15,3 +18,4 @@ mod publish;
 mod rig;
 mod sanity;
 mod state;
+mod xdp;

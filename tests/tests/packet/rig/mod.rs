@@ -31,11 +31,10 @@ use netfw_tests::{
 };
 use nix::time::{ClockId, clock_gettime};
 
-pub use self::names::{Family, at, family, header_len, icmp, ip, ping, pong, raw, tcp, udp};
-use self::{
-    names::{named, set_family},
-    site::Site,
+pub use self::names::{
+    Family, at, error, family, header_len, icmp, ip, named, ping, pong, pseudo_sum, raw, tcp, udp,
 };
+use self::{names::set_family, site::Site};
 
 /// Loopback stands for the host side of `peer`'s veth pair: any device will do.
 const PEER_IFINDEX: u32 = 1;
@@ -126,11 +125,6 @@ impl Outcome {
             "not dropped as {reason:?}: {self:?}"
         );
     }
-}
-
-/// By how much a checksum is wrong, if one is.
-fn off_by(seen: &Seen) -> Option<&str> {
-    seen.damage()?.split(" off by ").nth(1)
 }
 
 /// MAC addresses of those in the table.
@@ -296,12 +290,6 @@ impl Rig {
         self.site.remove::<u32, Uplink>("UPLINKS", ifindex);
     }
 
-    /// Takes the route to a destination away.
-    pub fn blackhole(&mut self, destination: &str) {
-        let destination = ip(destination);
-        self.ip_cmd(&format!("route add blackhole {destination}"));
-    }
-
     /// `table`: without the family's digit.
     pub fn evict(&mut self, table: &str, key: Tuple6) {
         match family() {
@@ -313,10 +301,15 @@ impl Rig {
         }
     }
 
-    /// `ip`, in the node's namespace: the site serves no other test after this.
+    /// `ip` of the family at hand, in the node's namespace: the site serves no other test after this.
     pub fn ip_cmd(&mut self, args: &str) {
         self.spoilt = true;
+        let family = match family() {
+            Family::V4 => "-4",
+            Family::V6 => "-6",
+        };
         let made = Command::new("ip")
+            .arg(family)
             .args(args.split(' '))
             .status()
             .expect("iproute2");
@@ -429,13 +422,20 @@ impl Rig {
     fn redirected(&mut self, frame: &[u8], sent: &[u8]) -> Outcome {
         let after = Seen::parse(sent);
         if let [reason] = self.new_drops()[..] {
-            assert_eq!(after.damage(), None, "of an answer, {after:?}");
+            assert_eq!(after.damage, [], "of an answer");
             return Outcome::Answered(reason, Box::new(after));
         }
         let before = Seen::parse(frame);
         assert_eq!(sent.len(), frame.len(), "no packet grows or shrinks");
-        assert_eq!(off_by(&after), off_by(&before), "checksums, of {after:?}");
-        if !after.is_icmp_error() {
+        assert_eq!(after.damage, before.damage, "of {after:?}");
+        if after.is_icmp_error() {
+            let whole = before.quote().ip_len <= before.ip_payload.len() - 8;
+            let (after, before) = (after.quote(), before.quote());
+            if whole {
+                assert_eq!(after.damage, before.damage, "of the quote, {after:?}");
+            }
+            assert_eq!(after.payload, before.payload, "of the quote");
+        } else {
             assert_eq!(after.payload, before.payload);
         }
         Outcome::Sent(Box::new(after))
