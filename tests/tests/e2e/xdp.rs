@@ -13,9 +13,10 @@ use netfw_tests::{
     },
     topology::{NODE, NODE_OUTSIDE, NODE6, NODE6_OUTSIDE, WORLD, WORLD6, wire},
     wait_until,
+    xdp::{self, host_side, told},
 };
 
-use crate::setting::{SOON, Site, attach, text};
+use crate::setting::{SOON, Site, attach};
 
 /// The node as the client knows it, and the world as a container does.
 const FAMILIES: [(IpAddr, IpAddr); 2] = [(NODE, WORLD), (NODE6, WORLD6)];
@@ -31,17 +32,6 @@ fn site(options: &[&str], publishes: &[&str]) -> Site {
     Site::in_lab(lab, options, publishes)
 }
 
-/// An uplink's XDP mode and why it has none, as the status tells them.
-#[track_caller]
-fn told(agent: &Agent, uplink: &str) -> (Option<String>, String) {
-    let status = agent.json(&["status"]);
-    let uplinks = status["uplinks"].as_array().expect("a list");
-    let one = uplinks.iter().find(|one| one["name"] == uplink);
-    let one = one.unwrap_or_else(|| panic!("no uplink {uplink} in {status}"));
-    let word = |field: &str| one[field].as_str().map(str::to_owned);
-    (word("xdp"), word("xdp_why").unwrap_or_default())
-}
-
 fn mode(agent: &Agent, uplink: &str) -> Option<String> {
     told(agent, uplink).0
 }
@@ -53,17 +43,10 @@ fn program(namespace: &Namespace, link: &str) -> Option<String> {
     rest.split_whitespace().nth(1).map(str::to_owned)
 }
 
-/// The host side of an endpoint's veth pair.
-#[track_caller]
-fn host_side(site: &Site, endpoint: &str) -> String {
-    let endpoint = site.agent.json(&["endpoint", "inspect", endpoint]);
-    text(&endpoint["host_interface"]).to_owned()
-}
-
 /// How many frames native XDP has sent into the endpoint's veth, by its driver's count.
 #[track_caller]
 fn sent(site: &Site, endpoint: &str) -> u64 {
-    let host = host_side(site, endpoint);
+    let host = host_side(&site.agent, endpoint);
     let shown = site.lab.node.run(&["ethtool", "-S", &host]);
     shown
         .lines()
@@ -72,19 +55,10 @@ fn sent(site: &Site, endpoint: &str) -> u64 {
         .sum()
 }
 
-/// How many packets the endpoint's veth has sent from its host side: XDP's of either mode and the
-/// bridge's. Those that TC redirects into the container are not among them.
+/// How many packets came into the container by XDP of either mode, or by its bridge.
 #[track_caller]
 fn entered(site: &Site, endpoint: &str) -> u64 {
-    let host = host_side(site, endpoint);
-    let shown = site
-        .lab
-        .node
-        .ip(&["-s", "-j", "link", "show", "dev", &host]);
-    let shown: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
-    shown[0]["stats64"]["tx"]["packets"]
-        .as_u64()
-        .expect("a number")
+    xdp::entered(&site.agent, &site.lab.node, endpoint)
 }
 
 fn gro(container: &Namespace) -> bool {
@@ -304,7 +278,7 @@ fn endpoints_come_and_go_while_xdp_runs() {
     // Whoever deletes it.
     let late = site.lab.container("other");
     attach(&site.agent, "other", &late, &[]);
-    let host = host_side(&site, "other");
+    let host = host_side(&site.agent, "other");
     site.lab.node.ip(&["link", "del", &host]);
     transfer.goes_on();
     page(&site);
