@@ -8,6 +8,7 @@
 //! * [`programs`]: nginx, echo servers, tcpdump and the like, in a namespace
 //! * [`packet`]: builds packets, good and damaged ones, and checks those that come back
 //! * [`testrun`]: runs TC and XDP programs on a packet, without a wire
+//! * [`tunnel`]: a wire between interfaces without Ethernet header
 //! * [`xdp`]: what shows that packets go by XDP
 //!
 //! Tests run side by side in one process and several processes side by side on one machine:
@@ -22,6 +23,7 @@ pub mod programs;
 pub mod reaper;
 pub mod testrun;
 pub mod topology;
+pub mod tunnel;
 pub mod wait;
 pub mod xdp;
 

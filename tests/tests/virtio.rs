@@ -69,6 +69,8 @@ impl Site {
             (&node, "up0", [NODE, NODE6]),
             (&client, "eth0", [CLIENT, CLIENT6]),
         ]);
+        // A test before may have left it off: generic XDP does.
+        set_merging(&node, true);
         let agent = Agent::serve(&node, &["--xdp", mode]);
         let web = Namespace::new("web");
         let endpoint = agent.json(&[
@@ -106,11 +108,6 @@ impl Site {
         self.agent.start_again();
     }
 
-    fn set_merging(&self, on: bool) {
-        let word = if on { "on" } else { "off" };
-        self.node.run(&["ethtool", "-K", "up0", "rx-gro-hw", word]);
-    }
-
     /// Datagrams, echoes and bulk, both ways; true where what came in went by XDP.
     #[track_caller]
     fn exchange(&self) -> bool {
@@ -133,6 +130,12 @@ impl Site {
         assert!(!(50..2500).contains(&by_xdp), "{by_xdp}: some by XDP");
         by_xdp >= 2500
     }
+}
+
+/// Does the uplink take segments that its host has merged, or never cut?
+fn set_merging(node: &Namespace, on: bool) {
+    let word = if on { "on" } else { "off" };
+    node.run(&["ethtool", "-K", "up0", "rx-gro-hw", word]);
 }
 
 /// The name of the interface with this MAC address.
@@ -169,14 +172,12 @@ fn a_publish_is_answered_through_native_xdp() {
     assert_eq!(told(&site.agent, "up0"), native);
     assert!(site.exchange());
 
-    for (mode, runs) in [
-        ("off", None),
-        ("generic", Some("generic")),
-        ("native", Some("native")),
-    ] {
+    for mode in ["off", "generic", "native"] {
         site.restart_with(mode);
+        let runs = (mode != "off").then_some(mode);
         assert_eq!(told(&site.agent, "up0").0.as_deref(), runs);
-        assert_eq!(site.exchange(), runs.is_some(), "{mode}");
+        // On skbs XDP is given what the host has not cut or summed up, and leaves that to TC.
+        assert_eq!(site.exchange(), mode == "native", "{mode}");
     }
 }
 
@@ -189,7 +190,7 @@ fn auto_takes_virtio_where_its_host_merges_nothing() {
     assert_eq!(mode, None, "{why}");
     assert!(why.contains("virtio_net would not merge"), "{why}");
     assert!(!site.exchange());
-    site.set_merging(false);
+    set_merging(&site.node, false);
     wait_until("XDP to be taken up", SOON, || {
         told(&site.agent, "up0").0.is_some()
     });

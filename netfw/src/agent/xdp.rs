@@ -181,13 +181,15 @@ impl Agent {
                     false => Ok(mode),
                 });
             let tried = match (chosen, before) {
-                // The kernel refused it as it is, or it runs. Somebody may have taken it off.
-                (Ok(mode), Some(before)) if before.facts == facts && !before.is_taken() => {
-                    if before.attached.is_ok() && self.runs(link.index) != Some(mode) {
+                (Ok(mode), Some(before)) if before.attached == Ok(mode) => {
+                    // Somebody may have taken it off.
+                    if self.runs(link.index) != Some(mode) {
                         todo.push((link.index, link.name.clone(), mode));
                     }
-                    before
+                    Tried { facts, ..before }
                 }
+                // The kernel refused it as it is.
+                (Ok(_), Some(before)) if before.facts == facts && !before.is_taken() => before,
                 (Ok(mode), _) => {
                     todo.push((link.index, link.name.clone(), mode));
                     let attached = Ok(mode);

@@ -14,5 +14,6 @@ mod publish;
 mod refused;
 mod setting;
 mod sockets;
+mod tunnel;
 mod walks;
 mod xdp;
