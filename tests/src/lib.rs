@@ -6,6 +6,7 @@
 //! * [`topology`]: [`Lab`], a client, a node and the outside world in one line
 //! * [`agent`]: a `netfw agent` that serves a lab's node, and the command line towards it
 //! * [`programs`]: nginx, echo servers, tcpdump and the like, in a namespace
+//! * [`sockets`]: sockets with what the standard library has no words for
 //! * [`packet`]: builds packets, good and damaged ones, and checks those that come back
 //! * [`testrun`]: runs TC and XDP programs on a packet, without a wire
 //! * [`tunnel`]: a wire between interfaces without Ethernet header
@@ -21,6 +22,7 @@ pub mod netns;
 pub mod packet;
 pub mod programs;
 pub mod reaper;
+pub mod sockets;
 pub mod testrun;
 pub mod topology;
 pub mod tunnel;

@@ -368,8 +368,16 @@ const MARKER: &str = "777";
 impl<'a> Capture<'a> {
     #[track_caller]
     pub fn start(namespace: &'a Namespace, device: &str) -> Self {
+        Self::start_with(namespace, device, &["-e"])
+    }
+
+    /// As [`start`](Self::start), with options of tcpdump's instead of link-layer headers.
+    #[track_caller]
+    pub fn start_with(namespace: &'a Namespace, device: &str, options: &[&str]) -> Self {
         // -Q inout is the default; -n: no names.
-        let running = namespace.spawn(&["tcpdump", "-n", "-l", "-e", "-i", device, "-B", "16384"]);
+        let mut words = vec!["tcpdump", "-n", "-l", "-i", device, "-B", "16384"];
+        words.extend(options);
+        let running = namespace.spawn(&words);
         wait_until("tcpdump to listen", SOON, || {
             running.stderr().contains("listening on")
         });
@@ -389,7 +397,7 @@ impl<'a> Capture<'a> {
             "-W2",
             &neighbour.to_string(),
         ]);
-        let marked = |line: &str| line.contains("echo reply") && line.contains("length 785");
+        let marked = |line: &str| line.contains("echo reply") && line.contains(" 785");
         wait_until("tcpdump to print everything", SOON, || {
             self.running.stdout().lines().any(marked)
         });

@@ -26,6 +26,8 @@ pub const FOR_TESTS: &[Program] = &[
     ("curl", "curl"),
     ("iperf3", "iperf3"),
     ("ping", "iputils-ping"),
+    ("tracepath", "iputils-tracepath"),
+    ("traceroute", "traceroute"),
     ("tcpdump", "tcpdump"),
     ("iptables", "iptables"),
     ("nft", "nftables"),

@@ -47,6 +47,18 @@ impl Site {
     }
 }
 
+/// Runs `test` twice: on what the client and the world send without checksums, as a veth pair does,
+/// and TC takes; and on what they send with checksums, and XDP takes.
+pub fn on_each_hook(publishes: &[&str], test: impl Fn(Site)) {
+    for state in ["on", "off"] {
+        let site = Site::new(publishes);
+        for end in [&site.lab.client, &site.lab.world] {
+            end.run(&["ethtool", "-K", "eth0", "tx", state]);
+        }
+        test(site);
+    }
+}
+
 /// `netfw endpoint add NAME --netns … -p …`: the address that it got.
 #[track_caller]
 pub fn attach(agent: &Agent, name: &str, container: &Namespace, publishes: &[&str]) -> IpAddr {
