@@ -12,6 +12,8 @@
 //! * [`packet`]: builds packets, good and damaged ones, and checks those that come back
 //! * [`stun`]: how a NAT behaves, as RFC 5780 finds out
 //! * [`testrun`]: runs TC and XDP programs on a packet, without a wire
+//! * [`tunnel`]: a wire between interfaces without Ethernet header
+//! * [`xdp`]: what shows that packets go by XDP
 //!
 //! Tests run side by side in one process and several processes side by side on one machine:
 //! every name that is global (namespaces, instances) carries the process id and a number.
@@ -29,7 +31,9 @@ pub mod sockets;
 pub mod stun;
 pub mod testrun;
 pub mod topology;
+pub mod tunnel;
 pub mod wait;
+pub mod xdp;
 
 pub use agent::Agent;
 pub use netns::{Namespace, Running};

@@ -53,6 +53,8 @@ pub const FOR_KERNEL: &[Program] = &[
     ("ip", "iproute2"),
     ("tc", "iproute2"),
     ("nsenter", "util-linux"),
+    ("unshare", "util-linux"),
+    ("ethtool", "ethtool"),
     ("strip", "binutils"),
 ];
 

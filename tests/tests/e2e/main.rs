@@ -20,5 +20,6 @@ mod sctp;
 mod setting;
 mod shadow;
 mod sockets;
+mod tunnel;
 mod walks;
 mod xdp;
