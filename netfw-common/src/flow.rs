@@ -10,7 +10,7 @@
 
 use crate::{
     addr::{Address, Be16, Ip4, Ip6, MacPair},
-    tuple::{Tuple, zone},
+    tuple::{Tuple, proto, zone},
 };
 
 /// Time in the data plane: 2^30 ns of `CLOCK_MONOTONIC` (1.07 s), so that a packet takes it from
@@ -23,7 +23,8 @@ pub const fn ticks(seconds: u32) -> u32 {
     (seconds as u64 * 1_000_000_000).div_ceil(TICK_NS) as u32
 }
 
-/// What a flow has seen. The names are nf_conntrack's where it has one.
+/// What a flow has seen. The names are nf_conntrack's where it has one. SCTP's are TCP's: see
+/// [`sctp::flags`].
 pub mod state {
     /// The first packet; no reply yet. Embryonic.
     pub const NEW: u8 = 0;
@@ -85,14 +86,16 @@ pub struct Flow<A> {
     pub macs: MacPair,
     /// The tick of the flow's last packet, in either direction. Written once a tick.
     pub seen: u32,
-    /// TCP: the sequence number behind the last segment of this direction, host order.
+    /// TCP: the sequence number behind the last segment of this direction, host order. SCTP: the
+    /// verification tag of this direction's packets, host order; 0: not known.
     pub end: u32,
     /// TCP: the last acknowledgment number of this direction, host order.
     pub ack: u32,
     /// Index into `COUNTERS` of the publish or, where there is none, the endpoint.
     pub counter: u16,
     /// Low bits of the tick and epoch ([`crate::record::Config::epoch`]) in which the way to the
-    /// world was looked up, see [`flag::L2_CACHED`].
+    /// world was looked up, see [`flag::L2_CACHED`]. From the world into a container there is none to
+    /// look up: the same of the last look for a socket of the node that the packets are for.
     pub routed: u16,
     /// The largest IP packet that this way takes, in bytes.
     pub mtu: u16,
@@ -163,7 +166,8 @@ impl<A: Address> Flow<A> {
     }
 }
 
-/// Timeouts in ticks: the record of RFC 5382 (TCP), 4787 (UDP) and 5508 (ICMP).
+/// Timeouts in ticks: the record of RFC 5382 (TCP), 4787 (UDP) and 5508 (ICMP). SCTP has TCP's, and
+/// other protocols UDP's.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Timeouts {
@@ -200,11 +204,11 @@ impl Timeouts {
     #[inline(always)]
     pub fn of(&self, proto: u8, state: u8) -> u32 {
         match (proto, state) {
-            (crate::tuple::proto::TCP, state::NEW | state::REPLIED) => self.tcp_embryonic,
-            (crate::tuple::proto::TCP, state::ESTABLISHED) => self.tcp_established,
-            (crate::tuple::proto::TCP, state::REFUSED) => REFUSED,
-            (crate::tuple::proto::TCP, _) => self.tcp_closing,
-            (crate::tuple::proto::ICMP | crate::tuple::proto::ICMPV6, _) => self.icmp,
+            (proto::TCP | proto::SCTP, state::NEW | state::REPLIED) => self.tcp_embryonic,
+            (proto::TCP | proto::SCTP, state::ESTABLISHED) => self.tcp_established,
+            (proto::TCP | proto::SCTP, state::REFUSED) => REFUSED,
+            (proto::TCP | proto::SCTP, _) => self.tcp_closing,
+            (proto::ICMP | proto::ICMPV6, _) => self.icmp,
             (_, state::NEW) => self.udp_unreplied,
             _ => self.udp_replied,
         }
@@ -219,13 +223,39 @@ pub mod tcp {
     pub const ACK: u8 = 0x10;
 }
 
+/// SCTP's chunks of the engine's concern (RFC 9260 3.2).
+pub mod sctp {
+    use super::tcp;
+
+    pub const DATA: u8 = 0;
+    pub const INIT: u8 = 1;
+    pub const INIT_ACK: u8 = 2;
+    pub const ABORT: u8 = 6;
+    pub const SHUTDOWN: u8 = 7;
+    pub const SHUTDOWN_ACK: u8 = 8;
+
+    /// TCP's flags that mean the same to a flow's state as a packet whose first chunk is `chunk`. An
+    /// INIT, an INIT ACK or a COOKIE ECHO is always the first; another that ends an association and
+    /// is not goes unnoticed.
+    #[inline(always)]
+    pub fn flags(chunk: u8) -> u8 {
+        match chunk {
+            INIT => tcp::SYN,
+            INIT_ACK => tcp::SYN | tcp::ACK,
+            ABORT => tcp::RST,
+            SHUTDOWN | SHUTDOWN_ACK => tcp::FIN | tcp::ACK,
+            _ => tcp::ACK,
+        }
+    }
+}
+
 /// Does a flow in `state` belong to the table that never evicts?
 #[inline(always)]
 pub fn is_assured(state: u8) -> bool {
     (state::ESTABLISHED..state::TIME_WAIT).contains(&state)
 }
 
-/// The state of a UDP or ICMP flow after a packet in the reply direction or not.
+/// The state of a flow of UDP, ICMP or a protocol without ports after a packet in the reply direction or not.
 ///
 /// An answer alone does not make it assured: else a thousand DNS queries per second would fill the
 /// table with talks of two packets (nf_conntrack calls such flows unassured likewise).
@@ -239,13 +269,15 @@ pub fn next_query_state(state: u8, reply: bool) -> u8 {
     }
 }
 
-/// Of a TCP segment: what tells whether it belongs to the talk. Host order.
+/// Of a TCP segment or SCTP packet: what tells whether it belongs to the talk. Host order.
 #[repr(C)]
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Segment {
+    /// SCTP: the verification tag.
     pub seq: u32,
     /// The sequence number behind it: SYN and FIN count as one.
     pub end: u32,
+    /// SCTP: the tag that an INIT or INIT ACK asks for in packets of the other direction.
     pub ack: u32,
 }
 
@@ -277,6 +309,16 @@ impl Segment {
             return flags & tcp::ACK != 0 && self.ack == other.end;
         }
         self.seq == own.end || self.seq == other.ack
+    }
+
+    /// The same for a packet of SCTP: it must have its direction's tag. An ABORT of somebody who knows
+    /// of no association has the tag of what it answers (RFC 9260 8.4).
+    #[inline(always)]
+    pub fn is_tagged<A>(&self, flags: u8, own: &Flow<A>, other: &Flow<A>) -> bool {
+        // An INIT has none, and begins anew.
+        flags & (tcp::SYN | tcp::ACK) == tcp::SYN
+            || self.seq != 0
+                && (self.seq == own.end || flags & tcp::RST != 0 && self.seq == other.end)
     }
 }
 
@@ -436,6 +478,63 @@ mod tests {
             ack: 5,
         };
         assert!(!forged.is_plausible(RST | ACK, &own, &other));
+    }
+
+    #[test]
+    fn an_association_is_followed_by_its_tags() {
+        use sctp::{ABORT, INIT, INIT_ACK};
+        const COOKIE_ECHO: u8 = 10;
+        let own = Flow4 {
+            end: 7,
+            ..Default::default()
+        };
+        let other = Flow4 {
+            end: 8,
+            ..Default::default()
+        };
+        let is_tagged = |chunk, tag| {
+            let packet = Segment {
+                seq: tag,
+                ..Default::default()
+            };
+            packet.is_tagged(sctp::flags(chunk), &own, &other)
+        };
+        assert!(is_tagged(INIT, 0) && is_tagged(INIT_ACK, 7) && is_tagged(COOKIE_ECHO, 7));
+        assert!(is_tagged(ABORT, 7) && is_tagged(ABORT, 8), "reflected");
+        for tag in [0, 8, 9] {
+            assert!(
+                !is_tagged(INIT_ACK, tag) && !is_tagged(COOKIE_ECHO, tag),
+                "{tag}"
+            );
+        }
+        assert!(!is_tagged(ABORT, 0) && !is_tagged(ABORT, 9));
+        let unknown = Flow4::default();
+        assert!(!Segment::default().is_tagged(sctp::flags(ABORT), &unknown, &unknown));
+    }
+
+    #[test]
+    fn an_association_is_opened_and_shut_down_as_a_connection_is() {
+        use sctp::*;
+        use state::*;
+        const COOKIE_ECHO: u8 = 10;
+        const COOKIE_ACK: u8 = 11;
+        const SHUTDOWN_COMPLETE: u8 = 14;
+        let mut state = NEW;
+        for (chunk, reply, want) in [
+            (INIT, false, NEW),
+            (INIT_ACK, true, REPLIED),
+            (COOKIE_ECHO, false, ESTABLISHED),
+            (COOKIE_ACK, true, ESTABLISHED),
+            (SHUTDOWN, true, FIN_REPLY),
+            (SHUTDOWN_ACK, false, TIME_WAIT),
+            (SHUTDOWN_COMPLETE, true, TIME_WAIT),
+            (INIT, false, TIME_WAIT),
+            (INIT_ACK, true, REPLIED),
+            (ABORT, false, REFUSED),
+        ] {
+            state = next_tcp_state(state, sctp::flags(chunk), reply);
+            assert_eq!(state, want, "chunk {chunk}");
+        }
     }
 
     #[test]

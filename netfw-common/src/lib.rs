@@ -12,10 +12,12 @@
 //! | [`record`] | endpoints, publishes, subnets, uplinks, configuration, counters |
 //! | [`drop`] | why a packet was dropped |
 //! | [`csum`] | RFC 1624 checksum arithmetic |
+//! | [`crc32c`] | SCTP's checksum, changed without reading the packet |
 //! | [`port`] | the choice of a port for masquerade |
 #![no_std]
 
 pub mod addr;
+pub mod crc32c;
 pub mod csum;
 pub mod drop;
 pub mod flow;

@@ -33,7 +33,7 @@ const EEXIST: i32 = -17;
 
 /// The tick of now.
 #[inline(always)]
-fn now() -> u32 {
+pub fn now() -> u32 {
     // The coarse clock (5.11) costs no more than a load, and is exact to a few ms.
     // SAFETY: a helper call.
     let ns = unsafe { aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns() };
@@ -114,6 +114,13 @@ impl<A: Address> Entry<A> {
         unsafe { addr_of_mut!((*self.0).state).write_volatile(state) };
     }
 
+    /// Notes the tag that the direction's SCTP packets will have.
+    #[inline(always)]
+    fn set_tag(self, tag: u32) {
+        // SAFETY: see `set_seen`.
+        unsafe { addr_of_mut!((*self.0).end).write_volatile(tag) };
+    }
+
     /// Notes how far the direction's segments have come.
     #[inline(always)]
     fn set_segment(self, segment: &Segment, flags: u8) {
@@ -152,6 +159,11 @@ impl<A: Address> Entry<A> {
             addr_of_mut!((*self.0).macs).write_volatile(macs);
         }
         self.set_flags(flags | flag::L2_CACHED);
+        self.set_routed(epoch);
+    }
+
+    #[inline(always)]
+    fn set_routed(self, epoch: u16) {
         // SAFETY: see `set_seen`.
         unsafe { addr_of_mut!((*self.0).routed).write_volatile(epoch) };
     }
@@ -200,7 +212,7 @@ pub fn lookup<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
     };
     entry.copy_to(&mut work.flow);
     let flow = &work.flow;
-    let settled = if work.key.proto == proto::TCP {
+    let settled = if proto::has_connections(work.key.proto) {
         assured
             && flow.state == state::ESTABLISHED
             && work.flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0
@@ -242,7 +254,17 @@ fn advance<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
 
     let reply = work.flow.has(flag::REPLY);
     let old = work.flow.state;
-    let new = if work.key.proto != proto::TCP {
+    let new = if work.key.proto == proto::SCTP {
+        if work.segment.is_tagged(work.flags, &work.flow, &work.other) {
+            // Of an association that is, the tags do not change: only a forged packet would.
+            if work.flags & tcp::SYN != 0 && old != state::ESTABLISHED {
+                other.set_tag(work.segment.ack);
+            }
+            next_tcp_state(old, work.flags, reply)
+        } else {
+            old
+        }
+    } else if work.key.proto != proto::TCP {
         next_query_state(old, reply)
     } else if work
         .segment
@@ -329,6 +351,23 @@ fn retire<F: Family>(work: &Work<F::Addr>, entry: Entry<F::Addr>, other: Entry<F
         let _ = F::embryos().insert(key, half.as_ref(), BPF_NOEXIST);
     }
     remove_both::<F>(work, true);
+}
+
+/// Removes the flow of `work.key`, whose entry is in `work.flow`.
+#[inline(always)]
+pub fn forget<F: Family>(work: &mut Work<F::Addr>) {
+    work.reply_key = work.flow.reverse_key(work.key.proto);
+    for assured in [true, false] {
+        remove_both::<F>(work, assured);
+    }
+}
+
+/// Notes in the flow of `work.key` that sockets were looked for in this tick.
+#[inline(always)]
+pub fn note_look<F: Family>(work: &Work<F::Addr>) {
+    if let Some((entry, _)) = find::<F>(&work.key) {
+        entry.set_routed(work.epoch);
+    }
 }
 
 /// Finds the flow of `work.key` and copies its entry into `work.flow`, for an ICMP error that speaks
@@ -420,6 +459,19 @@ fn evict<F: Family>(work: &mut Work<F::Addr>, assured: bool) {
         }
     }
     remove::<F>(&work.reply_key, assured);
+}
+
+/// Takes this tuple of answers away from whoever has it.
+#[inline(always)]
+pub fn evict_reply<F: Family>(answer: &Tuple<F::Addr>) {
+    if let Some(work) = F::work()
+        && let Some((holder, assured)) = find::<F>(answer)
+    {
+        holder.copy_to(&mut work.other);
+        work.key.proto = answer.proto;
+        work.reply_key = *answer;
+        evict::<F>(work, assured);
+    }
 }
 
 /// Claims `work.reply_key`, the tuple that answers will have, for `work.reply`.

@@ -28,6 +28,7 @@ const EMBRYO_ENTRIES: u32 = 1 << 17;
 const PUBLISH_ENTRIES: u32 = 1 << 18;
 const ENDPOINT_ENTRIES: u32 = 1 << 14;
 const COUNTER_ENTRIES: u32 = 1 << 15;
+const TALK_ENTRIES: u32 = 1 << 13;
 
 /// `BPF_F_NO_PREALLOC`: tables that are mostly empty and written by the agent alone.
 const ON_DEMAND: u32 = 1;
@@ -80,6 +81,12 @@ pub static UPLINKS: HashMap<u32, Uplink> = HashMap::with_max_entries(1024, ON_DE
 pub static SOCKETS4: LruHashMap<SocketKey4, SocketPeer4> = LruHashMap::with_max_entries(1 << 16, 0);
 #[map]
 pub static SOCKETS6: LruHashMap<SocketKey6, SocketPeer6> = LruHashMap::with_max_entries(1 << 16, 0);
+/// Talks of the node: see [`crate::talk`]. Answers' tuples, and the tick of the last packet. Not pinned:
+/// the next packet makes a new one.
+#[map]
+pub static TALKS4: LruHashMap<Tuple4, u32> = LruHashMap::with_max_entries(TALK_ENTRIES, 0);
+#[map]
+pub static TALKS6: LruHashMap<Tuple6, u32> = LruHashMap::with_max_entries(TALK_ENTRIES, 0);
 /// Not pinned and never shared: see [`Work`].
 #[map]
 pub static WORK4: PerCpuArray<Work<Ip4>> = PerCpuArray::with_max_entries(1, 0);

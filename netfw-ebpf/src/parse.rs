@@ -6,7 +6,7 @@
 
 use netfw_common::{
     addr::{Be16, Be32, Mac},
-    flow::Segment,
+    flow::{Segment, sctp, tcp},
     tuple::proto,
 };
 
@@ -38,8 +38,8 @@ pub struct Ethernet {
 /// The packet fails the checks that the stack makes on receipt.
 pub struct Malformed;
 
-/// Reads the transport header into `work`; false where netfw does not translate it (yet): other
-/// protocols, fragments, ICMP but echo, headers cut short.
+/// Reads the transport header into `work`; false where netfw does not translate it: what signs
+/// or sums up its addresses in unknown ways, fragments, ICMP but echo, headers cut short.
 ///
 /// The network header has been read.
 #[inline(always)]
@@ -52,7 +52,7 @@ pub fn transport<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> 
     }
     match work.key.proto {
         proto::TCP => {
-            use netfw_common::flow::tcp::{ACK, FIN, RST, SYN};
+            use tcp::{ACK, FIN, RST, SYN};
             let Some(header) = packet.read::<Tcp>(work.transport()) else {
                 return false;
             };
@@ -76,6 +76,25 @@ pub fn transport<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> 
             (work.key.sport, work.key.dport) = (header.sport, header.dport);
             work.opens = true;
         }
+        proto::SCTP => {
+            let Some(header) = packet.read::<Sctp>(work.transport()) else {
+                return false;
+            };
+            (work.key.sport, work.key.dport) = (header.sport, header.dport);
+            work.segment.seq = header.tag.get();
+            // Of packets rolled into one (GSO) the header alone is linear; they hold data.
+            let chunk = packet.read::<Chunk>(work.transport() + Sctp::LEN);
+            let kind = chunk.map_or(sctp::DATA, |chunk| chunk.kind);
+            work.flags = sctp::flags(kind);
+            if work.flags & tcp::SYN != 0 {
+                let at = work.transport() + Sctp::LEN + size_of::<Chunk>();
+                let Some(tag) = packet.read::<Be32>(at) else {
+                    return false;
+                };
+                work.segment.ack = tag.get();
+            }
+            work.opens = kind == sctp::INIT && work.segment.seq == 0;
+        }
         icmp if icmp == F::ICMP => {
             let Some(header) = packet.read::<Icmp>(work.transport()) else {
                 return false;
@@ -89,6 +108,7 @@ pub fn transport<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> 
                 return false;
             }
         }
+        other if proto::is_portless(other) => work.opens = true,
         _ => return false,
     }
     true
@@ -126,6 +146,30 @@ pub struct Udp {
 impl Udp {
     pub const LEN: u32 = 8;
     pub const CHECKSUM: usize = 6;
+}
+
+/// SCTP's common header (RFC 9260 3.1).
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Sctp {
+    pub sport: Be16,
+    pub dport: Be16,
+    pub tag: Be32,
+    pub checksum: u32,
+}
+
+impl Sctp {
+    pub const LEN: usize = size_of::<Self>();
+    pub const CHECKSUM: usize = 8;
+}
+
+/// The head of an SCTP chunk (RFC 9260 3.2). An INIT's and an INIT ACK's tag follows.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Chunk {
+    kind: u8,
+    flags: u8,
+    len: Be16,
 }
 
 /// An ICMP or ICMPv6 header of a query (RFC 792, 4443).

@@ -55,7 +55,7 @@ pub struct Work<A> {
     pub quote_l4: u32,
     /// By how much the quote's sum changed.
     pub quote_change: u32,
-    /// TCP's numbers; of other protocols, whatever was there.
+    /// TCP's and SCTP's numbers; of other protocols, whatever was there.
     pub segment: Segment,
     /// Copy of another entry that is to be judged: the flow's other half, or whoever holds a tuple.
     pub other: Flow<A>,
@@ -86,9 +86,10 @@ pub struct Work<A> {
     pub ttl: u8,
     /// TOS or traffic class.
     pub tos: u8,
-    /// TCP's flags, else 0.
+    /// TCP's flags, or what SCTP's chunk comes to; else 0.
     pub flags: u8,
-    /// May it open a flow: a TCP SYN, any UDP packet, an ICMP echo request?
+    /// May it open a flow: a TCP SYN, an SCTP INIT, an ICMP echo request, any packet of UDP or of a
+    /// protocol without ports?
     pub opens: bool,
     /// It is an ICMP error, and the flow is that of the packet it quotes.
     pub related: bool,

@@ -24,6 +24,7 @@ pub const TTL: u8 = 64;
 enum Transport {
     Udp,
     Tcp { flags: String, seq: u32, ack: u32 },
+    Sctp { chunk: u8, tag: u32 },
     EchoRequest { id: u16, seq: u16 },
     EchoReply { id: u16, seq: u16 },
     IcmpError { kind: u8, code: u8, parameter: u32 },
@@ -78,7 +79,7 @@ pub struct Packet {
     options: Vec<u8>,
     fragment: Option<Range<usize>>,
     dont_fragment: bool,
-    udp_without_checksum: bool,
+    without_checksum: bool,
     bad_ip_checksum: bool,
     bad_transport_checksum: bool,
     trailer: usize,
@@ -103,7 +104,7 @@ impl Packet {
             options: Vec::new(),
             fragment: None,
             dont_fragment: true,
-            udp_without_checksum: false,
+            without_checksum: false,
             bad_ip_checksum: false,
             bad_transport_checksum: false,
             trailer: 0,
@@ -131,6 +132,21 @@ impl Packet {
         } else {
             b"netfw"
         })
+    }
+
+    /// A packet of one chunk, by its type, with a verification tag; the payload is what follows the
+    /// head of the chunk.
+    #[track_caller]
+    pub fn sctp(source: &str, destination: &str, chunk: u8, tag: u32) -> Self {
+        let transport = Transport::Sctp { chunk, tag };
+        Self::new(socket(source), socket(destination), transport)
+    }
+
+    /// The payload of an INIT or INIT ACK: it asks for packets with this tag.
+    pub fn initiate(self, tag: u32) -> Self {
+        // A window of 64 KiB, ten streams each way, and the first number.
+        let rest = [0, 1, 0, 0, 0, 10, 0, 10, 0, 0, 0, 1];
+        self.payload(&[&tag.to_be_bytes()[..], &rest].concat())
     }
 
     /// An ICMP or ICMPv6 echo request.
@@ -222,7 +238,13 @@ impl Packet {
 
     /// UDP over IPv4 with checksum 0: none.
     pub fn udp_without_checksum(mut self) -> Self {
-        self.udp_without_checksum = true;
+        self.without_checksum = true;
+        self
+    }
+
+    /// SCTP with checksum 0: to be filled in by hardware, or none at all (RFC 9653).
+    pub fn sctp_without_checksum(mut self) -> Self {
+        self.without_checksum = true;
         self
     }
 
@@ -353,6 +375,7 @@ impl Packet {
         match (&self.transport, self.source.is_ipv4()) {
             (Transport::Udp, _) => IpNumber::UDP,
             (Transport::Tcp { .. }, _) => IpNumber::TCP,
+            (Transport::Sctp { .. }, _) => IpNumber::SCTP,
             (Transport::Raw(protocol), _) => *protocol,
             // The others are ICMP.
             (_, true) => IpNumber::ICMP,
@@ -372,7 +395,7 @@ impl Packet {
                     length: u16::try_from(8 + self.payload.len()).expect(FITS),
                     checksum: 0,
                 };
-                if !self.udp_without_checksum {
+                if !self.without_checksum {
                     header.checksum = match addresses {
                         (IpAddr::V4(source), IpAddr::V4(destination)) => header
                             .calc_checksum_ipv4_raw(
@@ -422,6 +445,21 @@ impl Packet {
                 }
                 .expect(FITS);
                 (header.to_bytes().to_vec(), 16)
+            }
+            Transport::Sctp { chunk, tag } => {
+                let len = u16::try_from(4 + self.payload.len()).expect(FITS);
+                let mut header = Vec::new();
+                header.extend(self.source.port().to_be_bytes());
+                header.extend(self.destination.port().to_be_bytes());
+                header.extend(tag.to_be_bytes());
+                header.extend([0; 4]);
+                header.extend([*chunk, 0]);
+                header.extend(len.to_be_bytes());
+                if !self.without_checksum {
+                    let sum = crc32c::crc32c_append(crc32c::crc32c(&header), &self.payload);
+                    header[8..12].copy_from_slice(&sum.to_le_bytes());
+                }
+                (header, 8)
             }
             Transport::EchoRequest { id, seq } | Transport::EchoReply { id, seq } => {
                 let request = matches!(self.transport, Transport::EchoRequest { .. });
@@ -520,6 +558,8 @@ mod tests {
                     Packet::tcp(source, destination, "P.").payload(b"odd"),
                     Packet::ping(from, to, 7),
                     Packet::pong(from, to, 7),
+                    Packet::sctp(source, destination, 1, 0).initiate(77),
+                    Packet::sctp(source, destination, 0, 77).payload(b"odd"),
                 ]
             })
             .collect()

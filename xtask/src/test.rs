@@ -66,7 +66,15 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     } else {
         as_root(
             &toolchain,
-            &["test", "--release", "--no-fail-fast", "--test", "node"],
+            &[
+                "test",
+                "--release",
+                "--no-fail-fast",
+                "--test",
+                "bpf",
+                "--test",
+                "net",
+            ],
             &["netfw"],
             &[],
         )

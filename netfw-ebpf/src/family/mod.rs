@@ -48,6 +48,10 @@ pub trait Family {
     /// Reads and checks the network header, and what stands between it and the transport's.
     fn parse<P: Packet>(packet: &P, work: &mut Work<Self::Addr>) -> Result<(), Malformed>;
 
+    /// Reads addresses and protocol of a packet that leaves into `key`. Returns where, from the network
+    /// header on, its transport header begins; None where there is no header to be read.
+    fn leaving<P: Packet>(packet: &P, key: &mut Tuple<Self::Addr>) -> Option<usize>;
+
     /// The verdict on what a container sends that is its link's business alone, or from an address
     /// that it does not have; None: a packet to be routed.
     fn on_link<P: Packet>(
@@ -121,6 +125,7 @@ pub trait Family {
     fn publishes() -> &'static HashMap<PublishKey<Self::Addr>, Publish<Self::Addr>>;
     fn addresses() -> &'static HashMap<Self::Addr, EndpointIfindex>;
     fn locals() -> &'static HashMap<Self::Addr, Local>;
+    fn talks() -> &'static LruHashMap<Tuple<Self::Addr>, u32>;
     fn sockets() -> &'static LruHashMap<SocketKey<Self::Addr>, SocketPeer<Self::Addr>>;
 
     /// The subnet of one of netfw's networks that holds `addr`.

@@ -143,6 +143,20 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn leaving<P: Packet>(packet: &P, key: &mut Tuple<Ip4>) -> Option<usize> {
+        let mut header = Ipv4::default();
+        if !packet.load_network(0, &mut header) {
+            return None;
+        }
+        (key.src, key.dst) = (header.src, header.dst);
+        // The parts of a datagram but the first have no transport header.
+        if header.fragment.get() & Ipv4::OFFSET == 0 {
+            key.proto = header.proto;
+        }
+        Some(usize::from(header.version_ihl & 0xf) * 4)
+    }
+
+    #[inline(always)]
     fn rewrite<P: Packet>(packet: &mut P, to: &Flow<Ip4>, changed: u32) -> bool {
         /// The header from the TTL on.
         #[repr(C)]
@@ -346,6 +360,11 @@ impl Family for V4 {
     #[inline(always)]
     fn locals() -> &'static HashMap<Ip4, Local> {
         &maps::LOCALS4
+    }
+
+    #[inline(always)]
+    fn talks() -> &'static LruHashMap<Tuple<Ip4>, u32> {
+        &maps::TALKS4
     }
 
     #[inline(always)]

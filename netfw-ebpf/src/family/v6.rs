@@ -287,6 +287,22 @@ impl Family for V6 {
     }
 
     #[inline(always)]
+    fn leaving<P: Packet>(packet: &P, key: &mut Tuple<Ip6>) -> Option<usize> {
+        let mut header = Ipv6::default();
+        if !packet.load_network(0, &mut header) {
+            return None;
+        }
+        (key.src, key.dst, key.proto) = (header.src, header.dst, header.next);
+        // In front of what a tunnel carries Linux says how deep tunnels may be nested (RFC 2473 4.1).
+        let mut option = Extension::default();
+        if header.next == extension::DESTINATION && packet.load_network(Ipv6::LEN, &mut option) {
+            key.proto = option.next;
+            return Some(Ipv6::LEN + option.len(header.next) as usize);
+        }
+        Some(Ipv6::LEN)
+    }
+
+    #[inline(always)]
     fn rewrite<P: Packet>(packet: &mut P, to: &Flow<Ip6>, changed: u32) -> bool {
         let Some([next, hops]) = packet.read::<[u8; 2]>(P::NETWORK + Ipv6::NEXT) else {
             return false;
@@ -459,6 +475,11 @@ impl Family for V6 {
     #[inline(always)]
     fn locals() -> &'static HashMap<Ip6, Local> {
         &maps::LOCALS6
+    }
+
+    #[inline(always)]
+    fn talks() -> &'static LruHashMap<Tuple<Ip6>, u32> {
+        &maps::TALKS6
     }
 
     #[inline(always)]

@@ -288,7 +288,7 @@ impl Call {
         unsafe { F::Family::bound(self.socket()) }
     }
 
-    /// Multipath TCP has TCP's number plus 256.
+    /// The IP protocol number.
     #[inline(always)]
     fn proto(&self) -> u8 {
         // SAFETY: the kernel's context, valid for the program's run.

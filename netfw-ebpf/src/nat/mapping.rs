@@ -13,7 +13,7 @@ use crate::{
     family::Family,
     flow::{self, Claim},
     packet::Packet,
-    socket,
+    socket, talk,
     work::Work,
 };
 
@@ -91,6 +91,9 @@ pub fn prepare<P: Packet, F: Family>(
     if work.key.proto == proto::TCP {
         work.flow.end = work.segment.end;
     }
+    if work.key.proto == proto::SCTP {
+        work.reply.end = work.segment.ack;
+    }
     work.from_node = mapping.source_is_node;
 }
 
@@ -106,16 +109,46 @@ pub fn create<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Res
 /// Chooses the source port, claims it, and inserts both halves.
 #[inline(never)]
 fn insert<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result<(), Drop> {
-    let config = flow::config();
-    work.hash = port::hash(work.key.src.sum(), work.key.sport.get(), work.key.proto);
-    let range = port::Range {
-        min: config.port_min,
-        max: config.port_max,
-    };
-
     work.fallback = Be16::new(0);
     work.pressed = false;
-    let mut found = false;
+    let has_ports = proto::has_ports(work.key.proto);
+    if has_ports {
+        search::<P, F>(packet, work)?;
+    } else if !is_free::<P, F>(packet, work) {
+        return Err(Drop::Ambiguous);
+    }
+    let mut claim = flow::claim::<F>(work);
+    if claim == Claim::Taken && has_ports {
+        // Overtaken between the look and the claim: one port further, once.
+        let next = range().candidate(work.key.sport.get(), work.hash, port::TRIES);
+        work.flow.sport = Be16::new(next);
+        if is_free::<P, F>(packet, work) {
+            claim = flow::claim::<F>(work);
+        }
+    }
+    match claim {
+        Claim::Taken if has_ports => Err(Drop::PortsExhausted),
+        Claim::Taken => Err(Drop::Ambiguous),
+        Claim::Full => Err(Drop::TableFull),
+        claim => flow::open::<F>(work, claim),
+    }
+}
+
+/// The ports to choose from.
+#[inline(always)]
+fn range() -> port::Range {
+    let config = flow::config();
+    port::Range {
+        min: config.port_min,
+        max: config.port_max,
+    }
+}
+
+/// Looks for a source port that the flow can have, and leaves it in `work.flow`.
+#[inline(always)]
+fn search<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result<(), Drop> {
+    let range = range();
+    work.hash = port::hash(work.key.src.sum(), work.key.sport.get(), work.key.proto);
     for attempt in 0..port::TRIES {
         let port = work.key.sport;
         // A port that is the client's own is kept whatever it is, where no other is in its way.
@@ -124,33 +157,17 @@ fn insert<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result<
         } else {
             Be16::new(range.candidate(port.get(), work.hash, attempt))
         };
-        found = is_free::<P, F>(packet, work);
-        if found {
-            break;
-        }
-    }
-    if !found {
-        // A flow that is over gives way.
-        work.pressed = true;
-        work.flow.sport = work.fallback;
-        if work.fallback == Be16::new(0) || !is_free::<P, F>(packet, work) {
-            return Err(Drop::PortsExhausted);
-        }
-    }
-    let mut claim = flow::claim::<F>(work);
-    if claim == Claim::Taken {
-        // Overtaken between the look and the claim: one port further, once.
-        let next = range.candidate(work.key.sport.get(), work.hash, port::TRIES);
-        work.flow.sport = Be16::new(next);
         if is_free::<P, F>(packet, work) {
-            claim = flow::claim::<F>(work);
+            return Ok(());
         }
     }
-    match claim {
-        Claim::Taken => Err(Drop::PortsExhausted),
-        Claim::Full => Err(Drop::TableFull),
-        claim => flow::open::<F>(work, claim),
+    // A flow that is over gives way.
+    work.pressed = true;
+    work.flow.sport = work.fallback;
+    if work.fallback == Be16::new(0) || !is_free::<P, F>(packet, work) {
+        return Err(Drop::PortsExhausted);
     }
+    Ok(())
 }
 
 /// Can the flow have the reply tuple that goes with its source port? Leaves it in
@@ -160,7 +177,7 @@ fn is_free<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> bool {
     work.reply_key = work.flow.reverse_key(work.key.proto);
     let reply = &work.reply_key;
     // Would answers go to a publish or a socket of the node?
-    if work.from_node && (reply.proto == proto::TCP || reply.proto == proto::UDP) {
+    if work.from_node && matches!(reply.proto, proto::TCP | proto::UDP | proto::SCTP) {
         let mut key = PublishKey {
             addr: reply.dst,
             port: reply.dport,
@@ -174,6 +191,9 @@ fn is_free<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> bool {
         if F::publishes().get_ptr(key).is_some() || socket::exists::<P, F>(packet, reply) {
             return false;
         }
+    }
+    if work.from_node && talk::is_nodes::<F>(reply) {
+        return false;
     }
     flow::is_free::<F>(work)
 }

@@ -3,7 +3,7 @@
 use netfw_common::{
     addr::{Address, Be16},
     drop::Drop,
-    flow::flag,
+    flow::{flag, tcp},
     record::{Endpoint, Publish, PublishKey, network_flag},
     tuple::{proto, zone},
 };
@@ -54,6 +54,7 @@ fn flow_of<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result
     flow::set_now(work);
     if translatable {
         match flow::lookup::<F>(work) {
+            Ok(()) if is_overtaken::<P, F>(packet, work) => flow::forget::<F>(work),
             Ok(()) => return Ok(()),
             Err(Miss::TableFull) => return Err(Verdict::Drop(Drop::TableFull)),
             Err(Miss::Absent) => {}
@@ -77,6 +78,35 @@ fn flow_of<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result
         }
         _ => Verdict::Pass,
     })
+}
+
+/// Is the packet for a socket of the node that was opened after the flow in `work` was made, or that
+/// only a look from here finds, because it is bound to this interface? Else whoever made the flow
+/// would get what is sent to that socket.
+///
+/// Asked of what opens a connection, and of datagrams once a tick.
+#[inline(always)]
+fn is_overtaken<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> bool {
+    let due = match work.key.proto {
+        proto::TCP => work.flags & tcp::SYN != 0,
+        // Not by the flow's last packet, which may be the container's.
+        proto::UDP => work.flow.routed != work.epoch,
+        _ => false,
+    };
+    due && is_for_socket::<P, F>(packet, work)
+}
+
+#[inline(never)]
+fn is_for_socket<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> bool {
+    let datagram = work.key.proto == proto::UDP;
+    if datagram {
+        flow::note_look::<F>(work);
+    }
+    if !work.flow.has(flag::PUBLISHED) {
+        return socket::exists::<P, F>(packet, &work.key);
+    }
+    // A published port is the publish's, but for an answer that somebody waits for.
+    datagram && socket::is_awaited::<F>(packet.context(), &work.key)
 }
 
 /// Into the container.

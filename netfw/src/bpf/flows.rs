@@ -349,7 +349,7 @@ fn is_older(seen: u32, now: u32, ticks: u32) -> bool {
 /// How long a mapping lives unused: no shorter than a flow of its protocol that is in use.
 fn mapping_timeout(proto: u8, timeouts: &Timeouts) -> u32 {
     match proto {
-        proto::TCP => timeouts
+        proto::TCP | proto::SCTP => timeouts
             .udp_replied
             .max(timeouts.of(proto, state::ESTABLISHED)),
         _ => timeouts.udp_replied,
@@ -489,7 +489,7 @@ mod tests {
     #[test]
     fn a_mapping_outlives_its_flows() {
         let timeouts = Timeouts::default();
-        for proto in [proto::TCP, proto::UDP, proto::ICMP] {
+        for proto in [proto::TCP, proto::SCTP, proto::UDP, proto::ICMP] {
             let timeout = mapping_timeout(proto, &timeouts);
             assert!(timeout >= timeouts.of(proto, state::ESTABLISHED), "{proto}");
         }

@@ -32,19 +32,23 @@ pub struct Seen {
 pub struct Damage {
     pub what: &'static str,
     /// The sum of all that it covers, and of itself: 0 if it were right (RFC 1071). In network
-    /// order.
-    pub off: u16,
+    /// order. Of SCTP, the bits that are wrong.
+    pub off: u32,
 }
 
 impl Seen {
     /// Panics where the bytes are no Ethernet frame with a whole IP packet.
     #[track_caller]
     pub fn parse(frame: &[u8]) -> Self {
-        let packet = SlicedPacket::from_ethernet(frame)
-            .unwrap_or_else(|error| panic!("{error}, in {frame:02x?}"));
+        Self::try_parse(frame).unwrap_or_else(|error| panic!("{error}, in {frame:02x?}"))
+    }
+
+    /// The error says why the bytes are no Ethernet frame with a whole IP packet.
+    pub fn try_parse(frame: &[u8]) -> Result<Self, String> {
+        let packet = SlicedPacket::from_ethernet(frame).map_err(|error| error.to_string())?;
         let ethernet = match &packet.link {
             Some(etherparse::LinkSlice::Ethernet2(ethernet)) => ethernet.to_header(),
-            other => panic!("no Ethernet header: {other:?}"),
+            other => return Err(format!("no Ethernet header: {other:?}")),
         };
         let mut damage = Vec::new();
         let (source, destination, protocol, ttl, ip_payload, ip_len): (IpAddr, IpAddr, _, _, _, _) =
@@ -57,7 +61,7 @@ impl Seen {
                     if off != 0 {
                         damage.push(Damage {
                             what: "IPv4 header",
-                            off,
+                            off: off.into(),
                         });
                     }
                     (
@@ -77,7 +81,7 @@ impl Seen {
                     ip.payload().payload,
                     40 + usize::from(ip.header().payload_length()),
                 ),
-                other => panic!("no IP packet: {other:?}"),
+                other => return Err(format!("no IP packet: {other:?}")),
             };
         let mut seen = Self {
             macs: (ethernet.source, ethernet.destination),
@@ -94,7 +98,7 @@ impl Seen {
             damage,
         };
         seen.look_at_transport(&packet);
-        seen
+        Ok(seen)
     }
 
     fn look_at_transport(&mut self, packet: &SlicedPacket<'_>) {
@@ -117,8 +121,13 @@ impl Seen {
                 let id = echo_id(matches!(icmp.type_u8(), 128 | 129), icmp.bytes5to8());
                 ((id, id), icmp.checksum(), icmp.payload())
             }
-            // Another protocol, or a fragment, which etherparse leaves alone.
-            _ => return,
+            // A fragment, which etherparse leaves alone.
+            _ if self.is_fragment => return,
+            _ if self.protocol == IpNumber::SCTP.0 => return self.look_at_sctp(),
+            _ => {
+                self.payload.clone_from(&self.ip_payload);
+                return;
+            }
         };
         self.source.set_port(ports.0);
         self.destination.set_port(ports.1);
@@ -132,6 +141,25 @@ impl Seen {
             checksum,
         );
         self.damage.extend(wrong);
+    }
+
+    /// SCTP, which etherparse does not know. The chunks are the payload.
+    fn look_at_sctp(&mut self) {
+        let Some((header, chunks)) = self.ip_payload.split_first_chunk::<12>() else {
+            return;
+        };
+        let [a, b, c, d, _, _, _, _, checksum @ ..] = *header;
+        self.source.set_port(u16::from_be_bytes([a, b]));
+        self.destination.set_port(u16::from_be_bytes([c, d]));
+        self.payload = chunks.to_vec();
+        let stands = u32::from_le_bytes(checksum);
+        let mut bytes = self.ip_payload.clone();
+        bytes[8..12].fill(0);
+        let off = stands ^ crc32c::crc32c(&bytes);
+        // 0 is none: it is filled in later, or never (RFC 9653).
+        if off != 0 && stands != 0 {
+            self.damage.push(Damage { what: "SCTP", off });
+        }
     }
 
     /// An ICMP message that quotes a packet.
@@ -148,16 +176,25 @@ impl Seen {
     #[track_caller]
     pub fn quote(&self) -> Self {
         assert!(self.is_icmp_error(), "quotes nothing: {self:?}");
-        let mut quote = self.ip_payload[8..].to_vec();
-        let len = if quote[0] >> 4 == 4 {
-            usize::from(u16::from_be_bytes([quote[2], quote[3]]))
-        } else {
-            40 + usize::from(u16::from_be_bytes([quote[4], quote[5]]))
-        };
-        let transport = if quote[0] >> 4 == 4 {
-            usize::from(quote[0] & 0xf) * 4
-        } else {
-            40
+        self.try_quote()
+            .unwrap_or_else(|error| panic!("{error}, quoted in {self:?}"))
+    }
+
+    /// The error says why the message quotes no IP packet.
+    pub fn try_quote(&self) -> Result<Self, String> {
+        let mut quote = self.ip_payload.get(8..).unwrap_or_default().to_vec();
+        let (len, transport, ethertype) = match quote[..] {
+            [head, _, a, b, ..] if head >> 4 == 4 => (
+                u16::from_be_bytes([a, b]).into(),
+                usize::from(head & 0xf) * 4,
+                [0x08, 0x00],
+            ),
+            [head, _, _, _, a, b, ..] if head >> 4 == 6 => (
+                40 + usize::from(u16::from_be_bytes([a, b])),
+                40,
+                [0x86, 0xdd],
+            ),
+            _ => return Err("no IP header".to_owned()),
         };
         if quote.len() <= transport + 12 {
             // Where a TCP header would have its length, and nothing of interest is otherwise.
@@ -165,11 +202,7 @@ impl Seen {
             quote.push(0x50);
         }
         quote.resize(len, 0);
-        let ethertype = match quote[0] >> 4 {
-            4 => [0x08, 0x00],
-            _ => [0x86, 0xdd],
-        };
-        Self::parse(&[&[0; 12], &ethertype[..], &quote].concat())
+        Self::try_parse(&[&[0; 12], &ethertype[..], &quote].concat())
     }
 
     /// Type, code, and the four bytes behind the checksum of an ICMP message.
@@ -237,5 +270,8 @@ fn transport_damage(
         sum = sum.add_4bytes(length).add_2bytes([0, protocol.0]);
     }
     let off = sum.add_slice(payload).ones_complement();
-    (off != 0).then_some(Damage { what, off })
+    (off != 0).then_some(Damage {
+        what,
+        off: off.into(),
+    })
 }

@@ -25,7 +25,7 @@ fn answered(rig: &mut Rig, at: At, packet: Packet, from: &str, told: IcmpError, 
             At::World => (macs.uplink, macs.client),
             At::Web => (macs.gateway, macs.web),
             At::Peer => (macs.gateway, macs.peer),
-            At::Egress => unreachable!("nobody is answered there"),
+            At::Egress | At::EgressOfWeb => unreachable!("nobody is answered there"),
         }
     );
     // As much as fits (RFC 1812 4.3.2.3, 4443 2.4 (c)), as it was received.

@@ -7,6 +7,7 @@
 
 mod answers;
 mod errors;
+mod fuzz;
 mod guard;
 mod hairpin;
 mod icmp;
@@ -14,8 +15,11 @@ mod ipv6;
 mod masquerade;
 mod mended;
 mod network;
+mod other_protocols;
 mod publish;
 mod rig;
 mod sanity;
+mod sctp;
+mod shadow;
 mod state;
 mod xdp;

@@ -158,8 +158,8 @@ fn what_cannot_be_translated_does_not_leave() {
             udp("web:5353", "server:53")
                 .payload(&[0; 100])
                 .fragment(8..108),
-            raw("web", "server", 47, &[0; 20]),
-            raw("web", "server", 132, &[0; 20]),
+            raw("web", "server", 51, &[0; 20]),
+            raw("web", "server", 132, &[0; 11]),
             // An ICMP error, and a segment cut short.
             raw("web", "server", icmp(), &[3, 1, 0, 0, 0, 0, 0, 0]),
             raw("web", "server", 6, &[0; 12]),

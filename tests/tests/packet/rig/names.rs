@@ -112,6 +112,10 @@ pub fn udp(from: &str, to: &str) -> Packet {
     Packet::udp(&at(from).to_string(), &at(to).to_string())
 }
 
+pub fn sctp(from: &str, to: &str, chunk: u8, tag: u32) -> Packet {
+    Packet::sctp(&at(from).to_string(), &at(to).to_string(), chunk, tag)
+}
+
 pub fn ping(from: &str, to: &str, id: u16) -> Packet {
     Packet::ping(&ip(from).to_string(), &ip(to).to_string(), id)
 }

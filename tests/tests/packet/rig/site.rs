@@ -93,6 +93,7 @@ impl Site {
         for name in ["FLOWS", "EMBRYOS"] {
             self.clear::<Tuple<A>, Flow<A>>(&format!("{name}{digit}"));
         }
+        self.clear::<Tuple<A>, u32>(&format!("TALKS{digit}"));
         self.clear::<PublishKey<A>, Publish<A>>(&format!("PUBLISHES{digit}"));
         self.clear::<MappingKey<A>, Mapping<A>>(&format!("MAPPINGS{digit}"));
         self.clear::<A, u32>(&format!("ADDRESSES{digit}"));
