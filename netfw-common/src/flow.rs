@@ -115,24 +115,30 @@ impl<A: Address> Flow<A> {
     /// like when it is received.
     #[inline(always)]
     pub fn reverse_key(&self, proto: u8) -> Tuple<A> {
-        Tuple {
-            src: self.dst,
-            dst: self.src,
-            sport: self.dport,
-            dport: self.sport,
-            proto,
-            zone: if self.has(flag::TO_CONTAINER) {
-                zone::CONTAINER
-            } else {
-                zone::WORLD
-            },
-            // A peer on the link is answered on its link.
-            scope: if self.dst.is_link_local() && !self.has(flag::TO_CONTAINER) {
-                self.ifindex as u16
-            } else {
-                0
-            },
-        }
+        let mut key = Tuple::default();
+        self.write_reverse_key(proto, &mut key);
+        key
+    }
+
+    /// As [`Self::reverse_key`], in place: the programs' stack has little room for tuples.
+    #[inline(always)]
+    pub fn write_reverse_key(&self, proto: u8, key: &mut Tuple<A>) {
+        key.src = self.dst;
+        key.dst = self.src;
+        key.sport = self.dport;
+        key.dport = self.sport;
+        key.proto = proto;
+        key.zone = if self.has(flag::TO_CONTAINER) {
+            zone::CONTAINER
+        } else {
+            zone::WORLD
+        };
+        // A peer on the link is answered on its link.
+        key.scope = if self.dst.is_link_local() && !self.has(flag::TO_CONTAINER) {
+            self.ifindex as u16
+        } else {
+            0
+        };
     }
 
     /// Does `other` (found under [`Self::reverse_key`]) belong to the same flow as this entry,

@@ -71,6 +71,19 @@ pub fn config() -> Config {
     }
 }
 
+/// Copies the whole, by words: between two places in maps, which might overlap for all that the
+/// compiler knows, it would call a `memmove` that goes byte by byte. Nor does it keep what it copied
+/// on the stack, for a comparison later.
+#[inline(always)]
+fn copy<A>(from: *const Flow<A>, to: &mut Flow<A>) {
+    let (from, to): (*const u32, *mut u32) = (from.cast(), core::ptr::from_mut(to).cast());
+    for word in 0..size_of::<Flow<A>>() / size_of::<u32>() {
+        // SAFETY: callers pass an element of a map or a reference; a flow is words without padding.
+        // Volatile, lest the loop be taken for what it is.
+        unsafe { to.add(word).write_volatile(from.add(word).read_volatile()) };
+    }
+}
+
 /// A flow entry in its map, shared with every CPU.
 #[derive(Clone, Copy)]
 pub struct Entry<A>(*mut Flow<A>);
@@ -89,16 +102,9 @@ impl<A: Address> Entry<A> {
         unsafe { addr_of_mut!((*self.0).flags).read_volatile() }
     }
 
-    /// Copies the whole, by words: between two places in maps, which might overlap for all that the
-    /// compiler knows, it would call a `memmove` that goes byte by byte.
     #[inline(always)]
     pub fn copy_to(self, to: &mut Flow<A>) {
-        let (from, to): (*const u32, *mut u32) = (self.0.cast(), core::ptr::from_mut(to).cast());
-        for word in 0..size_of::<Flow<A>>() / size_of::<u32>() {
-            // SAFETY: an element of a map, which lives as long as the program; a flow is words without
-            // padding. Volatile, lest the loop be taken for what it is.
-            unsafe { to.add(word).write_volatile(from.add(word).read_volatile()) };
-        }
+        copy(self.0, to);
     }
 
     /// Notes a packet.
@@ -238,7 +244,8 @@ fn advance<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
     let Some((entry, assured)) = find::<F>(&work.key) else {
         return Err(Miss::Absent);
     };
-    work.reply_key = work.flow.reverse_key(work.key.proto);
+    work.flow
+        .write_reverse_key(work.key.proto, &mut work.reply_key);
     let Some(other) = other_half::<F>(work) else {
         // An orphan: its other half was pushed out, and whatever lies there now is another's.
         remove::<F>(&work.key, assured);
@@ -382,7 +389,8 @@ pub fn find_for_error<F: Family>(work: &mut Work<F::Addr>) -> bool {
         return false;
     };
     entry.copy_to(&mut work.flow);
-    work.reply_key = work.flow.reverse_key(work.key.proto);
+    work.flow
+        .write_reverse_key(work.key.proto, &mut work.reply_key);
     other_half::<F>(work).is_some()
         && !work
             .flow
@@ -453,9 +461,10 @@ fn gives_way<A: Address>(work: &Work<A>) -> bool {
 /// own.
 #[inline(never)]
 fn evict<F: Family>(work: &mut Work<F::Addr>, assured: bool) {
-    work.holder_key = work.other.reverse_key(work.key.proto);
+    work.other
+        .write_reverse_key(work.key.proto, &mut work.holder_key);
     // The judgement on the holder has been made: its copy makes room for its half.
-    work.flow_of_holder = work.other;
+    copy(&work.other, &mut work.flow_of_holder);
     if let Some((other, _)) = find::<F>(&work.holder_key) {
         other.copy_to(&mut work.other);
         if work.flow_of_holder.is_half_of(&work.reply_key, &work.other) {
@@ -465,16 +474,19 @@ fn evict<F: Family>(work: &mut Work<F::Addr>, assured: bool) {
     remove::<F>(&work.reply_key, assured);
 }
 
-/// Takes this tuple of answers away from whoever has it.
+/// Takes this tuple of answers away from the container that has it by masquerade. A published port is
+/// the publish's.
 #[inline(always)]
 pub fn evict_reply<F: Family>(answer: &Tuple<F::Addr>) {
     if let Some(work) = F::work()
         && let Some((holder, assured)) = find::<F>(answer)
     {
         holder.copy_to(&mut work.other);
-        work.key.proto = answer.proto;
-        work.reply_key = *answer;
-        evict::<F>(work, assured);
+        if !work.other.has(flag::PUBLISHED) {
+            work.key.proto = answer.proto;
+            work.reply_key = *answer;
+            evict::<F>(work, assured);
+        }
     }
 }
 
@@ -511,7 +523,8 @@ pub fn claim<F: Family>(work: &mut Work<F::Addr>) -> Claim {
         return Claim::Ours;
     };
     Entry(holder).copy_to(&mut work.other);
-    work.holder_key = work.other.reverse_key(work.key.proto);
+    work.other
+        .write_reverse_key(work.key.proto, &mut work.holder_key);
     let orphan = find::<F>(&work.holder_key).is_none();
     if orphan || gives_way(work) {
         evict::<F>(work, true);
@@ -528,7 +541,8 @@ pub fn open<F: Family>(work: &mut Work<F::Addr>, claim: Claim) -> Result<(), Dro
     let _ = F::embryos().insert(&work.key, &work.flow, BPF_NOEXIST);
     let (winner, _) = find::<F>(&work.key).ok_or(Drop::TableFull)?;
     winner.copy_to(&mut work.flow);
-    work.holder_key = work.flow.reverse_key(work.key.proto);
+    work.flow
+        .write_reverse_key(work.key.proto, &mut work.holder_key);
     if claim == Claim::Ours && work.holder_key != work.reply_key {
         let _ = F::embryos().remove(&work.reply_key);
     }

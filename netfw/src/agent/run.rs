@@ -43,7 +43,7 @@ const STEPS: usize = 32;
 /// Changes of the node come in bursts: one look at the end of each is enough.
 const SETTLE: Duration = Duration::from_millis(20);
 /// Something is amiss with an uplink, or netlink lost a message: look again.
-const LOOK_AGAIN: Duration = Duration::from_secs(30);
+pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// For requests under way when the agent is told to end.
 const GRACE: Duration = Duration::from_secs(5);
 

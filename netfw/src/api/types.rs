@@ -341,7 +341,7 @@ pub struct Uplink {
     /// does not.
     #[serde(default)]
     pub xdp: Option<String>,
-    /// Why it does not.
+    /// Why so, or why it does not.
     #[serde(default)]
     pub xdp_why: Option<String>,
 }
