@@ -102,7 +102,8 @@ fn is_for_socket<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> 
     if datagram {
         flow::note_look::<F>(work);
     }
-    if !work.flow.has(flag::PUBLISHED) {
+    // What comes in through a mapping does so by a port of masquerade.
+    if !work.flow.has(flag::PUBLISHED) || work.flow.has(flag::MAPPED) {
         return socket::exists::<P, F>(packet, &work.key);
     }
     // A published port is the publish's, but for an answer that somebody waits for.
