@@ -26,10 +26,10 @@ use netfw_common::{
     tuple::{Tuple, proto},
 };
 
-use crate::{family::Family, maps::CONFIG, work::Work};
+use crate::{family::Family, independent, maps::CONFIG, work::Work};
 
-const BPF_NOEXIST: u64 = 1;
-const EEXIST: i32 = -17;
+pub const BPF_NOEXIST: u64 = 1;
+pub const EEXIST: i32 = -17;
 
 /// The tick of now.
 #[inline(always)]
@@ -66,7 +66,21 @@ pub fn config() -> Config {
                 icmp: 0,
             },
             epoch: 0,
+            mappings: 0,
         },
+    }
+}
+
+/// Copies the whole, by words: between two places in maps, which might overlap for all that the
+/// compiler knows, it would call a `memmove` that goes byte by byte. Nor does it keep what it copied
+/// on the stack, for a comparison later.
+#[inline(always)]
+fn copy<A>(from: *const Flow<A>, to: &mut Flow<A>) {
+    let (from, to): (*const u32, *mut u32) = (from.cast(), core::ptr::from_mut(to).cast());
+    for word in 0..size_of::<Flow<A>>() / size_of::<u32>() {
+        // SAFETY: callers pass an element of a map or a reference; a flow is words without padding.
+        // Volatile, lest the loop be taken for what it is.
+        unsafe { to.add(word).write_volatile(from.add(word).read_volatile()) };
     }
 }
 
@@ -88,16 +102,9 @@ impl<A: Address> Entry<A> {
         unsafe { addr_of_mut!((*self.0).flags).read_volatile() }
     }
 
-    /// Copies the whole, by words: between two places in maps, which might overlap for all that the
-    /// compiler knows, it would call a `memmove` that goes byte by byte.
     #[inline(always)]
     pub fn copy_to(self, to: &mut Flow<A>) {
-        let (from, to): (*const u32, *mut u32) = (self.0.cast(), core::ptr::from_mut(to).cast());
-        for word in 0..size_of::<Flow<A>>() / size_of::<u32>() {
-            // SAFETY: an element of a map, which lives as long as the program; a flow is words without
-            // padding. Volatile, lest the loop be taken for what it is.
-            unsafe { to.add(word).write_volatile(from.add(word).read_volatile()) };
-        }
+        copy(self.0, to);
     }
 
     /// Notes a packet.
@@ -237,7 +244,8 @@ fn advance<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
     let Some((entry, assured)) = find::<F>(&work.key) else {
         return Err(Miss::Absent);
     };
-    work.reply_key = work.flow.reverse_key(work.key.proto);
+    work.flow
+        .write_reverse_key(work.key.proto, &mut work.reply_key);
     let Some(other) = other_half::<F>(work) else {
         // An orphan: its other half was pushed out, and whatever lies there now is another's.
         remove::<F>(&work.key, assured);
@@ -283,6 +291,9 @@ fn advance<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
     if new != old {
         entry.set_state(new);
         other.set_state(new);
+    }
+    if work.flow.has(flag::MAPPED) {
+        independent::refresh::<F>(work, new);
     }
     if is_assured(new) == assured {
         return Ok(());
@@ -378,7 +389,8 @@ pub fn find_for_error<F: Family>(work: &mut Work<F::Addr>) -> bool {
         return false;
     };
     entry.copy_to(&mut work.flow);
-    work.reply_key = work.flow.reverse_key(work.key.proto);
+    work.flow
+        .write_reverse_key(work.key.proto, &mut work.reply_key);
     other_half::<F>(work).is_some()
         && !work
             .flow
@@ -449,9 +461,10 @@ fn gives_way<A: Address>(work: &Work<A>) -> bool {
 /// own.
 #[inline(never)]
 fn evict<F: Family>(work: &mut Work<F::Addr>, assured: bool) {
-    work.holder_key = work.other.reverse_key(work.key.proto);
+    work.other
+        .write_reverse_key(work.key.proto, &mut work.holder_key);
     // The judgement on the holder has been made: its copy makes room for its half.
-    work.flow_of_holder = work.other;
+    copy(&work.other, &mut work.flow_of_holder);
     if let Some((other, _)) = find::<F>(&work.holder_key) {
         other.copy_to(&mut work.other);
         if work.flow_of_holder.is_half_of(&work.reply_key, &work.other) {
@@ -461,16 +474,19 @@ fn evict<F: Family>(work: &mut Work<F::Addr>, assured: bool) {
     remove::<F>(&work.reply_key, assured);
 }
 
-/// Takes this tuple of answers away from whoever has it.
+/// Takes this tuple of answers away from the container that has it by masquerade. A published port is
+/// the publish's.
 #[inline(always)]
 pub fn evict_reply<F: Family>(answer: &Tuple<F::Addr>) {
     if let Some(work) = F::work()
         && let Some((holder, assured)) = find::<F>(answer)
     {
         holder.copy_to(&mut work.other);
-        work.key.proto = answer.proto;
-        work.reply_key = *answer;
-        evict::<F>(work, assured);
+        if !work.other.has(flag::PUBLISHED) {
+            work.key.proto = answer.proto;
+            work.reply_key = *answer;
+            evict::<F>(work, assured);
+        }
     }
 }
 
@@ -507,7 +523,8 @@ pub fn claim<F: Family>(work: &mut Work<F::Addr>) -> Claim {
         return Claim::Ours;
     };
     Entry(holder).copy_to(&mut work.other);
-    work.holder_key = work.other.reverse_key(work.key.proto);
+    work.other
+        .write_reverse_key(work.key.proto, &mut work.holder_key);
     let orphan = find::<F>(&work.holder_key).is_none();
     if orphan || gives_way(work) {
         evict::<F>(work, true);
@@ -519,12 +536,13 @@ pub fn claim<F: Family>(work: &mut Work<F::Addr>) -> Claim {
 
 /// Inserts the original half, `work.flow` under `work.key`, once the reply half is claimed. Where
 /// another CPU was faster, takes back the claim and copies the winner's entry into `work.flow`.
-#[inline(always)]
+#[inline(never)]
 pub fn open<F: Family>(work: &mut Work<F::Addr>, claim: Claim) -> Result<(), Drop> {
     let _ = F::embryos().insert(&work.key, &work.flow, BPF_NOEXIST);
     let (winner, _) = find::<F>(&work.key).ok_or(Drop::TableFull)?;
     winner.copy_to(&mut work.flow);
-    work.holder_key = work.flow.reverse_key(work.key.proto);
+    work.flow
+        .write_reverse_key(work.key.proto, &mut work.holder_key);
     if claim == Claim::Ours && work.holder_key != work.reply_key {
         let _ = F::embryos().remove(&work.reply_key);
     }

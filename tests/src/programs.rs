@@ -7,7 +7,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     thread::{self, JoinHandle},
     time::Duration,
@@ -200,6 +200,13 @@ pub fn udp_socket(namespace: &Namespace) -> UdpSocket {
     namespace.enter(|| UdpSocket::bind(("0.0.0.0", 0)).expect("any port"))
 }
 
+/// As [`udp_socket`], to ask `to`, of either family.
+#[track_caller]
+pub fn udp_socket_for(namespace: &Namespace, to: IpAddr) -> UdpSocket {
+    let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    namespace.enter(|| UdpSocket::bind(any).expect("any port"))
+}
+
 /// Sends `message` once and returns what came back, from where it was sent to. The time is for a
 /// busy machine: whoever loses a packet fails.
 pub fn ask(socket: &UdpSocket, to: (IpAddr, u16), message: &str) -> Option<String> {
@@ -224,7 +231,7 @@ pub fn ask_within(
     (from == SocketAddr::from(to)).then(|| String::from_utf8_lossy(&buffer[..length]).into_owned())
 }
 
-/// A TCP server that pours numbers, counted up from 0, into each connection until it closes.
+/// A TCP server (IPv4 and IPv6) that pours numbers, counted up from 0, into each connection until it closes.
 /// Its thread ends with the connection; the listener with the value.
 pub struct Fountain {
     end: Arc<AtomicBool>,
@@ -235,7 +242,7 @@ impl Fountain {
     #[track_caller]
     pub fn start(namespace: &Namespace, port: u16) -> Self {
         let listener =
-            namespace.enter(|| TcpListener::bind(("0.0.0.0", port)).expect("the port is free"));
+            namespace.enter(|| TcpListener::bind(("::", port)).expect("the port is free"));
         listener.set_nonblocking(true).expect("a listener");
         let end = Arc::new(AtomicBool::new(false));
         let told = end.clone();
@@ -304,6 +311,48 @@ impl Drinker {
                 self.next += 1;
             }
         }
+    }
+}
+
+/// A [`Drinker`] that drinks on, in a thread of its own.
+pub struct Drinking {
+    end: Arc<AtomicBool>,
+    blocks: Arc<AtomicU32>,
+    thread: JoinHandle<()>,
+}
+
+impl Drinking {
+    pub fn start(mut drinker: Drinker) -> Self {
+        let end = Arc::new(AtomicBool::new(false));
+        let blocks = Arc::new(AtomicU32::new(0));
+        let (told, count) = (end.clone(), blocks.clone());
+        let thread = thread::spawn(move || {
+            while !told.load(Ordering::Relaxed) {
+                drinker.drink(1);
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        Self {
+            end,
+            blocks,
+            thread,
+        }
+    }
+
+    /// Waits for another MiB.
+    #[track_caller]
+    pub fn goes_on(&self) {
+        let before = self.blocks.load(Ordering::Relaxed);
+        wait_until("the transfer to go on", SOON, || {
+            self.blocks.load(Ordering::Relaxed) >= before + 128
+        });
+    }
+
+    /// Fails where a byte was wrong or the connection ended.
+    #[track_caller]
+    pub fn finish(self) {
+        self.end.store(true, Ordering::Relaxed);
+        self.thread.join().expect("the transfer goes on");
     }
 }
 

@@ -179,27 +179,29 @@ fn trust(end: &Namespace) {
     }
 }
 
+/// An interface of a namespace's, and its addresses.
+pub type End<'a> = (&'a Namespace, &'a str, [IpAddr; 2]);
+
 /// A veth pair between two namespaces, both ends up and with their addresses.
-pub fn wire(
-    (left, left_name, left_addresses): (&Namespace, &str, [IpAddr; 2]),
-    (right, right_name, right_addresses): (&Namespace, &str, [IpAddr; 2]),
-) {
-    left.ip(&[
+pub fn wire(left: End, right: End) {
+    left.0.ip(&[
         "link",
         "add",
-        left_name,
+        left.1,
         "type",
         "veth",
         "peer",
         "name",
-        right_name,
+        right.1,
         "netns",
-        right.name(),
+        right.0.name(),
     ]);
-    for (end, name, addresses) in [
-        (left, left_name, left_addresses),
-        (right, right_name, right_addresses),
-    ] {
+    set_up([left, right]);
+}
+
+/// The two ends of a wire that is there: up and with their addresses.
+pub fn set_up(ends: [End; 2]) {
+    for (end, name, addresses) in ends {
         for address in addresses {
             let prefix = if address.is_ipv4() { 24 } else { 64 };
             let mut words = vec!["addr".to_owned(), "add".to_owned()];
@@ -212,10 +214,12 @@ pub fn wire(
         end.ip(&["link", "set", name, "up"]);
     }
     // The kernel notes the carrier when it comes to it; until then routes are `linkdown`.
-    for (end, name) in [(left, left_name), (right, right_name)] {
+    for (end, name, _) in ends {
         let what = format!("{name} to be up");
         wait_until(&what, Duration::from_secs(10), || {
-            end.ip(&["-o", "link", "show", name]).contains(" state UP ")
+            let shown = end.ip(&["-o", "link", "show", name]);
+            // A tun device does not say.
+            shown.contains(" state UP ") || shown.contains(" state UNKNOWN ")
         });
     }
 }

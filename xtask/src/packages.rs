@@ -33,6 +33,7 @@ pub const FOR_TESTS: &[Program] = &[
     ("nft", "nftables"),
     ("conntrack", "conntrack"),
     ("ethtool", "ethtool"),
+    ("/usr/lib/usrsctp/client", "libusrsctp-examples"),
 ];
 
 pub const FOR_BENCH: &[Program] = &[
@@ -52,6 +53,8 @@ pub const FOR_KERNEL: &[Program] = &[
     ("ip", "iproute2"),
     ("tc", "iproute2"),
     ("nsenter", "util-linux"),
+    ("unshare", "util-linux"),
+    ("ethtool", "ethtool"),
     ("strip", "binutils"),
 ];
 

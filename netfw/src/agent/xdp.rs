@@ -5,12 +5,16 @@
 //! `net::peer`). The order is: containers' ends, then XDP on uplinks; and back: XDP off the last
 //! uplink, then the containers' ends as they were.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
 
 use super::{
     Agent, AgentError,
     config::{XDP_OFF, Xdp},
     record::Endpoint,
+    run::LOOK_AGAIN,
 };
 use crate::{
     bpf::XdpMode,
@@ -28,6 +32,10 @@ pub struct State {
     uplinks: BTreeMap<u32, Tried>,
     /// Host sides of the endpoints whose other ends poll.
     prepared: BTreeSet<u32>,
+    /// Those that could not be prepared, which was said.
+    unprepared: BTreeSet<u32>,
+    /// When it was last looked whether those ends still poll: nobody tells.
+    checked: Option<Instant>,
 }
 
 /// What was made of an uplink.
@@ -173,13 +181,15 @@ impl Agent {
                     false => Ok(mode),
                 });
             let tried = match (chosen, before) {
-                // The kernel refused it as it is, or it runs. Somebody may have taken it off.
-                (Ok(mode), Some(before)) if before.facts == facts && !before.is_taken() => {
-                    if before.attached.is_ok() && self.runs(link.index) != Some(mode) {
+                (Ok(mode), Some(before)) if before.attached == Ok(mode) => {
+                    // Somebody may have taken it off.
+                    if self.runs(link.index) != Some(mode) {
                         todo.push((link.index, link.name.clone(), mode));
                     }
-                    before
+                    Tried { facts, ..before }
                 }
+                // The kernel refused it as it is.
+                (Ok(_), Some(before)) if before.facts == facts && !before.is_taken() => before,
                 (Ok(mode), _) => {
                     todo.push((link.index, link.name.clone(), mode));
                     let attached = Ok(mode);
@@ -197,6 +207,10 @@ impl Agent {
         }
         self.xdp.uplinks = seen;
         if self.xdp.is_active() {
+            if self.xdp.is_check_due() {
+                self.xdp.prepared.clear();
+                self.xdp.checked = Some(Instant::now());
+            }
             self.prepare_endpoints(todo.len() == self.xdp.active());
         }
         for (ifindex, name, mode) in todo {
@@ -253,14 +267,19 @@ impl Agent {
         })
     }
 
-    /// For the status: the mode that the kernel says is in effect, and why none is, or what is wrong.
+    /// For the status: the mode that the kernel says is in effect, and why that one, or none.
     pub(super) fn xdp_view(&self, ifindex: u32) -> (Option<&'static str>, Option<String>) {
         let mode = self.runs(ifindex).map(XdpMode::word);
-        let why = match self.xdp.uplinks.get(&ifindex).map(|tried| &tried.attached) {
-            Some(Err(why)) => Some(why.clone()),
-            Some(Ok(_)) if mode.is_none() => Some("taken off by somebody else".into()),
-            _ => None,
-        };
+        let tried = self.xdp.uplinks.get(&ifindex);
+        let why = tried.map(|tried| match &tried.attached {
+            Err(why) => why.clone(),
+            Ok(_) if mode.is_none() => "taken off by somebody else".into(),
+            Ok(mode) => match self.config.xdp {
+                Xdp::Auto if tried.facts.driver.is_empty() => "auto: its driver runs it".into(),
+                Xdp::Auto => format!("auto: {} runs it", tried.facts.driver),
+                _ => format!("--xdp {mode}"),
+            },
+        });
         (mode, why)
     }
 
@@ -277,7 +296,7 @@ impl Agent {
         match self.prepare(ifindex, namespace) {
             Ok(true) => {}
             Ok(false) => tracing::debug!(endpoint = %endpoint.name, "down: XDP later"),
-            Err(error) => self.not_prepared(&endpoint.name, &error),
+            Err(error) => self.not_prepared(&endpoint.name, ifindex, &error),
         }
     }
 
@@ -300,7 +319,7 @@ impl Agent {
             match prepared {
                 Ok(true) => continue,
                 Ok(false) => tracing::debug!(endpoint = %name, "down: XDP later"),
-                Err(error) => self.not_prepared(&name, &error),
+                Err(error) => self.not_prepared(&name, ifindex, &error),
             }
             if first && !self.dataplane.has_napi(ifindex) {
                 without.insert(ifindex);
@@ -317,34 +336,47 @@ impl Agent {
     fn prepare(&mut self, ifindex: u32, namespace: &Namespace) -> Result<bool, AgentError> {
         let known = self.dataplane.has_napi(ifindex);
         let noted = self.dataplane.is_gro_noted(ifindex);
-        if !known && !noted {
+        if !noted {
             // Beforehand: whoever is killed between leaves it noted, and it is put back.
             self.dataplane.note_gro(ifindex)?;
         }
         let before = peer::switch_gro(ifindex, namespace, true, !known);
         let was_off = matches!(before, Ok(Some(peer::Before { gro: false })));
-        if !known && !noted && !was_off {
+        if !noted && !was_off {
             self.dataplane.forget_gro(ifindex)?;
         }
         if before?.is_none() {
             return Ok(false);
         }
+        if known && was_off {
+            tracing::warn!(
+                ifindex,
+                "GRO was switched off in the container: on again, or what XDP sends would be lost"
+            );
+        }
         self.dataplane.set_napi(ifindex)?;
         self.xdp.prepared.insert(ifindex);
+        self.xdp.unprepared.remove(&ifindex);
         Ok(true)
     }
 
-    fn not_prepared(&self, endpoint: &Name, error: &AgentError) {
-        tracing::warn!(
-            %endpoint,
-            error = %crate::chain(error),
-            "XDP cannot send to it, and leaves its packets to TC"
-        );
+    fn not_prepared(&mut self, endpoint: &Name, ifindex: u32, error: &AgentError) {
+        let error = crate::chain(error);
+        if self.dataplane.has_napi(ifindex) {
+            tracing::debug!(%endpoint, error, "XDP sends to it, but it could not be looked at");
+        } else if self.xdp.unprepared.insert(ifindex) {
+            tracing::warn!(
+                %endpoint,
+                error,
+                "XDP cannot send to it, and leaves its packets to TC"
+            );
+        }
     }
 
     /// No XDP program runs any more: containers' ends are made as they were.
     fn release_endpoints(&mut self) {
         self.xdp.prepared.clear();
+        self.xdp.unprepared.clear();
         let mut all: BTreeSet<u32> = self.dataplane.napi().into_iter().collect();
         let up = self.up.values().copied();
         all.extend(up.filter(|&ifindex| self.dataplane.is_gro_noted(ifindex)));
@@ -376,6 +408,7 @@ impl Agent {
     /// An endpoint is on its way out.
     pub(super) fn forget_prepared(&mut self, ifindex: u32) {
         self.xdp.prepared.remove(&ifindex);
+        self.xdp.unprepared.remove(&ifindex);
     }
 }
 
@@ -385,6 +418,10 @@ impl State {
             .values()
             .filter(|tried| tried.attached.is_ok())
             .count()
+    }
+
+    fn is_check_due(&self) -> bool {
+        self.checked.is_none_or(|at| at.elapsed() >= LOOK_AGAIN)
     }
 
     /// Does XDP run anywhere, or is about to?

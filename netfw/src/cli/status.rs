@@ -19,7 +19,8 @@ pub fn run(global: &Global) -> anyhow::Result<()> {
 /// What runs on an uplink that is served.
 fn with_xdp(hook: &str, uplink: &Uplink) -> String {
     match (&uplink.xdp, &uplink.xdp_why) {
-        (Some(mode), _) => format!("{hook}+xdp {mode}"),
+        (Some(mode), Some(why)) => format!("{hook}+xdp {mode} ({why})"),
+        (Some(mode), None) => format!("{hook}+xdp {mode}"),
         (None, Some(why)) if why != XDP_OFF => format!("{hook} (xdp: {why})"),
         _ => hook.to_owned(),
     }

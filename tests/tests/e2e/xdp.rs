@@ -1,17 +1,25 @@
 //! XDP on the node's uplinks, and everything that makes its frames arrive.
 
+use std::net::IpAddr;
+
 use aya::{
     EbpfLoader,
     programs::{Xdp, XdpMode},
 };
 use netfw_tests::{
     Agent, Lab, Namespace,
-    programs::{Drinker, Fountain, Nginx, UdpEcho, ask, curl, udp_socket},
-    topology::{NODE, NODE_OUTSIDE, NODE6_OUTSIDE, WORLD, WORLD6, wire},
+    programs::{
+        Drinker, Drinking, Fountain, Nginx, UdpEcho, ask, curl, udp_socket, udp_socket_for,
+    },
+    topology::{NODE, NODE_OUTSIDE, NODE6, NODE6_OUTSIDE, WORLD, WORLD6, wire},
     wait_until,
+    xdp::{self, host_side, told},
 };
 
-use crate::setting::{SOON, Site, text};
+use crate::setting::{SOON, Site, attach};
+
+/// The node as the client knows it, and the world as a container does.
+const FAMILIES: [(IpAddr, IpAddr); 2] = [(NODE, WORLD), (NODE6, WORLD6)];
 
 /// A site with an agent of these options. What the client and the world send has its checksums:
 /// without, XDP leaves it to TC.
@@ -22,17 +30,6 @@ fn site(options: &[&str], publishes: &[&str]) -> Site {
         end.run(&["ethtool", "-K", "eth0", "tx", "off"]);
     }
     Site::in_lab(lab, options, publishes)
-}
-
-/// An uplink's XDP mode and why it has none, as the status tells them.
-#[track_caller]
-fn told(agent: &Agent, uplink: &str) -> (Option<String>, String) {
-    let status = agent.json(&["status"]);
-    let uplinks = status["uplinks"].as_array().expect("a list");
-    let one = uplinks.iter().find(|one| one["name"] == uplink);
-    let one = one.unwrap_or_else(|| panic!("no uplink {uplink} in {status}"));
-    let word = |field: &str| one[field].as_str().map(str::to_owned);
-    (word("xdp"), word("xdp_why").unwrap_or_default())
 }
 
 fn mode(agent: &Agent, uplink: &str) -> Option<String> {
@@ -46,17 +43,22 @@ fn program(namespace: &Namespace, link: &str) -> Option<String> {
     rest.split_whitespace().nth(1).map(str::to_owned)
 }
 
-/// How many frames XDP has sent into the endpoint's veth, by its driver's count.
+/// How many frames native XDP has sent into the endpoint's veth, by its driver's count.
 #[track_caller]
 fn sent(site: &Site, endpoint: &str) -> u64 {
-    let endpoint = site.agent.json(&["endpoint", "inspect", endpoint]);
-    let host = text(&endpoint["host_interface"]);
-    let shown = site.lab.node.run(&["ethtool", "-S", host]);
+    let host = host_side(&site.agent, endpoint);
+    let shown = site.lab.node.run(&["ethtool", "-S", &host]);
     shown
         .lines()
         .filter_map(|line| line.split_once("xdp_xmit: "))
         .map(|(_, count)| count.trim().parse::<u64>().expect("a number"))
         .sum()
+}
+
+/// How many packets came into the container by XDP of either mode, or by its bridge.
+#[track_caller]
+fn entered(site: &Site, endpoint: &str) -> u64 {
+    xdp::entered(&site.agent, &site.lab.node, endpoint)
 }
 
 fn gro(container: &Namespace) -> bool {
@@ -67,8 +69,26 @@ fn gro(container: &Namespace) -> bool {
 
 #[track_caller]
 fn page(site: &Site) {
-    let page = curl(&site.lab.client, NODE, 8080, "/");
-    assert_eq!(page, Some(site.nginx.page(80)));
+    for (node, _) in FAMILIES {
+        let page = curl(&site.lab.client, node, 8080, "/");
+        assert_eq!(page, Some(site.nginx.page(80)));
+    }
+}
+
+/// Asks a UDP publish of the node's, 20 times.
+#[track_caller]
+fn ask_20(site: &Site, node: IpAddr, port: u16) {
+    let socket = udp_socket_for(&site.lab.client, node);
+    for _ in 0..20 {
+        assert!(ask(&socket, (node, port), "x").is_some());
+    }
+}
+
+/// Has the ends' hardware (the veths that play it) complete checksums, or has the ends do it.
+fn offload_checksums(site: &Site, on: bool) {
+    for end in [&site.lab.client, &site.lab.world] {
+        end.run(&["ethtool", "-K", "eth0", "tx", if on { "on" } else { "off" }]);
+    }
 }
 
 /// The agent, from now on with `--xdp MODE`.
@@ -83,19 +103,27 @@ fn restart_with(site: &mut Site, mode: &str) {
 fn a_publish_is_reached_by_xdp() {
     for how in ["native", "generic"] {
         let site = site(&["--xdp", how], &["8080:80", "9000:9000/udp"]);
+        let why = format!("--xdp {how}");
         for uplink in ["up0", "up1"] {
-            assert_eq!(told(&site.agent, uplink), (Some(how.into()), String::new()));
+            assert_eq!(told(&site.agent, uplink), (Some(how.into()), why.clone()));
         }
         let table = site.agent.netfw(&["status"]);
-        assert!(table.contains(&format!("+xdp {how}")), "{table}");
+        assert!(table.contains(&format!("+xdp {how} ({why})")), "{table}");
         assert!(gro(&site.web));
-        let _echo = UdpEcho::start(&site.web, (site.ip, 9000));
-        let socket = udp_socket(&site.lab.client);
-        page(&site);
-        assert!(ask(&socket, (NODE, 9000), "x").is_some());
-        if how == "native" {
-            // SYN, ACK, the request, two more at the end; a datagram.
-            assert!(sent(&site, "web") >= 5, "{}", sent(&site, "web"));
+        let _echoes = [site.ip, site.ip6].map(|ip| UdpEcho::start(&site.web, (ip, 9000)));
+        for (node, _) in FAMILIES {
+            let before = (sent(&site, "web"), entered(&site, "web"));
+            assert_eq!(
+                curl(&site.lab.client, node, 8080, "/"),
+                Some(site.nginx.page(80))
+            );
+            ask_20(&site, node, 9000);
+            // Of the connection: SYN, ACK, the request, two more at the end.
+            let now = (sent(&site, "web"), entered(&site, "web"));
+            assert!(now.1 >= before.1 + 25, "{node} {how}: {before:?} {now:?}");
+            if how == "native" {
+                assert!(now.0 >= before.0 + 25, "{node} {how}: {before:?} {now:?}");
+            }
         }
     }
 }
@@ -103,22 +131,43 @@ fn a_publish_is_reached_by_xdp() {
 #[test]
 fn replies_to_what_a_container_asked_come_by_xdp() {
     let site = site(&["--xdp", "native"], &[]);
-    let world = Nginx::start(&site.lab.world, "world", &[80]);
-    assert_eq!(curl(&site.web, WORLD, 80, "/"), Some(world.page(80)));
-    assert!(sent(&site, "web") >= 3, "{}", sent(&site, "web"));
+    let server = Nginx::start(&site.lab.world, "world", &[80]);
+    for (_, world) in FAMILIES {
+        let before = sent(&site, "web");
+        assert_eq!(curl(&site.web, world, 80, "/"), Some(server.page(80)));
+        site.web
+            .run(&["ping", "-n", "-q", "-i0.01", "-c20", &world.to_string()]);
+        assert!(sent(&site, "web") >= before + 23, "{world}");
+    }
 }
 
 #[test]
 fn what_hardware_was_to_complete_arrives_by_tc() {
-    let site = site(&["--xdp", "native"], &["8080:80", "7000:7000"]);
-    for end in [&site.lab.client, &site.lab.world] {
-        end.run(&["ethtool", "-K", "eth0", "tx", "on"]);
+    for how in ["native", "generic"] {
+        let site = site(&["--xdp", how], &["8080:80", "7000:7000", "9000:9000/udp"]);
+        let _echoes = [site.ip, site.ip6].map(|ip| UdpEcho::start(&site.web, (ip, 9000)));
+        let _inside = Fountain::start(&site.web, 7000);
+        let _outside = Fountain::start(&site.lab.world, 7000);
+        for (on, (node, world)) in [
+            (true, FAMILIES[0]),
+            (true, FAMILIES[1]),
+            (false, FAMILIES[0]),
+            (false, FAMILIES[1]),
+            // Flows that went by XDP before.
+            (true, FAMILIES[0]),
+        ] {
+            offload_checksums(&site, on);
+            let before = entered(&site, "web");
+            page(&site);
+            ask_20(&site, node, 9000);
+            Drinker::connect(&site.lab.client, (node, 7000)).drink(128);
+            Drinker::connect(&site.web, (world, 7000)).drink(512);
+            let by_xdp = entered(&site, "web") - before;
+            // A bridge's packets, and what a kernel answers for a socket that is gone: it always
+            // completes those itself.
+            assert_eq!(by_xdp < 20, on, "{node} {how} offload {on}: {by_xdp}");
+        }
     }
-    page(&site);
-    let _fountain = Fountain::start(&site.web, 7000);
-    Drinker::connect(&site.lab.client, (NODE, 7000)).drink(2048);
-    let _world = Fountain::start(&site.lab.world, 7000);
-    Drinker::connect(&site.web, (WORLD, 7000)).drink(2048);
 }
 
 #[test]
@@ -126,11 +175,13 @@ fn much_data_by_xdp() {
     let site = site(&["--xdp", "native"], &["7000:7000"]);
     let _inside = Fountain::start(&site.web, 7000);
     let _outside = Fountain::start(&site.lab.world, 7000);
-    Drinker::connect(&site.lab.client, (NODE, 7000)).drink(2048);
-    let before = sent(&site, "web");
-    Drinker::connect(&site.web, (WORLD, 7000)).drink(2048);
-    // 16 MiB in segments of the MTU.
-    assert!(sent(&site, "web") - before > 10_000, "by XDP");
+    for (node, world) in FAMILIES {
+        Drinker::connect(&site.lab.client, (node, 7000)).drink(2048);
+        let before = sent(&site, "web");
+        Drinker::connect(&site.web, (world, 7000)).drink(2048);
+        // 16 MiB in segments of the MTU.
+        assert!(sent(&site, "web") - before > 10_000, "{world}");
+    }
 }
 
 #[test]
@@ -149,42 +200,126 @@ fn auto_leaves_a_veth_alone_and_says_why() {
 
 #[test]
 fn nothing_is_lost_while_the_agent_is_killed_and_restarted() {
-    let mut site = site(&["--xdp", "native"], &["8080:80", "7000:7000"]);
-    let _fountain = Fountain::start(&site.web, 7000);
-    let mut transfer = Drinker::connect(&site.lab.client, (NODE, 7000));
-    transfer.drink(256);
-    let before = program(&site.lab.node, "up0").expect("a program");
-    // Replies come in by XDP.
-    let mut pings = site.web.spawn(&[
-        "ping",
-        "-n",
-        "-q",
-        "-i",
-        "0.002",
-        "-c",
-        "100000",
-        &WORLD.to_string(),
-    ]);
-    wait_until("pings to be answered by XDP", SOON, || {
-        sent(&site, "web") > 100
-    });
+    for (_, world) in FAMILIES {
+        let mut site = site(&["--xdp", "native"], &["8080:80"]);
+        let _fountain = Fountain::start(&site.lab.world, 7000);
+        let before = program(&site.lab.node, "up0").expect("a program");
+        // What comes in by XDP.
+        let transfer = Drinking::start(Drinker::connect(&site.web, (world, 7000)));
+        let mut pings = site.web.spawn(&[
+            "ping",
+            "-n",
+            "-q",
+            "-i0.002",
+            "-c100000",
+            &world.to_string(),
+        ]);
+        transfer.goes_on();
 
-    site.agent.kill();
-    assert_eq!(program(&site.lab.node, "up0").as_ref(), Some(&before));
+        site.agent.kill();
+        assert_eq!(program(&site.lab.node, "up0").as_ref(), Some(&before));
+        transfer.goes_on();
+        page(&site);
+        site.agent.start_again();
+        assert_eq!(mode(&site.agent, "up0").as_deref(), Some("native"));
+        assert_ne!(program(&site.lab.node, "up0"), Some(before), "swapped");
+        page(&site);
+        let now = sent(&site, "web");
+        transfer.goes_on();
+        assert!(sent(&site, "web") > now + 500, "by XDP");
+        transfer.finish();
+        pings.signal(nix::sys::signal::Signal::SIGINT);
+        pings.wait(SOON);
+        let told = pings.stdout();
+        assert!(told.contains(" 0% packet loss"), "{told}");
+    }
+}
+
+#[test]
+fn an_uplink_that_was_down_has_xdp_as_before() {
+    let site = site(&["--xdp", "native"], &["8080:80"]);
+    let (node, client) = (&site.lab.node, &site.lab.client);
+    // IPv6 addresses go with the interface's being up.
+    node.sysctl("ipv6/conf/up0/keep_addr_on_down", "1");
+    client.sysctl("ipv6/conf/eth0/keep_addr_on_down", "1");
+    for (end, link) in [(node, "up0"), (client, "eth0")] {
+        end.ip(&["link", "set", link, "down"]);
+        end.ip(&["link", "set", link, "up"]);
+        wait_until("the uplink to be up", SOON, || {
+            curl(client, NODE, 8080, "/").is_some() && curl(client, NODE6, 8080, "/").is_some()
+        });
+        assert_eq!(mode(&site.agent, "up0").as_deref(), Some("native"));
+        let before = sent(&site, "web");
+        page(&site);
+        assert!(sent(&site, "web") >= before + 10, "{link}");
+    }
+}
+
+#[test]
+fn endpoints_come_and_go_while_xdp_runs() {
+    let site = site(&["--xdp", "native"], &["8080:80"]);
+    let _outside = Fountain::start(&site.lab.world, 7000);
+    let transfer = Drinking::start(Drinker::connect(&site.web, (WORLD, 7000)));
+    let late = site.lab.container("late");
+    let nginx = Nginx::start(&late, "late", &[80]);
+    for _ in 0..2 {
+        attach(&site.agent, "late", &late, &["8081:80"]);
+        assert!(gro(&late));
+        for (node, _) in FAMILIES {
+            let before = sent(&site, "late");
+            let page = curl(&site.lab.client, node, 8081, "/");
+            assert_eq!(page, Some(nginx.page(80)));
+            assert!(sent(&site, "late") >= before + 5, "{node}");
+        }
+        site.agent.netfw(&["endpoint", "rm", "late"]);
+        assert!(curl(&site.lab.client, NODE, 8081, "/").is_none());
+        transfer.goes_on();
+    }
+    // Whoever deletes it.
+    let late = site.lab.container("other");
+    attach(&site.agent, "other", &late, &[]);
+    let host = host_side(&site.agent, "other");
+    site.lab.node.ip(&["link", "del", &host]);
+    transfer.goes_on();
     page(&site);
-    site.agent.start_again();
-    assert_eq!(mode(&site.agent, "up0").as_deref(), Some("native"));
-    assert_ne!(program(&site.lab.node, "up0"), Some(before), "swapped");
+    transfer.finish();
+}
+
+#[test]
+fn a_container_whose_end_was_down_is_reached_by_xdp_again() {
+    let mut site = site(&["--xdp", "native"], &["8080:80"]);
+    site.web.ip(&["link", "set", "eth0", "down"]);
+    // An agent that finds it down, and one that finds it up without addresses.
+    restart_with(&mut site, "native");
+    site.web.ip(&["link", "set", "eth0", "up"]);
+    restart_with(&mut site, "native");
+    let before = sent(&site, "web");
     page(&site);
-    transfer.drink(256);
-    let now = sent(&site, "web");
-    wait_until("pings to be answered by XDP again", SOON, || {
-        sent(&site, "web") > now + 100
-    });
-    pings.signal(nix::sys::signal::Signal::SIGINT);
-    pings.wait(SOON);
-    let told = pings.stdout();
-    assert!(told.contains(" 0% packet loss"), "{told}");
+    assert!(sent(&site, "web") >= before + 10);
+}
+
+#[test]
+fn a_container_that_switches_gro_off_is_mended() {
+    let mut site = site(&["--xdp", "native"], &["8080:80"]);
+    let switch_off = |site: &Site| site.web.run(&["ethtool", "-K", "eth0", "gro", "off"]);
+    switch_off(&site);
+    assert!(
+        curl(&site.lab.client, NODE, 8080, "/").is_none(),
+        "no wonder"
+    );
+    // The agent looks every 30 seconds.
+    wait_until("GRO to be on again", 4 * SOON, || gro(&site.web));
+    let before = sent(&site, "web");
+    page(&site);
+    assert!(sent(&site, "web") >= before + 10);
+    let said = site.agent.process().stderr();
+    assert!(said.contains("GRO was switched off"), "{said}");
+    switch_off(&site);
+    restart_with(&mut site, "native");
+    page(&site);
+    restart_with(&mut site, "off");
+    assert!(!gro(&site.web), "as it was");
+    page(&site);
 }
 
 #[test]
