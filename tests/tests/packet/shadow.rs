@@ -217,7 +217,7 @@ fn what_waits_for_an_answer_gives_way_to_nobody() {
             tcp("web:2000", "server:443", "S"),
             ping("web", "server", 2000),
         ] {
-            rig.send(At::Web, packet).dropped(Drop::PortsExhausted);
+            rig.send(At::Web, packet).answered(Drop::PortsExhausted);
         }
         let (_, to) = rig.send(At::World, udp("server:53", "node:2000")).sent();
         assert_eq!(to, "peer:2000");
