@@ -160,9 +160,7 @@ impl<A: Address> Flow<A> {
     /// Expired means absent, whether or not the sweep has come by. `proto` is the flow's.
     #[inline(always)]
     pub fn is_expired(&self, proto: u8, now: u32, timeouts: &Timeouts) -> bool {
-        // `seen` may lie a tick ahead: another CPU read the clock a moment later.
-        now.wrapping_sub(self.seen).wrapping_sub(1) < u32::MAX / 2
-            && now.wrapping_sub(self.seen) > timeouts.of(proto, self.state)
+        is_past(self.seen, now, timeouts.of(proto, self.state))
     }
 
     /// Over, and in nobody's way who needs its tuples?
@@ -170,6 +168,13 @@ impl<A: Address> Flow<A> {
     pub fn is_closed(&self) -> bool {
         self.state >= state::TIME_WAIT
     }
+}
+
+/// Has more than `timeout` gone by since the tick `seen`?
+#[inline(always)]
+pub fn is_past(seen: u32, now: u32, timeout: u32) -> bool {
+    // `seen` may lie a tick ahead: another CPU read the clock a moment later.
+    now.wrapping_sub(seen).wrapping_sub(1) < u32::MAX / 2 && now.wrapping_sub(seen) > timeout
 }
 
 /// Timeouts in ticks: the record of RFC 5382 (TCP), 4787 (UDP) and 5508 (ICMP). SCTP has TCP's, and
@@ -217,6 +222,18 @@ impl Timeouts {
             (proto::ICMP | proto::ICMPV6, _) => self.icmp,
             (_, state::NEW) => self.udp_unreplied,
             _ => self.udp_replied,
+        }
+    }
+
+    /// The timeout of an endpoint-independent mapping whose last flow was in `state`: that of a
+    /// connection goes by it, else each of a busy client's would hold a port for two hours after it is
+    /// closed. Whether a query was answered makes no difference to the port it came from.
+    #[inline(always)]
+    pub fn of_mapping(&self, proto: u8, state: u8) -> u32 {
+        if crate::tuple::proto::has_connections(proto) {
+            self.of(proto, state)
+        } else {
+            self.of(proto, state::ESTABLISHED)
         }
     }
 }
@@ -392,6 +409,16 @@ mod tests {
         };
         assert!(!is_expired(&wrapped, 3));
         assert!(is_expired(&wrapped, 20));
+    }
+
+    #[test]
+    fn a_mapping_does_not_expire_before_the_flow_that_it_was_last_used_by() {
+        let timeouts = Timeouts::default();
+        for proto in [proto::TCP, proto::UDP, proto::ICMP] {
+            for state in state::NEW..=state::REFUSED {
+                assert!(timeouts.of_mapping(proto, state) >= timeouts.of(proto, state));
+            }
+        }
     }
 
     #[test]

@@ -26,10 +26,10 @@ use netfw_common::{
     tuple::{Tuple, proto},
 };
 
-use crate::{family::Family, maps::CONFIG, work::Work};
+use crate::{family::Family, independent, maps::CONFIG, work::Work};
 
-const BPF_NOEXIST: u64 = 1;
-const EEXIST: i32 = -17;
+pub const BPF_NOEXIST: u64 = 1;
+pub const EEXIST: i32 = -17;
 
 /// The tick of now.
 #[inline(always)]
@@ -66,6 +66,7 @@ pub fn config() -> Config {
                 icmp: 0,
             },
             epoch: 0,
+            mappings: 0,
         },
     }
 }
@@ -291,6 +292,9 @@ fn advance<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
         entry.set_state(new);
         other.set_state(new);
     }
+    if work.flow.has(flag::MAPPED) {
+        independent::refresh::<F>(work, new);
+    }
     if is_assured(new) == assured {
         return Ok(());
     }
@@ -470,16 +474,19 @@ fn evict<F: Family>(work: &mut Work<F::Addr>, assured: bool) {
     remove::<F>(&work.reply_key, assured);
 }
 
-/// Takes this tuple of answers away from whoever has it.
+/// Takes this tuple of answers away from the container that has it by masquerade. A published port is
+/// the publish's.
 #[inline(always)]
 pub fn evict_reply<F: Family>(answer: &Tuple<F::Addr>) {
     if let Some(work) = F::work()
         && let Some((holder, assured)) = find::<F>(answer)
     {
         holder.copy_to(&mut work.other);
-        work.key.proto = answer.proto;
-        work.reply_key = *answer;
-        evict::<F>(work, assured);
+        if !work.other.has(flag::PUBLISHED) {
+            work.key.proto = answer.proto;
+            work.reply_key = *answer;
+            evict::<F>(work, assured);
+        }
     }
 }
 
@@ -529,7 +536,7 @@ pub fn claim<F: Family>(work: &mut Work<F::Addr>) -> Claim {
 
 /// Inserts the original half, `work.flow` under `work.key`, once the reply half is claimed. Where
 /// another CPU was faster, takes back the claim and copies the winner's entry into `work.flow`.
-#[inline(always)]
+#[inline(never)]
 pub fn open<F: Family>(work: &mut Work<F::Addr>, claim: Claim) -> Result<(), Drop> {
     let _ = F::embryos().insert(&work.key, &work.flow, BPF_NOEXIST);
     let (winner, _) = find::<F>(&work.key).ok_or(Drop::TableFull)?;

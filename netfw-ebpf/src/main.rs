@@ -12,6 +12,7 @@ mod event;
 mod family;
 mod flow;
 mod hook;
+mod independent;
 mod maps;
 mod nat;
 mod packet;

@@ -50,17 +50,18 @@ pub fn transport<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> 
     if work.fragment != fragment::NONE {
         return false;
     }
+    // What follows the packet in its frame is padding.
+    let room = (P::NETWORK as u32 + work.len).saturating_sub(work.l4);
     match work.key.proto {
         proto::TCP => {
             use tcp::{ACK, FIN, RST, SYN};
-            let Some(header) = packet.read::<Tcp>(work.transport()) else {
+            let Some(header) = header::<P, Tcp, _>(packet, work, room) else {
                 return false;
             };
             (work.key.sport, work.key.dport) = (header.sport, header.dport);
             work.flags = header.flags;
-            let end_of_header = work.l4 + u32::from(header.offset >> 4) * 4;
             let phantom = u32::from(header.flags & SYN != 0) + u32::from(header.flags & FIN != 0);
-            let payload = (P::NETWORK as u32 + work.len).saturating_sub(end_of_header);
+            let payload = room.saturating_sub(u32::from(header.offset >> 4) * 4);
             let seq = header.sequence.get();
             work.segment = Segment {
                 seq,
@@ -70,14 +71,14 @@ pub fn transport<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> 
             work.opens = header.flags & (SYN | ACK | FIN | RST) == SYN;
         }
         proto::UDP => {
-            let Some(header) = packet.read::<Udp>(work.transport()) else {
+            let Some(header) = header::<P, Udp, _>(packet, work, room) else {
                 return false;
             };
             (work.key.sport, work.key.dport) = (header.sport, header.dport);
             work.opens = true;
         }
         proto::SCTP => {
-            let Some(header) = packet.read::<Sctp>(work.transport()) else {
+            let Some(header) = header::<P, Sctp, _>(packet, work, room) else {
                 return false;
             };
             (work.key.sport, work.key.dport) = (header.sport, header.dport);
@@ -96,7 +97,7 @@ pub fn transport<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> 
             work.opens = kind == sctp::INIT && work.segment.seq == 0;
         }
         icmp if icmp == F::ICMP => {
-            let Some(header) = packet.read::<Icmp>(work.transport()) else {
+            let Some(header) = header::<P, Icmp, _>(packet, work, room) else {
                 return false;
             };
             if header.code == 0 && header.kind == F::ECHO_REQUEST {
@@ -112,6 +113,15 @@ pub fn transport<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> 
         _ => return false,
     }
     true
+}
+
+/// The transport header, if it lies within the `room` that is left in the packet.
+#[inline(always)]
+fn header<P: Packet, T: Copy, A>(packet: &P, work: &Work<A>, room: u32) -> Option<T> {
+    if room < size_of::<T>() as u32 {
+        return None;
+    }
+    packet.read::<T>(work.transport())
 }
 
 /// The first 20 bytes of a TCP header (RFC 9293 3.1).

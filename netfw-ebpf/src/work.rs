@@ -10,12 +10,17 @@
 //! read before it was written in the same run.
 
 use netfw_common::{
-    addr::Be16,
+    addr::{Address, Be16},
+    csum::fold,
     flow::{Flow, Segment},
-    tuple::Tuple,
+    record::{Mapping, MappingKey},
+    tuple::{Tuple, proto},
 };
 
-use crate::nat::answer::Header;
+use crate::{
+    nat::answer::Header,
+    parse::{Tcp, Udp},
+};
 
 /// What part of its datagram a packet is.
 pub mod fragment {
@@ -33,6 +38,19 @@ pub mod fragment {
             _ => LATER,
         }
     }
+}
+
+/// The container that a packet asks for at an address of the node, by a publish or a mapping.
+#[repr(C)]
+pub struct Target<A> {
+    /// Its own address.
+    pub addr: A,
+    /// Index of the counter.
+    pub counter: u32,
+    pub port: Be16,
+    /// Those of [`netfw_common::flow::flag`] that tell how it was found.
+    pub flags: u8,
+    pub reserved: u8,
 }
 
 /// The packet, what its flow does to it, and the flow while it is being made.
@@ -62,6 +80,23 @@ pub struct Work<A> {
     /// The entry of a holder that has to give way, and the key of its other half.
     pub flow_of_holder: Flow<A>,
     pub holder_key: Tuple<A>,
+    /// Whom the packet asks for.
+    pub target: Target<A>,
+    /// The sender's address as the world knows it.
+    pub remote: A,
+    /// The sides of an endpoint-independent mapping that is looked for, and one that is being made.
+    pub internal_key: MappingKey<A>,
+    pub external_key: MappingKey<A>,
+    pub side: Mapping<A>,
+    /// Names whoever may send to a mapping, see `PERMITS4`.
+    pub permit: Tuple<A>,
+    /// Of [`netfw_common::record::network_flag`]: what the sender's network says of mappings, or 0
+    /// where the flow that is being made has no use for one.
+    pub rules: u32,
+    /// The sender's port as the world knows it, or 0.
+    pub remote_port: Be16,
+    /// That of the sender's mapping, if it has one.
+    pub mapped_port: Be16,
     /// The tick of now.
     pub now: u32,
     /// Low bits of tick and epoch: ways to the world that were looked up in another are asked for
@@ -96,6 +131,8 @@ pub struct Work<A> {
     /// The flow that is being made sends from an address of the node, which sockets and publishes
     /// use as well.
     pub from_node: bool,
+    /// The sender has a mapping.
+    pub mapped: bool,
     /// No port was free for it: flows that are over give way.
     pub pressed: bool,
 }
@@ -123,5 +160,26 @@ impl<A> Work<A> {
     #[inline(always)]
     pub fn transport(&self) -> usize {
         self.l4 as usize & Self::MAX_L4
+    }
+}
+
+impl<A: Address> Work<A> {
+    /// Where the packet's checksum is, from the start of the frame, and the sum of its pseudo-header
+    /// (RFC 9293 3.1, 8200 8.1): all that the field holds where hardware should have filled it in
+    /// (`CHECKSUM_PARTIAL`). `network` is the offset of the network header.
+    #[inline(always)]
+    pub fn pseudo(&self, network: usize) -> Option<(usize, u16)> {
+        let at = match self.key.proto {
+            proto::TCP => Tcp::CHECKSUM,
+            proto::UDP => Udp::CHECKSUM,
+            _ => return None,
+        };
+        let len = (self.len + network as u32).saturating_sub(self.l4);
+        // All are words of 16 bits in network order.
+        let sum = self.key.src.sum()
+            + self.key.dst.sum()
+            + u64::from(u16::from(self.key.proto).to_be())
+            + u64::from((len as u16).to_be());
+        Some((self.transport() + at, fold(sum)))
     }
 }

@@ -6,8 +6,11 @@
 //! * [`topology`]: [`Lab`], a client, a node and the outside world in one line
 //! * [`agent`]: a `netfw agent` that serves a lab's node, and the command line towards it
 //! * [`programs`]: nginx, echo servers, tcpdump and the like, in a namespace
+//! * [`raw`]: sockets of any IP protocol
+//! * [`sctp`]: an SCTP stack in user space
 //! * [`sockets`]: sockets with what the standard library has no words for
 //! * [`packet`]: builds packets, good and damaged ones, and checks those that come back
+//! * [`stun`]: how a NAT behaves, as RFC 5780 finds out
 //! * [`testrun`]: runs TC and XDP programs on a packet, without a wire
 //! * [`tunnel`]: a wire between interfaces without Ethernet header
 //! * [`xdp`]: what shows that packets go by XDP
@@ -21,8 +24,11 @@ pub mod agent;
 pub mod netns;
 pub mod packet;
 pub mod programs;
+pub mod raw;
 pub mod reaper;
+pub mod sctp;
 pub mod sockets;
+pub mod stun;
 pub mod testrun;
 pub mod topology;
 pub mod tunnel;

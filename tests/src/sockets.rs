@@ -4,11 +4,12 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    os::fd::OwnedFd,
+    os::fd::{AsFd, AsRawFd as _, OwnedFd},
     time::Duration,
 };
 
 use nix::{
+    errno::Errno,
     libc,
     sys::{
         socket::{
@@ -108,6 +109,18 @@ pub fn mark(socket: &UdpSocket, class: u8) {
     }
 }
 
+/// Its packets go over so many routers, and it is told where that was too far.
+#[track_caller]
+pub fn limit_hops(socket: &UdpSocket, hops: u8) {
+    if is_ipv4(socket) {
+        set(socket, sockopt::Ipv4RecvErr, &true);
+        set(socket, sockopt::Ipv4Ttl, &hops.into());
+    } else {
+        set(socket, sockopt::Ipv6RecvErr, &true);
+        set(socket, sockopt::Ipv6Ttl, &hops.into());
+    }
+}
+
 /// What the kernel takes for the MTU of the way to where `socket` is connected to.
 #[track_caller]
 pub fn path_mtu(socket: &UdpSocket) -> i32 {
@@ -125,12 +138,33 @@ pub fn udp_headers(family: IpAddr) -> usize {
 }
 
 #[track_caller]
-pub fn set<O: SetSockOpt>(socket: &impl std::os::fd::AsFd, option: O, value: &O::Val) {
+pub fn set<O: SetSockOpt>(socket: &impl AsFd, option: O, value: &O::Val) {
     setsockopt(socket, option, value).expect("the kernel has this option");
 }
 
 fn is_ipv4(socket: &UdpSocket) -> bool {
     socket.local_addr().expect("bound").is_ipv4()
+}
+
+/// Sends `count` datagrams of `size` bytes, from the kernel's view one packet until a device cuts it
+/// (UDP_SEGMENT of udp(7)), and has `to` read them. Each byte must arrive as it was.
+#[track_caller]
+pub fn burst(from: &UdpSocket, to: &UdpSocket, size: usize, count: usize) {
+    set(from, sockopt::UdpGsoSegment, &(size as i32));
+    let bytes = &block(size as u32)[..size * count];
+    let sent = from.send(bytes).expect("one packet");
+    assert_eq!(sent, bytes.len());
+    let mut received: Vec<u8> = Vec::new();
+    let mut part = vec![0; BLOCK];
+    while received.len() < bytes.len() {
+        let read = to.recv(&mut part);
+        let read = read.unwrap_or_else(|error| {
+            panic!("{error} after {} of {} bytes", received.len(), bytes.len())
+        });
+        assert_eq!(read % size, 0, "whole datagrams");
+        received.extend(&part[..read]);
+    }
+    assert!(received == bytes, "datagrams were changed or in disorder");
 }
 
 /// A TCP socket of `namespace` that owns `port` there, and can share it with connections that are
@@ -148,7 +182,7 @@ fn tcp_at(namespace: &Namespace, like: IpAddr, port: u16) -> OwnedFd {
         setsockopt(&made, sockopt::SendTimeout, &patience)?;
         setsockopt(&made, sockopt::ReceiveTimeout, &patience)?;
         let at = SocketAddr::new(any(like), port);
-        let raw = std::os::fd::AsRawFd::as_raw_fd(&made);
+        let raw = made.as_raw_fd();
         bind(raw, &SockaddrStorage::from(at))?;
         nix::Result::Ok(made)
     });
@@ -159,9 +193,25 @@ fn tcp_at(namespace: &Namespace, like: IpAddr, port: u16) -> OwnedFd {
 #[track_caller]
 pub fn tcp_from(namespace: &Namespace, port: u16, to: (IpAddr, u16)) -> io::Result<TcpStream> {
     let made = tcp_at(namespace, to.0, port);
-    let raw = std::os::fd::AsRawFd::as_raw_fd(&made);
+    let raw = made.as_raw_fd();
     connect(raw, &SockaddrStorage::from(SocketAddr::from(to)))?;
     Ok(made.into())
+}
+
+/// As [`tcp_from`], but begun only: [`is_connected`] tells when it is one.
+#[track_caller]
+pub fn dial(namespace: &Namespace, port: u16, to: (IpAddr, u16)) -> TcpStream {
+    let stream = TcpStream::from(tcp_at(namespace, to.0, port));
+    stream.set_nonblocking(true).expect("a socket");
+    let to = SockaddrStorage::from(SocketAddr::from(to));
+    let begun = connect(stream.as_raw_fd(), &to);
+    assert_eq!(begun, Err(Errno::EINPROGRESS), "{to}");
+    stream
+}
+
+/// Has what was dialled become a connection? If so, it waits again, as others do.
+pub fn is_connected(stream: &TcpStream) -> bool {
+    stream.peer_addr().is_ok() && stream.set_nonblocking(false).is_ok()
 }
 
 /// A listener of `namespace` at each of its addresses, of both families.

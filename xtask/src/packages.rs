@@ -33,6 +33,7 @@ pub const FOR_TESTS: &[Program] = &[
     ("nft", "nftables"),
     ("conntrack", "conntrack"),
     ("ethtool", "ethtool"),
+    ("/usr/lib/usrsctp/client", "libusrsctp-examples"),
 ];
 
 pub const FOR_BENCH: &[Program] = &[

@@ -11,8 +11,8 @@ use netfw_common::{
     addr::{Address, Be16},
     flow::Flow,
     record::{
-        Endpoint, EndpointIfindex, Local, Publish, PublishKey, SocketKey, SocketPeer, Subnet,
-        Uplink,
+        Endpoint, EndpointIfindex, Local, Mapping, MappingKey, Permit, Publish, PublishKey,
+        SocketKey, SocketPeer, Subnet, Uplink,
     },
     tuple::Tuple,
 };
@@ -125,6 +125,8 @@ pub trait Family {
     fn publishes() -> &'static HashMap<PublishKey<Self::Addr>, Publish<Self::Addr>>;
     fn addresses() -> &'static HashMap<Self::Addr, EndpointIfindex>;
     fn locals() -> &'static HashMap<Self::Addr, Local>;
+    fn mappings() -> &'static HashMap<MappingKey<Self::Addr>, Mapping<Self::Addr>>;
+    fn permits() -> &'static LruHashMap<Tuple<Self::Addr>, Permit>;
     fn talks() -> &'static LruHashMap<Tuple<Self::Addr>, u32>;
     fn sockets() -> &'static LruHashMap<SocketKey<Self::Addr>, SocketPeer<Self::Addr>>;
 

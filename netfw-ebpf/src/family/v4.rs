@@ -13,8 +13,8 @@ use netfw_common::{
     drop::Drop,
     flow::Flow,
     record::{
-        Endpoint, EndpointIfindex, Local, Publish, PublishKey, SocketKey, SocketPeer, Subnet,
-        Uplink,
+        Endpoint, EndpointIfindex, Local, Mapping, MappingKey, Permit, Publish, PublishKey,
+        SocketKey, SocketPeer, Subnet, Uplink,
     },
     tuple::{Tuple, proto},
 };
@@ -360,6 +360,16 @@ impl Family for V4 {
     #[inline(always)]
     fn locals() -> &'static HashMap<Ip4, Local> {
         &maps::LOCALS4
+    }
+
+    #[inline(always)]
+    fn mappings() -> &'static HashMap<MappingKey<Ip4>, Mapping<Ip4>> {
+        &maps::MAPPINGS4
+    }
+
+    #[inline(always)]
+    fn permits() -> &'static LruHashMap<Tuple<Ip4>, Permit> {
+        &maps::PERMITS4
     }
 
     #[inline(always)]

@@ -13,8 +13,8 @@ use netfw_common::{
     drop::Drop,
     flow::Flow,
     record::{
-        Endpoint, EndpointIfindex, Local, Publish, PublishKey, SocketKey, SocketPeer, Subnet,
-        Uplink,
+        Endpoint, EndpointIfindex, Local, Mapping, MappingKey, Permit, Publish, PublishKey,
+        SocketKey, SocketPeer, Subnet, Uplink,
     },
     tuple::{Tuple, proto},
 };
@@ -475,6 +475,16 @@ impl Family for V6 {
     #[inline(always)]
     fn locals() -> &'static HashMap<Ip6, Local> {
         &maps::LOCALS6
+    }
+
+    #[inline(always)]
+    fn mappings() -> &'static HashMap<MappingKey<Ip6>, Mapping<Ip6>> {
+        &maps::MAPPINGS6
+    }
+
+    #[inline(always)]
+    fn permits() -> &'static LruHashMap<Tuple<Ip6>, Permit> {
+        &maps::PERMITS6
     }
 
     #[inline(always)]

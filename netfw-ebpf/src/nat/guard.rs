@@ -9,7 +9,7 @@ use netfw_common::{
     tuple::{Tuple, proto},
 };
 
-use crate::{family::Family, maps::ENDPOINTS, packet::Packet, talk, verdict::Verdict};
+use crate::{family::Family, maps::ENDPOINTS, packet::Packet, parse::Icmp, talk, verdict::Verdict};
 
 /// Decides about an IP packet by its source address.
 #[inline(always)]
@@ -25,7 +25,7 @@ pub fn send<P: Packet, F: Family>(packet: &P) -> Verdict {
         }
         _ => {}
     }
-    if talk::is_of_kind(key.proto) {
+    if talk::is_of_kind::<F>(key.proto) {
         note::<P, F>(packet, &mut key, l4);
     }
     Verdict::Pass
@@ -43,6 +43,13 @@ fn note<P: Packet, F: Family>(packet: &P, key: &mut Tuple<F::Addr>, l4: usize) {
             return;
         }
         [key.sport, key.dport] = ports;
+    }
+    if key.proto == F::ICMP {
+        let mut header = Icmp::default();
+        if !packet.load_network(l4, &mut header) || header.kind != F::ECHO_REQUEST {
+            return;
+        }
+        key.sport = header.id;
     }
     talk::note::<F>(key);
 }

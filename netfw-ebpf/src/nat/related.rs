@@ -59,6 +59,11 @@ fn set_key<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> bool {
     let Some(protocol) = F::parse_quote(packet, work) else {
         return false;
     };
+    // Eight bytes of the transport header are in every quote (RFC 792, 1812 4.3.2.3), and nothing
+    // that lies behind the packet in its frame.
+    if work.quote_l4 + HEADER > P::NETWORK as u32 + work.len {
+        return false;
+    }
     let mut ports = [Be16::new(0); 2];
     let at = work.quoted_transport();
     if protocol == F::ICMP {

@@ -16,11 +16,12 @@ use super::{
 use crate::{
     family::Family,
     flow::{self, Miss},
+    independent::{self, Asked},
     maps::{ENDPOINTS, UPLINKS},
     packet::Packet,
     parse, socket,
     verdict::Verdict,
-    work::Work,
+    work::{Target, Work},
 };
 
 /// Decides about an IP packet. What is not netfw's goes on untouched: broken packets to the stack,
@@ -42,7 +43,7 @@ pub fn receive<P: Packet, F: Family>(packet: &mut P) -> Verdict {
     }
 }
 
-/// Puts the packet's flow into `work`, one that is made for it where it asks for a publish.
+/// Puts the packet's flow into `work`, one that is made for it where it asks for a container.
 /// Otherwise the verdict on a packet without a flow.
 #[inline(always)]
 fn flow_of<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result<(), Verdict> {
@@ -60,14 +61,12 @@ fn flow_of<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result
             Err(Miss::Absent) => {}
         }
         // An interface that the agent does not serve is closed.
-        if work.opens
-            && UPLINKS.get_ptr(packet.ifindex()).is_some()
-            && let Some(publish) = asked_for::<F>(work)
-            // An answer that a process of the node waits for is no question to a container, though
-            // the kernel chose a published port for the process.
-            && !(work.key.proto == proto::UDP && socket::is_awaited::<F>(packet.context(), &work.key))
-        {
-            return dnat::<P, F>(packet, work, publish).map_err(Verdict::Drop);
+        if work.opens && UPLINKS.get_ptr(packet.ifindex()).is_some() {
+            match asks_for_container::<P, F>(packet, work) {
+                Asked::Container => return dnat::<P, F>(packet, work).map_err(Verdict::Drop),
+                Asked::Filtered => return Err(Verdict::Drop(Drop::Filtered)),
+                Asked::No => {}
+            }
         }
     } else if related::find::<P, F>(packet, work) {
         return Ok(());
@@ -102,7 +101,8 @@ fn is_for_socket<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> 
     if datagram {
         flow::note_look::<F>(work);
     }
-    if !work.flow.has(flag::PUBLISHED) {
+    // What came in through a mapping is no publish's.
+    if !work.flow.has(flag::PUBLISHED) || work.flow.has(flag::MAPPED) {
         return socket::exists::<P, F>(packet, &work.key);
     }
     // A published port is the publish's, but for an answer that somebody waits for.
@@ -135,18 +135,30 @@ fn deliver<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -> Ve
     }
 }
 
-/// A new flow to a publish.
+/// Does the packet ask for a container, by a publish or by a mapping? Leaves it in `work.target`.
 #[inline(always)]
-fn dnat<P: Packet, F: Family>(
-    packet: &P,
-    work: &mut Work<F::Addr>,
-    publish: &Publish<F::Addr>,
-) -> Result<(), Drop> {
+fn asks_for_container<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Asked {
+    if asks_for_publish::<F>(work) {
+        // An answer that a process of the node waits for is no question to a container, though the
+        // kernel chose a published port for the process.
+        let awaited =
+            work.key.proto == proto::UDP && socket::is_awaited::<F>(packet.context(), &work.key);
+        return if awaited { Asked::No } else { Asked::Container };
+    }
+    work.mapped = false;
+    (work.remote, work.remote_port) = (work.key.src, work.key.sport);
+    independent::is_asked_for::<P, F>(packet, work)
+}
+
+/// A new flow to a publish, or to a mapping.
+#[inline(always)]
+fn dnat<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result<(), Drop> {
     let src = work.key.src;
     if !src.is_unicast() || F::is_local(&src) || F::subnet(src).is_some() {
         return Err(Drop::Martian);
     }
-    let endpoint = endpoint_at::<F>(&publish.addr).ok_or(Drop::NoEndpoint)?;
+    let target = &work.target;
+    let endpoint = endpoint_at::<F>(&target.addr).ok_or(Drop::NoEndpoint)?;
     // On the container's link nobody has that address: the gateway stands for who has it on ours.
     let elsewhere = src.is_link_local();
     let mapping = Mapping {
@@ -155,27 +167,37 @@ fn dnat<P: Packet, F: Family>(
         } else {
             src
         },
-        dst: publish.addr,
-        dport: publish.port,
-        counter: publish.counter,
-        published: flag::PUBLISHED,
+        dst: target.addr,
+        dport: target.port,
+        counter: target.counter,
+        flags: target.flags,
         to: Some(endpoint),
         back: None,
         source_is_node: elsewhere,
     };
     mapping::prepare::<P, F>(packet, work, &mapping);
-    mapping::create::<P, F>(packet, work)
+    mapping::create::<P, F, false>(packet, work)
 }
 
-/// The publish that a packet asks for. Loopback addresses are not for packets: on a wire they are
-/// martians.
+/// Does the packet ask for a publish? Leaves its container in `work.target`. Loopback addresses are
+/// not for packets: on a wire they are martians.
 #[inline(always)]
-pub fn asked_for<F: Family>(work: &Work<F::Addr>) -> Option<&'static Publish<F::Addr>> {
+pub fn asks_for_publish<F: Family>(work: &mut Work<F::Addr>) -> bool {
     let key = &work.key;
     if key.dst.is_loopback() {
-        return None;
+        return false;
     }
-    published::<F>(key.dst, key.dport, key.proto)
+    let Some(publish) = published::<F>(key.dst, key.dport, key.proto) else {
+        return false;
+    };
+    work.target = Target {
+        addr: publish.addr,
+        counter: publish.counter,
+        port: publish.port,
+        flags: flag::PUBLISHED,
+        reserved: 0,
+    };
+    true
 }
 
 /// The publish for a destination, which is an address of the node.

@@ -150,6 +150,7 @@ impl File {
                 port_max,
                 timeouts: self.timeouts.resolve()?,
                 epoch: 0,
+                mappings: 0,
             },
             socket_group: self.socket_group,
             program_log,

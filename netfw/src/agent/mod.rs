@@ -112,8 +112,8 @@ impl Agent {
     }
 
     /// To be raised whenever the node's ways to the world may have changed.
-    pub fn epoch(&self) -> Result<Epoch, AgentError> {
-        Ok(self.dataplane.epoch()?)
+    pub fn epoch(&self) -> Epoch {
+        self.dataplane.epoch()
     }
 
     fn wanted_endpoint(&self, name: &Name) -> Result<&Endpoint, AgentError> {

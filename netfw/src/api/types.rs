@@ -257,7 +257,8 @@ pub struct Flow {
     pub timeout: u64,
     pub original: Tuple,
     pub reply: Tuple,
-    /// `publish` or `masquerade`: what made the flow.
+    /// What made the flow: `publish`, `masquerade`, or `mapping` (it came in through the
+    /// endpoint-independent mapping of a container).
     pub origin: String,
     pub endpoint: Option<Name>,
 }

@@ -35,6 +35,8 @@ const PINNED: &[&str] = &[
     "LOCALS6",
     "MAPPINGS4",
     "MAPPINGS6",
+    "PERMITS4",
+    "PERMITS6",
     "SOCKETS4",
     "SOCKETS6",
     "ENDPOINTS",

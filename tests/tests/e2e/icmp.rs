@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use netfw_tests::{
     Namespace,
-    sockets::{any, tcp_from, udp_at, udp_to},
+    sockets::{any, limit_hops, tcp_from, udp_at, udp_to},
     topology::{
         Distance, HOST, HOST6, NODE, NODE_OUTSIDE, NODE6, NODE6_OUTSIDE, WORLD, WORLD6, on_link,
     },
@@ -72,18 +72,15 @@ fn traceroute_in(site: &Site) {
     }
 }
 
-/// The error that a datagram brings back to its connected socket.
+/// A datagram brings its connected socket this error.
 #[track_caller]
-fn is_refused(what: &str, from: &Namespace, to: (IpAddr, u16)) {
+pub fn fails(what: &str, from: &Namespace, to: (IpAddr, u16), hops: u8, error: Errno) {
     let socket = udp_to(from, 0, to);
+    limit_hops(&socket, hops);
     socket.send(b"is anybody there?").expect("sent");
     let answer = socket.recv(&mut [0; 64]);
-    let error = answer.expect_err("nobody is there").raw_os_error();
-    assert_eq!(
-        error.map(Errno::from_raw),
-        Some(Errno::ECONNREFUSED),
-        "{what}: {to:?}"
-    );
+    let raw = answer.err().and_then(|error| error.raw_os_error());
+    assert_eq!(raw.map(Errno::from_raw), Some(error), "{what}: {to:?}");
 }
 
 #[test]
@@ -108,7 +105,7 @@ fn nobody_listens(site: &Site) {
             ("its own publish", web, node),
             ("a neighbour", &app, own),
         ] {
-            is_refused(what, from, (to, 5300));
+            fails(what, from, (to, 5300), 64, Errno::ECONNREFUSED);
         }
         // A TCP connection by a reset, as well.
         for (from, to) in [(&lab.client, node), (web, world), (&app, node), (web, node)] {

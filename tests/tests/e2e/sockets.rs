@@ -288,11 +288,13 @@ fn programs_find_localhost_in_both_families() {
         assert_eq!(told, format!("{}{localhost}", nginx.page(80)));
     }
     let server = site.web.spawn(&["iperf3", "--server", "--forceflush"]);
-    wait_until("iperf3 to listen", SOON, || {
-        server.stdout().contains("listening")
-    });
+    let mut tests = 0;
     for to in ["127.0.0.1", "::1", "fd00:1::1"] {
         for udp in [&[][..], &["--udp", "--bitrate", "10M"]] {
+            tests += 1;
+            wait_until("iperf3 to listen", SOON, || {
+                server.stdout().contains(&format!("(test #{tests})"))
+            });
             let mut words = vec!["iperf3", "--client", to, "--bytes", "1M"];
             words.extend(udp);
             let told = lab.node.run(&words);

@@ -15,14 +15,14 @@ use std::{
 };
 
 use fastrand::Rng;
-use netfw_common::tuple::proto;
+use netfw_common::{flow::sctp::INIT, tuple::proto};
 use netfw_tests::packet::{
     IcmpError::{self, *},
     Packet,
 };
 
 use crate::rig::{
-    At, Family, Outcome, Rig, error, family, icmp, ping, pong, raw, tcp, udp, with_rig,
+    At, Family, Outcome, Rig, error, family, icmp, ping, pong, raw, sctp, tcp, udp, with_rig,
 };
 
 /// Packets until all flows are forgotten, lest the table be full for good.
@@ -31,8 +31,20 @@ const ROUND: u32 = 4000;
 /// The kernel runs programs on no shorter frames of IPv6, and there are none on a wire.
 const SHORTEST: usize = 54;
 
+/// Of SCTP's packets.
+const TAG: u32 = 0x7a67_7a67;
+
 /// What failed once: where, and the frame without its MAC addresses.
-const REGRESSIONS: &[(Family, At, &str)] = &[];
+const REGRESSIONS: &[(Family, At, &str)] = &[
+    // The packet ends within the quoted header, and the frame goes on.
+    (
+        Family::V6,
+        At::World,
+        "86dd6000000000213a40fd000001000000000000000000000002fd0000010000000000000000000000010200317300006bc8\
+         6000007f00190640fd000001000000000000000000000001fd0000010000000000000000000000021f900fa0000003e80000\
+         07d05010faf0262400006e65746677",
+    ),
+];
 
 #[test]
 fn whatever_goes_in() {
@@ -86,6 +98,15 @@ fn prepare(rig: &mut Rig) {
         (At::Web, udp("web:5000", "server:53")),
         (At::Web, tcp("web:5000", "server:53", "S")),
         (At::Web, ping("web", "server", 5000)),
+        (
+            At::World,
+            sctp("client:4000", "node:8080", INIT, 0).initiate(TAG),
+        ),
+        (
+            At::Web,
+            sctp("web:5000", "server:53", INIT, 0).initiate(TAG),
+        ),
+        (At::Web, raw("web", "server", 47, &[7; 40])),
         (At::Peer, udp("peer:5000", "node:8080")),
         (At::Web, udp("web:5000", "node:8080")),
     ] {
@@ -125,14 +146,23 @@ fn macs(rig: &Rig, at: At) -> ([u8; 6], [u8; 6]) {
         At::World => (macs.uplink, macs.client),
         At::Web => (macs.gateway, macs.web),
         At::Peer => (macs.gateway, macs.peer),
-        At::Egress => (macs.client, macs.uplink),
+        At::Egress | At::EgressOfWeb => (macs.client, macs.uplink),
     }
 }
 
 fn some_frame(rig: &Rig, rng: &mut Rng) -> (At, Vec<u8>) {
     let at = *pick(
         rng,
-        &[At::World, At::World, At::Web, At::Web, At::Peer, At::Egress],
+        &[
+            At::World,
+            At::World,
+            At::World,
+            At::Web,
+            At::Web,
+            At::Peer,
+            At::Egress,
+            At::EgressOfWeb,
+        ],
     );
     let (dst, src) = macs(rig, at);
     let mut frame = if rng.u8(..) < 8 {
@@ -174,7 +204,7 @@ fn flows(at: At) -> &'static [(&'static str, &'static str)] {
             ("web:5000", "node:8080"),
         ],
         At::Peer => &[("peer:5000", "node:8080")],
-        At::Egress => &[("node:5000", "server:53")],
+        At::Egress | At::EgressOfWeb => &[("node:5000", "server:53")],
     }
 }
 
@@ -187,7 +217,7 @@ fn some_packet(rng: &mut Rng, at: At) -> Packet {
         At::World => *pick(rng, &["client", "client", "server", "router"]),
         At::Web => "web",
         At::Peer => "peer",
-        At::Egress => *pick(rng, &["node", "web"]),
+        At::Egress | At::EgressOfWeb => *pick(rng, &["node", "web"]),
     };
     let to = *pick(rng, &hosts);
     let [mut source, mut destination] =
@@ -203,9 +233,18 @@ fn some_packet(rng: &mut Rng, at: At) -> Packet {
     );
     let mut payload = vec![0; *pick(rng, &[0, 1, 5, 64, 333, 1400])];
     rng.fill(&mut payload);
-    let mut packet = match rng.u8(..10) {
+    let mut packet = match rng.u8(..12) {
         0..3 => udp(&source, &destination),
         3..6 => tcp(&source, &destination, flags).numbers(rng.u32(..), rng.u32(..)),
+        10..12 => {
+            let tag = *pick(rng, &[0, TAG]);
+            let packet = sctp(&source, &destination, rng.u8(..16), tag);
+            if rng.u8(..) < 20 {
+                packet.sctp_without_checksum()
+            } else {
+                packet
+            }
+        }
         6 => ping(from, to, id),
         7 => pong(from, to, id),
         8 => {
@@ -221,23 +260,23 @@ fn some_packet(rng: &mut Rng, at: At) -> Packet {
             return some_error(rng, from, to, kind, (&destination, &source));
         }
         _ => {
-            let protocol = *pick(
-                rng,
-                &[
-                    proto::TCP,
-                    proto::UDP,
-                    proto::SCTP,
-                    icmp(),
-                    47,
-                    50,
-                    51,
-                    59,
-                    0,
-                    43,
-                    44,
-                    60,
-                ],
-            );
+            // IP in IP, GRE, ESP, AH; and extension headers.
+            let protocols = [
+                proto::TCP,
+                proto::UDP,
+                proto::SCTP,
+                icmp(),
+                4,
+                47,
+                50,
+                51,
+                0,
+                43,
+                44,
+                59,
+                60,
+            ];
+            let protocol = *pick(rng, &protocols);
             raw(from, to, protocol, &payload)
         }
     };
@@ -258,7 +297,9 @@ fn some_packet(rng: &mut Rng, at: At) -> Packet {
 
 /// About a packet of that direction, as a rule.
 fn some_error(rng: &mut Rng, from: &str, to: &str, kind: IcmpError, about: (&str, &str)) -> Packet {
-    let about = match rng.u8(..4) {
+    let about = match rng.u8(..6) {
+        4 => sctp(about.0, about.1, INIT, 0).initiate(TAG),
+        5 => raw("node", "server", 47, &[7; 40]),
         0 => tcp(about.0, about.1, "."),
         1 => ping("node", "server", 5000),
         2 => udp("node:5000", "server:53"),

@@ -49,7 +49,7 @@ fn one_container_for_one_destination() {
             rig.send(At::Web, raw("web", "server", protocol, BYTES))
                 .sent();
             rig.send(At::Peer, raw("peer", "server", protocol, BYTES))
-                .dropped(Drop::Ambiguous);
+                .answered(Drop::Ambiguous);
             rig.send(At::Web, raw("web", "server", protocol, BYTES))
                 .sent();
         }
@@ -84,7 +84,7 @@ fn a_talk_of_the_node_is_not_taken() {
             rig.send(At::Egress, raw("node", "server", protocol, BYTES))
                 .passed();
             rig.send(At::Web, raw("web", "server", protocol, BYTES))
-                .dropped(Drop::Ambiguous);
+                .answered(Drop::Ambiguous);
             rig.send(At::World, raw("server", "node", protocol, BYTES))
                 .passed();
             rig.send(At::Web, raw("web", "router", protocol, BYTES))
@@ -108,7 +108,7 @@ fn a_talk_of_the_node_takes_its_own_back() {
         rig.send(At::World, raw("server", "node", GRE, BYTES))
             .passed();
         rig.send(At::Web, raw("web", "server", GRE, BYTES))
-            .dropped(Drop::Ambiguous);
+            .answered(Drop::Ambiguous);
     });
 }
 

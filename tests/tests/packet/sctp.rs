@@ -260,6 +260,12 @@ fn a_port_of_the_node_is_not_taken() {
             .send(At::World, init_ack("client:4001", "node:2905"))
             .sent();
         assert_eq!(to, "web:2905");
+        // But a published port is the publish's.
+        associate(rig, "client:4002", "node:8080", "web:80");
+        rig.send(At::Egress, init_ack("node:8080", "client:4002"))
+            .passed();
+        let data = sctp("client:4002", "node:8080", DATA, TO_SERVER);
+        assert_eq!(rig.send(At::World, data).sent().1, "web:80");
     });
 }
 

@@ -10,7 +10,7 @@ use nix::sys::socket::{
     sockopt::{BindToDevice, ReuseAddr},
 };
 
-use crate::rig::{At, Rig, at, error, ping, tcp, udp, with_rig};
+use crate::rig::{At, Rig, at, error, ping, pong, tcp, udp, with_rig};
 
 /// A socket of the node's, bound before anything else is said of it.
 fn bound(kind: SockType, device: Option<&str>, to: SocketAddr) -> std::os::fd::OwnedFd {
@@ -169,6 +169,39 @@ fn a_stranger_takes_no_answer_from_the_node_by_asking_a_publish_first() {
 }
 
 #[test]
+fn a_ping_of_the_nodes_own_is_answered_to_the_node() {
+    with_rig(|rig| {
+        // First the node, then the container.
+        rig.send(At::Egress, ping("node", "server", 2000)).passed();
+        let other = source(rig, At::Web, ping("web", "server", 2000));
+        assert_ne!(other, "node:2000");
+        rig.send(At::World, pong("server", "node", 2000)).passed();
+        let id = other.strip_prefix("node:").unwrap().parse().unwrap();
+        let (_, to) = rig.send(At::World, pong("server", "node", id)).sent();
+        assert_eq!(to, "web:2000");
+
+        // First the container, then the node.
+        for _ in 0..2 {
+            assert_eq!(
+                source(rig, At::Web, ping("web", "client", 3000)),
+                "node:3000"
+            );
+            rig.send(At::World, pong("client", "node", 3000)).sent();
+        }
+        rig.send(At::Egress, ping("node", "client", 3000)).passed();
+        let other = source(rig, At::Web, ping("web", "client", 3000));
+        assert_ne!(other, "node:3000");
+        rig.send(At::World, pong("client", "node", 3000)).passed();
+        // A container's, translated, claims nothing.
+        rig.send(At::Web, ping("web", "server", 4000)).sent();
+        rig.send(At::EgressOfWeb, ping("node", "server", 4000))
+            .passed();
+        let (_, to) = rig.send(At::World, pong("server", "node", 4000)).sent();
+        assert_eq!(to, "web:4000");
+    });
+}
+
+#[test]
 fn what_waits_for_an_answer_gives_way_to_nobody() {
     with_rig(|rig| {
         rig.configure(|config| (config.port_min, config.port_max) = (2000, 2001));
@@ -184,7 +217,7 @@ fn what_waits_for_an_answer_gives_way_to_nobody() {
             tcp("web:2000", "server:443", "S"),
             ping("web", "server", 2000),
         ] {
-            rig.send(At::Web, packet).dropped(Drop::PortsExhausted);
+            rig.send(At::Web, packet).answered(Drop::PortsExhausted);
         }
         let (_, to) = rig.send(At::World, udp("server:53", "node:2000")).sent();
         assert_eq!(to, "peer:2000");

@@ -18,7 +18,7 @@ use netfw_common::{
     addr::{Address, Be32, Ip4, Ip6},
     drop::{Drop, SLOTS},
     flow::{Flow, Flow6, TICK_SHIFT, Timeouts},
-    record::{Config, Counter, Local, Uplink},
+    record::{Config, Counter, Local, Uplink, network_flag},
     tuple::{Tuple, Tuple6, proto},
 };
 use netfw_tests::{
@@ -160,6 +160,7 @@ pub struct Macs {
 pub struct Rig {
     site: Site,
     hook: Hook,
+    config: Config,
     /// Drops by reason that have been accounted for.
     drops: Vec<u64>,
     /// Was the last packet XDP's to decide about?
@@ -189,6 +190,7 @@ fn on_paths(paths: &[(Family, Hook)], test: impl Fn(&mut Rig) + Sync) {
         let mut rig = Rig {
             site: Site::take(),
             hook,
+            config: Config::default(),
             drops: vec![0; SLOTS as usize],
             by_xdp: false,
             spoilt: false,
@@ -277,9 +279,12 @@ impl Rig {
 
     /// Changes the settings, from the defaults.
     pub fn configure(&mut self, change: impl FnOnce(&mut Config)) {
-        let mut config = Config::default();
-        change(&mut config);
-        self.site.configure(config);
+        self.config = Config {
+            mappings: self.config.mappings,
+            ..Config::default()
+        };
+        change(&mut self.config);
+        self.site.configure(self.config);
     }
 
     /// Makes every flow expire a tick after its last packet.
@@ -301,6 +306,22 @@ impl Rig {
         let [mut web, ..] = self.site.endpoints();
         change(&mut web);
         self.site.put("ENDPOINTS", web.ifindex, web);
+    }
+
+    /// Gives `container` rules of its network beside those that it has.
+    pub fn rules(&mut self, container: At, flags: u32) {
+        let [web, peer, _] = self.site.endpoints();
+        let mut endpoint = match container {
+            At::Web => web,
+            At::Peer => peer,
+            other => panic!("no container: {other:?}"),
+        };
+        endpoint.flags |= flags;
+        self.site.put("ENDPOINTS", endpoint.ifindex, endpoint);
+        if flags & network_flag::ENDPOINT_INDEPENDENT != 0 {
+            self.config.mappings = 1;
+            self.site.configure(self.config);
+        }
     }
 
     /// As the agent does where `--uplink` does not name it.

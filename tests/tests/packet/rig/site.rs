@@ -16,8 +16,8 @@ use netfw_common::{
     addr::{Be16, Ip4, Ip6},
     flow::Flow,
     record::{
-        Config, Counter, Endpoint, Local, Mapping, MappingKey, Publish, PublishKey, Subnet, Uplink,
-        endpoint_flag, network_flag,
+        Config, Counter, Endpoint, Local, Mapping, MappingKey, Permit, Publish, PublishKey, Subnet,
+        Uplink, endpoint_flag, network_flag,
     },
     tuple::{Tuple, proto},
 };
@@ -96,6 +96,7 @@ impl Site {
         self.clear::<Tuple<A>, u32>(&format!("TALKS{digit}"));
         self.clear::<PublishKey<A>, Publish<A>>(&format!("PUBLISHES{digit}"));
         self.clear::<MappingKey<A>, Mapping<A>>(&format!("MAPPINGS{digit}"));
+        self.clear::<Tuple<A>, Permit>(&format!("PERMITS{digit}"));
         self.clear::<A, u32>(&format!("ADDRESSES{digit}"));
         self.clear::<A, Local>(&format!("LOCALS{digit}"));
     }
