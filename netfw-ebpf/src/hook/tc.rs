@@ -46,6 +46,7 @@ fn from_world<const L2: usize>(mut packet: Skb<L2>) -> i32 {
 
 /// Ingress of the host side of a container's veth pair: what a container sends.
 #[classifier]
+#[inline(always)]
 pub fn netfw_container(ctx: TcContext) -> i32 {
     let mut packet = Skb::<ETH_LEN>::new(ctx);
     let verdict = from_container(&mut packet);

@@ -5,6 +5,8 @@
 //! that entry makes of answers the quote is given, swapped again. An error changes nothing in a flow
 //! (RFC 5508 REQ-6, 5927), and one whose flow does not exist is nobody's (REQ-4).
 
+use core::hint::black_box;
+
 use netfw_common::{
     addr::{Address as _, Be16},
     csum::{difference, update},
@@ -94,10 +96,11 @@ fn set_key<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> bool {
 #[inline(never)]
 pub fn rewrite<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -> bool {
     let protocol = work.key.proto;
-    let addresses = difference(
+    // Here and now: later, the compiler would keep all parts of the sums on the stack until then.
+    let addresses = black_box(difference(
         work.key.src.sum() + work.key.dst.sum(),
         work.flow.src.sum() + work.flow.dst.sum(),
-    );
+    ));
     let ports = difference(
         u64::from(work.key.sport.wire()) + u64::from(work.key.dport.wire()),
         u64::from(work.flow.sport.wire()) + u64::from(work.flow.dport.wire()),
@@ -152,11 +155,11 @@ pub fn rewrite<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -
 
     // The error comes from who was sent to, by the name that the other side has for it; or from a
     // router on the way, by its own.
-    let [src, dst] = work.outer;
-    if src != work.key.src {
-        work.flow.src = src;
+    if work.outer[0] != work.key.src {
+        work.flow.src = work.outer[0];
     }
-    (work.key.src, work.key.dst) = (src, dst);
+    work.key.src = work.outer[0];
+    work.key.dst = work.outer[1];
     work.key.proto = F::ICMP;
     true
 }

@@ -53,15 +53,15 @@ pub const fn tests<'a>(name: &'a str, arguments: &'a str) -> Step<'a> {
     }
 }
 
+/// A step's program that is no test.
+const NETFW: &str = "netfw";
+
 /// `netfw demo`.
 pub const DEMO: Step = Step {
     name: "demo",
-    program: "netfw",
+    program: NETFW,
     arguments: "demo",
 };
-
-/// The test programs that can run in the guest.
-pub const TESTS: &[&str] = &["verifier", "packet", "virtio"];
 
 /// Native XDP on virtio-net. One test after the other: there is one pair of interfaces.
 pub const VIRTIO: Step = tests("virtio", "--nocapture --test-threads=1");
@@ -80,7 +80,9 @@ pub fn run(plan: &Plan) -> Result<()> {
     let directory = build::target().join("kernel").join(plan.version);
     let image = Image::get(plan.version, &directory)?;
     let netfw = build::netfw(&toolchain)?;
-    let tests = programs::build_tests(&toolchain, TESTS)?;
+    let programs = plan.steps.iter().map(|step| step.program);
+    let names: Vec<&str> = programs.filter(|&program| program != NETFW).collect();
+    let tests = programs::build_tests(&toolchain, &names)?;
 
     let mut archive = Archive::default();
     programs::add_system(&mut archive)?;
