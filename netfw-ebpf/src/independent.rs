@@ -280,8 +280,9 @@ pub enum Asked {
 /// Is the packet addressed to a mapping? To its owner, the sender is `work.remote`.
 #[inline(never)]
 pub fn is_asked_for<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Asked {
-    // A request of echo has its sender's identifier, and asks for nobody behind it.
-    if work.key.proto != proto::TCP && work.key.proto != proto::UDP {
+    // A request of echo has its sender's identifier, and asks for nobody behind it. SCTP's sockets of
+    // the node cannot be found.
+    if work.key.proto != proto::TCP && work.key.proto != proto::UDP || config().mappings == 0 {
         return Asked::No;
     }
     let (addr, port) = (work.key.dst, work.key.dport);

@@ -10,13 +10,17 @@
 //! read before it was written in the same run.
 
 use netfw_common::{
-    addr::Be16,
+    addr::{Address, Be16},
+    csum::fold,
     flow::{Flow, Segment},
     record::{Mapping, MappingKey},
-    tuple::Tuple,
+    tuple::{Tuple, proto},
 };
 
-use crate::nat::answer::Header;
+use crate::{
+    nat::answer::Header,
+    parse::{Tcp, Udp},
+};
 
 /// What part of its datagram a packet is.
 pub mod fragment {
@@ -156,5 +160,26 @@ impl<A> Work<A> {
     #[inline(always)]
     pub fn transport(&self) -> usize {
         self.l4 as usize & Self::MAX_L4
+    }
+}
+
+impl<A: Address> Work<A> {
+    /// Where the packet's checksum is, from the start of the frame, and the sum of its pseudo-header
+    /// (RFC 9293 3.1, 8200 8.1): all that the field holds where hardware should have filled it in
+    /// (`CHECKSUM_PARTIAL`). `network` is the offset of the network header.
+    #[inline(always)]
+    pub fn pseudo(&self, network: usize) -> Option<(usize, u16)> {
+        let at = match self.key.proto {
+            proto::TCP => Tcp::CHECKSUM,
+            proto::UDP => Udp::CHECKSUM,
+            _ => return None,
+        };
+        let len = (self.len + network as u32).saturating_sub(self.l4);
+        // All are words of 16 bits in network order.
+        let sum = self.key.src.sum()
+            + self.key.dst.sum()
+            + u64::from(u16::from(self.key.proto).to_be())
+            + u64::from((len as u16).to_be());
+        Some((self.transport() + at, fold(sum)))
     }
 }

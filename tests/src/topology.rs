@@ -135,10 +135,8 @@ impl Distance {
         for end in [router, last, host] {
             trust(end);
         }
-        // As many ICMP errors as there are reasons for.
         for end in [&lab.world, router, last, host] {
-            end.sysctl("ipv4/icmp_ratelimit", "0");
-            end.sysctl("ipv6/icmp/ratelimit", "0");
+            complain(end);
         }
         let links = [(&lab.world, router), (router, last), (last, host)];
         for (link, (near, far)) in (3..).zip(links) {
@@ -168,6 +166,13 @@ impl Distance {
 pub fn forward(router: &Namespace) {
     router.sysctl("ipv4/ip_forward", "1");
     router.sysctl("ipv6/conf/all/forwarding", "1");
+}
+
+/// Has a namespace send as many ICMP errors as there are reasons for.
+#[track_caller]
+pub fn complain(end: &Namespace) {
+    end.sysctl("ipv4/icmp_ratelimit", "0");
+    end.sysctl("ipv6/icmp/ratelimit", "0");
 }
 
 /// A new namespace copies the machine's settings; the lab must not depend on those.

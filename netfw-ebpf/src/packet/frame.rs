@@ -6,18 +6,13 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{EbpfContext as _, programs::XdpContext};
-use netfw_common::{
-    addr::{Address as _, MacPair},
-    csum,
-    flow::flag,
-    tuple::proto,
-};
+use netfw_common::{addr::MacPair, csum, flow::flag, tuple::proto};
 
 use super::Packet;
 use crate::{
     family::Family,
     maps::UPLINKS,
-    parse::{ETH_LEN, Ethernet, Sctp, Tcp, Udp},
+    parse::{ETH_LEN, Ethernet, Sctp},
     work::Work,
 };
 
@@ -33,21 +28,11 @@ impl Frame {
     /// virtio hand them to XDP without a word. Of others, one in 2^16 looks so as well.
     #[inline(always)]
     fn is_partial<F: Family>(&self, work: &Work<F::Addr>) -> bool {
-        let at = match work.key.proto {
-            proto::TCP => Tcp::CHECKSUM,
-            proto::UDP => Udp::CHECKSUM,
-            proto::SCTP => {
-                return self.read::<u32>(work.transport() + Sctp::CHECKSUM) == Some(0);
-            }
-            _ => return false,
-        };
-        let len = (work.len + ETH_LEN as u32).saturating_sub(work.l4);
-        // Both are words of 16 bits in network order.
-        let pseudo = work.key.src.sum()
-            + work.key.dst.sum()
-            + u64::from(u16::from(work.key.proto).to_be())
-            + u64::from((len as u16).to_be());
-        self.read::<u16>(work.transport() + at) == Some(csum::fold(pseudo))
+        if work.key.proto == proto::SCTP {
+            return self.read::<u32>(work.transport() + Sctp::CHECKSUM) == Some(0);
+        }
+        work.pseudo(ETH_LEN)
+            .is_some_and(|(at, pseudo)| self.read::<u16>(at) == Some(pseudo))
     }
 }
 

@@ -6,7 +6,7 @@ use std::net::UdpSocket;
 use netfw_tests::{
     Namespace,
     sockets::{any, burst, connection, exchange, listen, set, udp_at, udp_to},
-    topology::{NODE, NODE6, WORLD, WORLD6},
+    topology::{NODE, NODE6, WORLD, WORLD6, complain},
 };
 use nix::{errno::Errno, sys::socket::sockopt};
 
@@ -66,6 +66,9 @@ fn everything_arrives(site: &Site, what: &str) {
 fn whoever_computes_checksums_and_cuts_segments() {
     let site = Site::new(&["9000:9000", "5300-5301:5300-5301/udp"]);
     let Site { lab, web, .. } = &site;
+    for end in [web, &lab.world] {
+        complain(end);
+    }
     let endpoint = site.agent.json(&["endpoint", "inspect", "web"]);
     let host = text(&endpoint["host_interface"]);
     let ends = [

@@ -15,14 +15,14 @@ use std::{
 };
 
 use fastrand::Rng;
-use netfw_common::tuple::proto;
+use netfw_common::{flow::sctp::INIT, tuple::proto};
 use netfw_tests::packet::{
     IcmpError::{self, *},
     Packet,
 };
 
 use crate::rig::{
-    At, Family, Outcome, Rig, error, family, icmp, ping, pong, raw, tcp, udp, with_rig,
+    At, Family, Outcome, Rig, error, family, icmp, ping, pong, raw, sctp, tcp, udp, with_rig,
 };
 
 /// Packets until all flows are forgotten, lest the table be full for good.
@@ -30,6 +30,9 @@ const ROUND: u32 = 4000;
 
 /// The kernel runs programs on no shorter frames of IPv6, and there are none on a wire.
 const SHORTEST: usize = 54;
+
+/// Of SCTP's packets.
+const TAG: u32 = 0x7a67_7a67;
 
 /// What failed once: where, and the frame without its MAC addresses.
 const REGRESSIONS: &[(Family, At, &str)] = &[
@@ -95,6 +98,15 @@ fn prepare(rig: &mut Rig) {
         (At::Web, udp("web:5000", "server:53")),
         (At::Web, tcp("web:5000", "server:53", "S")),
         (At::Web, ping("web", "server", 5000)),
+        (
+            At::World,
+            sctp("client:4000", "node:8080", INIT, 0).initiate(TAG),
+        ),
+        (
+            At::Web,
+            sctp("web:5000", "server:53", INIT, 0).initiate(TAG),
+        ),
+        (At::Web, raw("web", "server", 47, &[7; 40])),
         (At::Peer, udp("peer:5000", "node:8080")),
         (At::Web, udp("web:5000", "node:8080")),
     ] {
@@ -221,9 +233,18 @@ fn some_packet(rng: &mut Rng, at: At) -> Packet {
     );
     let mut payload = vec![0; *pick(rng, &[0, 1, 5, 64, 333, 1400])];
     rng.fill(&mut payload);
-    let mut packet = match rng.u8(..10) {
+    let mut packet = match rng.u8(..12) {
         0..3 => udp(&source, &destination),
         3..6 => tcp(&source, &destination, flags).numbers(rng.u32(..), rng.u32(..)),
+        10..12 => {
+            let tag = *pick(rng, &[0, TAG]);
+            let packet = sctp(&source, &destination, rng.u8(..16), tag);
+            if rng.u8(..) < 20 {
+                packet.sctp_without_checksum()
+            } else {
+                packet
+            }
+        }
         6 => ping(from, to, id),
         7 => pong(from, to, id),
         8 => {
@@ -276,7 +297,9 @@ fn some_packet(rng: &mut Rng, at: At) -> Packet {
 
 /// About a packet of that direction, as a rule.
 fn some_error(rng: &mut Rng, from: &str, to: &str, kind: IcmpError, about: (&str, &str)) -> Packet {
-    let about = match rng.u8(..4) {
+    let about = match rng.u8(..6) {
+        4 => sctp(about.0, about.1, INIT, 0).initiate(TAG),
+        5 => raw("node", "server", 47, &[7; 40]),
         0 => tcp(about.0, about.1, "."),
         1 => ping("node", "server", 5000),
         2 => udp("node:5000", "server:53"),
