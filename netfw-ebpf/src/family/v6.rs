@@ -369,12 +369,11 @@ impl Family for V6 {
 
     #[inline(always)]
     fn rewrite_quote<P: Packet>(packet: &mut P, work: &Work<Ip6>, changed: u32) -> Option<u32> {
-        packet
-            .store(
-                work.quoted() + Ipv6::ADDRESSES,
-                &[work.flow.dst, work.flow.src],
-            )
-            .then_some(changed)
+        // One by one, from where they lie: a copy of both would take too much of the stack.
+        let at = work.quoted() + Ipv6::ADDRESSES;
+        let stored =
+            packet.store(at, &work.flow.dst) && packet.store(at + size_of::<Ip6>(), &work.flow.src);
+        stored.then_some(changed)
     }
 
     #[inline(always)]
