@@ -49,7 +49,7 @@ fn known_mtu(namespace: &Namespace, host: IpAddr) -> Option<u32> {
 
 /// Datagrams of `socket` that are one byte too big bring it an error, and then it knows what is not.
 #[track_caller]
-fn learns(socket: &UdpSocket, mtu: u32) {
+pub fn learns(socket: &UdpSocket, mtu: u32) {
     let peer = socket.peer_addr().expect("connected");
     let big = vec![0; mtu as usize + 1 - udp_headers(peer.ip())];
     wait_until(&format!("the way to {peer} to be known"), SOON, || {
@@ -63,7 +63,7 @@ fn learns(socket: &UdpSocket, mtu: u32) {
 
 /// A datagram of `from` as big as the way takes comes to `to`.
 #[track_caller]
-fn fits(from: &UdpSocket, to: &UdpSocket) {
+pub fn fits(from: &UdpSocket, to: &UdpSocket) {
     let peer = from.peer_addr().expect("connected");
     // Of an error that came late.
     let _ = from.take_error();
@@ -76,7 +76,12 @@ fn fits(from: &UdpSocket, to: &UdpSocket) {
 /// Two sockets in a talk: of `client`, which asked `to`, and of `server`, which was asked at `port`.
 /// What they send is not cut into fragments.
 #[track_caller]
-fn talk(client: &Namespace, to: (IpAddr, u16), server: &Namespace, port: u16) -> [UdpSocket; 2] {
+pub fn talk(
+    client: &Namespace,
+    to: (IpAddr, u16),
+    server: &Namespace,
+    port: u16,
+) -> [UdpSocket; 2] {
     let server = udp_at(server, (any(to.0), port));
     let client = udp_to(client, 0, to);
     client.send(b"a question").expect("sent");
@@ -149,7 +154,7 @@ fn datagrams(site: &Site) {
 }
 
 /// A container whose network takes no more than `mtu` bytes.
-fn in_a_network_of(agent: &Agent, lab: &Lab, mtu: u32, publishes: &[&str]) -> Namespace {
+pub fn in_a_network_of(agent: &Agent, lab: &Lab, mtu: u32, publishes: &[&str]) -> Namespace {
     let mtu = mtu.to_string();
     agent.netfw(&["network", "create", "other", "--ipv6", "--mtu", &mtu]);
     let container = lab.container("other");
