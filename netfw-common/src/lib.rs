@@ -12,6 +12,7 @@
 //! | [`record`] | endpoints, publishes, subnets, uplinks, configuration, counters |
 //! | [`drop`] | why a packet was dropped |
 //! | [`csum`] | RFC 1624 checksum arithmetic |
+//! | [`fragment`] | datagrams in pieces, and pieces that wait |
 //! | [`port`] | the choice of a port for masquerade |
 #![no_std]
 
@@ -19,6 +20,7 @@ pub mod addr;
 pub mod csum;
 pub mod drop;
 pub mod flow;
+pub mod fragment;
 pub mod port;
 pub mod record;
 pub mod tuple;

@@ -260,7 +260,11 @@ impl core::ops::AddAssign for Counter {
 #[cfg(feature = "user")]
 mod pod {
     use super::*;
-    use crate::{flow::Flow, tuple::Tuple};
+    use crate::{
+        flow::Flow,
+        fragment::{Datagram, FragmentKey, Held, HeldKey},
+        tuple::Tuple,
+    };
 
     // SAFETY (all of these): `repr(C)` or transparent over integers, without padding, as the size
     // assertions beside each record say; any bytes are a valid value.
@@ -294,6 +298,11 @@ mod pod {
         SocketKey<Ip4>,
         SocketKey<Ip6>,
         SocketPeer<Ip4>,
-        SocketPeer<Ip6>
+        SocketPeer<Ip6>,
+        FragmentKey<Ip4>,
+        FragmentKey<Ip6>,
+        Datagram,
+        HeldKey,
+        Held
     );
 }
