@@ -46,7 +46,7 @@ pub struct Malformed;
 pub fn transport<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> bool {
     const NONE: Be16 = Be16::new(0);
     (work.key.sport, work.key.dport) = (NONE, NONE);
-    (work.flags, work.opens) = (0, false);
+    (work.flags, work.opens, work.related) = (0, false, false);
     if work.fragment != fragment::NONE {
         return false;
     }
