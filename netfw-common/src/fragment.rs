@@ -2,8 +2,10 @@
 //! the one with the ports.
 //!
 //! Only the first fragment has the transport header. What it says is kept for the others; those that
-//! come before it wait, as copies, and are received once more behind it. Nothing is put together:
-//! each fragment goes on by itself, and its receiver does that.
+//! come before it wait, as copies, and are received once more when it has come. Nothing is put
+//! together: each fragment goes on by itself, and its receiver does that.
+
+use core::cell::UnsafeCell;
 
 use crate::{
     addr::{Address, Be16, Ip4, Ip6},
@@ -21,8 +23,8 @@ pub const REUSE: u32 = 2;
 /// The largest datagram that the offsets can name, in bytes.
 pub const MOST_BYTES: u32 = 0xffff;
 
-/// Words of 64 units in [`Datagram::received`].
-pub const WORDS: usize = 128;
+/// Words of 64 units, 512 bytes, in the largest datagram.
+const WORDS: usize = 128;
 
 /// What the fragments of one datagram have in common (RFC 791 3.2, RFC 8200 4.5). Layout, no padding;
 /// 16 bytes for IPv4, 40 for IPv6.
@@ -63,31 +65,142 @@ impl<A: Address> FragmentKey<A> {
     }
 }
 
+/// An integer in a map, which any CPU may read and write at any time.
+#[repr(transparent)]
+pub struct Shared<T>(UnsafeCell<T>);
+
+// SAFETY: reads and writes are single instructions each, and any value is one that makes sense.
+unsafe impl<T: Copy + Send> Sync for Shared<T> {}
+
+impl<T: Copy> Shared<T> {
+    #[inline(always)]
+    pub fn get(&self) -> T {
+        // SAFETY: see above. Volatile, because others write.
+        unsafe { self.0.get().read_volatile() }
+    }
+
+    #[inline(always)]
+    pub fn set(&self, value: T) {
+        // SAFETY: as above.
+        unsafe { self.0.get().write_volatile(value) };
+    }
+}
+
 /// A datagram of which fragments have been seen. Map `FRAGMENTS4|6`: LRU hash; gone once all of it
 /// has been seen.
 ///
-/// Layout, no padding: 1040 bytes.
+/// Layout, no padding: 1080 bytes.
 #[repr(C)]
-#[derive(Clone, Copy)]
 pub struct Datagram {
-    /// A bit for each unit of 8 bytes that has gone on.
-    pub received: [u64; WORDS],
+    pub received: Received,
     /// The tick of the last piece.
-    pub seen: u32,
+    pub seen: Shared<u32>,
     /// Units that have gone on.
-    pub units: u16,
+    pub sum: Shared<u32>,
     /// Units in all; 0 until the last fragment has come.
-    pub total: u16,
+    pub total: Shared<u32>,
     /// The ports of the first fragment's tuple, as in [`crate::tuple::Tuple`], and its protocol.
     pub sport: Be16,
     pub dport: Be16,
     pub proto: u8,
     /// Has the first fragment gone on (1)? Otherwise (0) pieces wait for it.
     pub known: u8,
-    pub reserved: u16,
+    /// Have pieces waited for it (1)?
+    pub awaited: u8,
+    pub reserved: [u8; 5],
 }
 
-const _: () = assert!(size_of::<Datagram>() == 1040);
+const _: () = assert!(size_of::<Datagram>() == 1080);
+
+impl Datagram {
+    /// Notes that a piece goes on. Is it the last that was missing?
+    #[inline(always)]
+    pub fn add(&self, units: Units, more: bool, now: u32) -> bool {
+        self.seen.set(now);
+        let sum = self.sum.get() + units.count();
+        self.sum.set(sum);
+        if !more {
+            self.total.set(units.end);
+        }
+        self.total.get() == sum
+    }
+
+    /// Is it over at `now`? `overlaps`: a piece has come that overlaps it.
+    #[inline(always)]
+    pub fn is_over(&self, now: u32, overlaps: bool) -> bool {
+        is_over(self.seen.get(), now, overlaps)
+    }
+}
+
+/// Which units have come. A piece changes the two words in which it begins and ends, and for all
+/// between them a bit each; so no loop is needed, nor one by which the verifier would go.
+#[repr(C)]
+pub struct Received {
+    /// A bit for each unit of the words that are not [full](Self::full).
+    units: [Shared<u64>; WORDS],
+    /// A bit for each word of which a unit has come.
+    begun: [Shared<u64>; WORDS / 64],
+    /// A bit for each word that has come whole with one piece.
+    full: [Shared<u64>; WORDS / 64],
+}
+
+impl Received {
+    /// Adds a piece. False where it overlaps what is there; a part of it may have been added then.
+    #[inline(always)]
+    pub fn add(&self, units: Units) -> bool {
+        let (first, last) = (units.first / 64, (units.end - 1) / 64);
+        let head = u64::MAX << (units.first % 64);
+        let tail = u64::MAX >> (63 - (units.end - 1) % 64);
+        if first == last {
+            return self.add_to(first, head & tail);
+        }
+        self.add_to(first, head) && self.add_to(last, tail) && self.add_between(first, last)
+    }
+
+    /// Adds units of one word.
+    #[inline(always)]
+    fn add_to(&self, word: u32, units: u64) -> bool {
+        // The mask changes nothing; the verifier wants to see it.
+        let word = word as usize & (WORDS - 1);
+        let (half, bit) = (word / 64, 1 << (word % 64));
+        let old = self.units[word].get();
+        let begun = self.begun[half].get();
+        if old & units != 0 || self.full[half].get() & bit != 0 {
+            return false;
+        }
+        self.units[word].set(old | units);
+        self.begun[half].set(begun | bit);
+        true
+    }
+
+    /// Adds the whole words between two.
+    #[inline(always)]
+    fn add_between(&self, first: u32, last: u32) -> bool {
+        for half in 0..WORDS / 64 {
+            let base = half as u32 * 64;
+            let words = below(last, base) & !below(first + 1, base);
+            let begun = self.begun[half].get();
+            if begun & words != 0 {
+                return false;
+            }
+            self.begun[half].set(begun | words);
+            let full = self.full[half].get();
+            self.full[half].set(full | words);
+        }
+        true
+    }
+}
+
+/// The bits of a word of 64, of which the first stands for `base`, for what is below `end`.
+#[inline(always)]
+const fn below(end: u32, base: u32) -> u64 {
+    let bits = end.saturating_sub(base);
+    if bits >= 64 {
+        u64::MAX
+    } else {
+        (1 << bits) - 1
+    }
+}
 
 /// Which piece of which datagram waits. 16 bytes.
 #[repr(C)]
@@ -95,8 +208,8 @@ const _: () = assert!(size_of::<Datagram>() == 1040);
 pub struct HeldKey {
     /// [`FragmentKey::hash`].
     pub datagram: u64,
-    /// [`place`] of the piece.
-    pub place: u32,
+    /// The unit with which the piece begins.
+    pub first: u32,
     pub reserved: u32,
 }
 
@@ -119,19 +232,6 @@ pub const FRAME: usize = 9020;
 const _: () = assert!(size_of::<Held>() == 9032 && size_of::<Held>().is_multiple_of(8));
 const _: () = assert!(size_of::<HeldKey>() == 16);
 
-/// Bytes of a datagram that share a place: of two pieces that begin there one can wait. Links take
-/// packets of 576 bytes and more (RFC 791 3.2), so that pieces are longer.
-const STRIDE: u32 = 512;
-
-/// Places for a datagram's pieces; the first is the first fragment's alone.
-pub const PLACES: u32 = MOST_BYTES.div_ceil(STRIDE) + 1;
-
-/// The place of the piece that begins at `offset`.
-#[inline(always)]
-pub const fn place(offset: u32) -> u32 {
-    offset.div_ceil(STRIDE)
-}
-
 /// Is a datagram whose last piece came at `seen` over at `now`? `overlaps`: a piece has come that
 /// overlaps it.
 #[inline(always)]
@@ -142,6 +242,7 @@ pub const fn is_over(seen: u32, now: u32, overlaps: bool) -> bool {
 }
 
 /// The part of its datagram that a fragment is, in units of 8 bytes, the last one perhaps not full.
+#[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Units {
     pub first: u32,
@@ -154,7 +255,7 @@ impl Units {
     /// one beyond the largest datagram, and but for the last all are whole units.
     #[inline(always)]
     pub const fn of(offset: u32, len: u32, more: bool) -> Option<Self> {
-        if len == 0 || offset + len > MOST_BYTES || more && len % 8 != 0 {
+        if len == 0 || offset + len > MOST_BYTES || more && !len.is_multiple_of(8) {
             return None;
         }
         Some(Self {
@@ -167,29 +268,6 @@ impl Units {
     pub const fn count(self) -> u32 {
         self.end - self.first
     }
-
-    /// The first word of [`Datagram::received`] that they lie in.
-    #[inline(always)]
-    pub const fn first_word(self) -> u32 {
-        self.first / 64
-    }
-
-    /// Their bits in a word; 0 where they do not reach it.
-    #[inline(always)]
-    pub const fn mask(self, word: u32) -> u64 {
-        Self::below(self.end, word) & !Self::below(self.first, word)
-    }
-
-    /// The bits of `word` for the units below `unit`.
-    #[inline(always)]
-    const fn below(unit: u32, word: u32) -> u64 {
-        let bits = unit.saturating_sub(word * 64);
-        if bits >= 64 {
-            u64::MAX
-        } else {
-            (1 << bits) - 1
-        }
-    }
 }
 
 #[cfg(test)]
@@ -201,43 +279,44 @@ mod tests {
 
     use super::*;
 
-    /// Unit by unit, as an independent reference.
-    fn bits(units: Units) -> [u64; WORDS] {
-        let mut words = [0; WORDS];
-        for unit in units.first..units.end {
-            words[unit as usize / 64] |= 1 << (unit % 64);
-        }
-        words
-    }
-
     proptest! {
+        /// Against a set of units.
         #[test]
-        fn masks_are_the_units(offset in 0u32..8192, len in 1u32..=MOST_BYTES) {
-            let offset = offset * 8;
-            prop_assume!(offset + len <= MOST_BYTES);
-            let units = Units::of(offset, len, false).unwrap();
-            let masks: Vec<u64> = (0..WORDS as u32).map(|word| units.mask(word)).collect();
-            prop_assert_eq!(&masks[..], &bits(units)[..]);
-            let ones: u32 = masks.iter().map(|mask| mask.count_ones()).sum();
-            prop_assert_eq!(ones, units.count());
-            prop_assert!(masks[..units.first_word() as usize].iter().all(|&mask| mask == 0));
-        }
-
-        #[test]
-        fn pieces_of_a_small_mtu_have_a_place_each(len in 512u32..1500) {
-            let len = len & !7;
-            let mut places = HashSet::new();
-            for offset in (0..MOST_BYTES - 7).step_by(len as usize) {
-                prop_assert!(place(offset) < PLACES);
-                prop_assert!(places.insert(place(offset)), "{} is taken", offset);
+        fn overlaps_are_found(pieces in proptest::collection::vec((0u32..1100, 1u32..600), 1..20)) {
+            // SAFETY: integers.
+            let received: Received = unsafe { core::mem::zeroed() };
+            let mut reference = HashSet::new();
+            for (first, len) in pieces {
+                let units = Units { first, end: first + len };
+                let overlaps = (first..first + len).any(|unit| reference.contains(&unit));
+                prop_assert_eq!(received.add(units), !overlaps);
+                if overlaps {
+                    return Ok(());
+                }
+                reference.extend(first..first + len);
             }
         }
-    }
 
-    #[test]
-    fn the_first_place_is_the_first_fragments() {
-        assert_eq!((place(0), place(8), place(512), place(520)), (0, 1, 1, 2));
-        assert_eq!(place(65528), PLACES - 1);
+        /// In any order, with pieces of one length each.
+        #[test]
+        fn a_datagram_is_complete_once(len in 1u32..1200, bytes in 9u32..=MOST_BYTES, seed in any::<u64>()) {
+            // SAFETY: integers.
+            let datagram: Datagram = unsafe { core::mem::zeroed() };
+            let mut pieces: Vec<Units> = (0..bytes)
+                .step_by(len as usize * 8)
+                .map(|offset| Units::of(offset, (bytes - offset).min(len * 8), false).unwrap())
+                .collect();
+            let last = pieces[pieces.len() - 1];
+            pieces.sort_by_key(|units| u64::from(units.first + 1).wrapping_mul(seed | 1));
+            for (n, units) in pieces.iter().enumerate() {
+                prop_assert!(datagram.received.add(*units));
+                let complete = datagram.add(*units, *units != last, 7);
+                prop_assert_eq!(complete, n == pieces.len() - 1);
+            }
+            for units in pieces {
+                prop_assert!(!datagram.received.add(units), "{:?} once more", units);
+            }
+        }
     }
 
     #[test]

@@ -262,7 +262,7 @@ mod pod {
     use super::*;
     use crate::{
         flow::Flow,
-        fragment::{Datagram, FragmentKey, Held, HeldKey},
+        fragment::{FragmentKey, Held, HeldKey},
         tuple::Tuple,
     };
 
@@ -301,7 +301,6 @@ mod pod {
         SocketPeer<Ip6>,
         FragmentKey<Ip4>,
         FragmentKey<Ip6>,
-        Datagram,
         HeldKey,
         Held
     );

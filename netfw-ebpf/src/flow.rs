@@ -33,7 +33,7 @@ const EEXIST: i32 = -17;
 
 /// The tick of now.
 #[inline(always)]
-fn now() -> u32 {
+pub fn now() -> u32 {
     // The coarse clock (5.11) costs no more than a load, and is exact to a few ms.
     // SAFETY: a helper call.
     let ns = unsafe { aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns() };

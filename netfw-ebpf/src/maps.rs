@@ -12,6 +12,7 @@ use netfw_common::{
     addr::{Ip4, Ip6},
     drop::SLOTS,
     flow::{Flow4, Flow6},
+    fragment::{Datagram, FragmentKey4, FragmentKey6, Held, HeldKey},
     record::{
         Config, Counter, Endpoint, EndpointIfindex, Local, Mapping4, Mapping6, MappingKey4,
         MappingKey6, Publish4, Publish6, PublishKey4, PublishKey6, SocketKey4, SocketKey6,
@@ -28,6 +29,7 @@ const EMBRYO_ENTRIES: u32 = 1 << 17;
 const PUBLISH_ENTRIES: u32 = 1 << 18;
 const ENDPOINT_ENTRIES: u32 = 1 << 14;
 const COUNTER_ENTRIES: u32 = 1 << 15;
+const DATAGRAMS: u32 = 1 << 11;
 
 /// `BPF_F_NO_PREALLOC`: tables that are mostly empty and written by the agent alone.
 const ON_DEMAND: u32 = 1;
@@ -80,6 +82,21 @@ pub static UPLINKS: HashMap<u32, Uplink> = HashMap::with_max_entries(1024, ON_DE
 pub static SOCKETS4: LruHashMap<SocketKey4, SocketPeer4> = LruHashMap::with_max_entries(1 << 16, 0);
 #[map]
 pub static SOCKETS6: LruHashMap<SocketKey6, SocketPeer6> = LruHashMap::with_max_entries(1 << 16, 0);
+/// Datagrams of which not all has come: 2 MiB for each family.
+#[map]
+pub static FRAGMENTS4: LruHashMap<FragmentKey4, Datagram> =
+    LruHashMap::with_max_entries(DATAGRAMS, 0);
+#[map]
+pub static FRAGMENTS6: LruHashMap<FragmentKey6, Datagram> =
+    LruHashMap::with_max_entries(DATAGRAMS, 0);
+/// Fragments that wait for the first of their datagram, of both families: 4.5 MiB.
+#[map]
+pub static HELD: LruHashMap<HeldKey, Held> = LruHashMap::with_max_entries(512, 0);
+/// Not pinned: what is to be inserted into the maps of fragments. The bits of the datagram stay 0.
+#[map]
+pub static NEW_DATAGRAM: PerCpuArray<Datagram> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+pub static NEW_HELD: PerCpuArray<Held> = PerCpuArray::with_max_entries(1, 0);
 /// Not pinned and never shared: see [`Work`].
 #[map]
 pub static WORK4: PerCpuArray<Work<Ip4>> = PerCpuArray::with_max_entries(1, 0);

@@ -12,6 +12,7 @@
 use netfw_common::{
     addr::Be16,
     flow::{Flow, Segment},
+    fragment::{FragmentKey, Units},
     tuple::Tuple,
 };
 
@@ -57,6 +58,11 @@ pub struct Work<A> {
     pub quote_change: u32,
     /// TCP's numbers; of other protocols, whatever was there.
     pub segment: Segment,
+    /// What names a fragment's datagram, and the hash of that.
+    pub datagram: FragmentKey<A>,
+    pub datagram_hash: u64,
+    /// Which part of it the fragment is.
+    pub units: Units,
     /// Copy of another entry that is to be judged: the flow's other half, or whoever holds a tuple.
     pub other: Flow<A>,
     /// The entry of a holder that has to give way, and the key of its other half.
@@ -75,9 +81,11 @@ pub struct Work<A> {
     pub l4: u32,
     /// Hash of the internal endpoint, see [`netfw_common::port`].
     pub hash: u32,
-    /// Names the datagram that a fragment is part of.
+    /// Names the datagram that a fragment is part of, among those of its source and destination.
     pub id: u32,
-    /// Where a fragment's bytes belong in its datagram.
+    /// Offset, from the start of the frame, of what a fragment holds of its datagram.
+    pub fragment_at: u32,
+    /// Where that belongs in the datagram.
     pub fragment_offset: u16,
     /// One of [`fragment`].
     pub fragment: u8,
@@ -116,6 +124,23 @@ impl<A> Work<A> {
     #[inline(always)]
     pub fn quoted_transport(&self) -> usize {
         self.quote_l4 as usize & Self::MAX_QUOTE
+    }
+
+    #[inline(always)]
+    pub fn is_fragment(&self) -> bool {
+        self.fragment != fragment::NONE
+    }
+
+    /// Is it a fragment without transport header?
+    #[inline(always)]
+    pub fn is_later_fragment(&self) -> bool {
+        self.fragment == fragment::LATER
+    }
+
+    /// Is it the fragment with the transport header?
+    #[inline(always)]
+    pub fn is_first_fragment(&self) -> bool {
+        self.fragment == fragment::FIRST
     }
 
     /// Offset of the transport header from the start of the frame.

@@ -12,6 +12,7 @@ use netfw_common::{
     csum,
     drop::Drop,
     flow::Flow,
+    fragment::{Datagram, FragmentKey},
     record::{Endpoint, EndpointIfindex, Local, Publish, PublishKey, Subnet, Uplink},
     tuple::{Tuple, proto},
 };
@@ -93,6 +94,7 @@ impl Family for V4 {
     const ECHO_REQUEST: u8 = 8;
     const ECHO_REPLY: u8 = 0;
     const ICMP_PSEUDO: bool = false;
+    const PROTO_NAMES_DATAGRAM: bool = true;
 
     #[inline(always)]
     fn work() -> Option<&'static mut Work<Ip4>> {
@@ -135,6 +137,7 @@ impl Family for V4 {
         work.fragment_offset = offset * 8;
         work.id = header.id.into();
         work.l4 = (P::NETWORK + header_len) as u32;
+        work.fragment_at = work.l4;
         work.len = len as u32;
         Ok(())
     }
@@ -337,6 +340,11 @@ impl Family for V4 {
     #[inline(always)]
     fn locals() -> &'static HashMap<Ip4, Local> {
         &maps::LOCALS4
+    }
+
+    #[inline(always)]
+    fn fragments() -> &'static LruHashMap<FragmentKey<Ip4>, Datagram> {
+        &maps::FRAGMENTS4
     }
 
     #[inline(always)]

@@ -10,6 +10,7 @@ use netfw_common::{
 
 use super::{
     answer::{self, Error},
+    fragment,
     mapping::{self, Mapping},
     related, translate,
     world::{asked_for, endpoint_at},
@@ -48,7 +49,13 @@ pub fn receive<P: Packet, F: Family>(
         return Verdict::Pass;
     }
 
-    match flow_of::<P, F>(packet, ethernet, work, sender) {
+    let found = flow_of::<P, F>(packet, ethernet, work, sender);
+    if work.is_first_fragment()
+        && let Err(verdict) = fragment::depart::<P, F>(packet, work, &found)
+    {
+        return verdict;
+    }
+    match found {
         Ok(()) => send::<P, F>(packet, work, sender),
         Err(verdict) => verdict,
     }
@@ -63,9 +70,12 @@ fn flow_of<P: Packet, F: Family>(
     work: &mut Work<F::Addr>,
     sender: &Endpoint,
 ) -> Result<(), Verdict> {
+    work.key.zone = zone::CONTAINER;
+    if work.is_fragment() {
+        fragment::arrive::<P, F>(packet, work)?;
+    }
     let translatable = parse::transport::<P, F>(packet, work);
     if translatable {
-        work.key.zone = zone::CONTAINER;
         flow::set_now(work);
         match flow::lookup::<F>(work) {
             Ok(()) => return Ok(()),
@@ -73,7 +83,6 @@ fn flow_of<P: Packet, F: Family>(
             Err(Miss::Absent) => {}
         }
     } else {
-        work.key.zone = zone::CONTAINER;
         if related::find::<P, F>(packet, work) {
             return Ok(());
         }
@@ -81,6 +90,9 @@ fn flow_of<P: Packet, F: Family>(
     }
 
     if let Some(receiver) = endpoint_at::<F>(&work.key.dst) {
+        if work.is_first_fragment() {
+            fragment::depart::<P, F>(packet, work, &Ok(()))?;
+        }
         return Err(neighbour::<P, F>(packet, ethernet, work, sender, receiver));
     }
     if F::is_local(&work.key.dst) {

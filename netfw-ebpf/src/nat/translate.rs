@@ -32,6 +32,8 @@ pub fn apply<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -> 
     }
     let l4 = work.transport();
     match from.proto {
+        // Its checksum is in the first fragment, and the difference with it.
+        _ if work.is_later_fragment() => {}
         proto::TCP => {
             if !packet.write(l4, [to.sport, to.dport]) {
                 return short;

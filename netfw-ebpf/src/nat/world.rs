@@ -10,6 +10,7 @@ use netfw_common::{
 
 use super::{
     answer::{self, Error},
+    fragment,
     mapping::{self, Mapping},
     related, translate,
 };
@@ -36,7 +37,15 @@ pub fn receive<P: Packet, F: Family>(packet: &mut P) -> Verdict {
     if F::parse(packet, work).is_err() {
         return Verdict::Pass;
     }
-    match flow_of::<P, F>(packet, work) {
+    let found = flow_of::<P, F>(packet, work);
+    if P::FRAGMENTS
+        && work.is_first_fragment()
+        && F::is_local(&work.key.dst)
+        && let Err(verdict) = fragment::depart::<P, F>(packet, work, &found)
+    {
+        return verdict;
+    }
+    match found {
         Ok(()) => deliver::<P, F>(packet, work),
         Err(verdict) => verdict,
     }
@@ -45,12 +54,19 @@ pub fn receive<P: Packet, F: Family>(packet: &mut P) -> Verdict {
 /// Puts the packet's flow into `work`, one that is made for it where it asks for a publish.
 /// Otherwise the verdict on a packet without a flow.
 #[inline(always)]
-fn flow_of<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result<(), Verdict> {
+fn flow_of<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -> Result<(), Verdict> {
     if work.key.src.is_link_local() || work.key.dst.is_link_local() {
         work.key.scope = packet.ifindex() as u16;
     }
+    work.key.zone = zone::WORLD;
+    if work.is_fragment() {
+        // What is not for the node has no flow.
+        if !P::FRAGMENTS || !F::is_local(&work.key.dst) {
+            return Err(stray::<F>(work));
+        }
+        fragment::arrive::<P, F>(packet, work)?;
+    }
     if parse::transport::<P, F>(packet, work) {
-        work.key.zone = zone::WORLD;
         flow::set_now(work);
         match flow::lookup::<F>(work) {
             Ok(()) => return Ok(()),
@@ -67,18 +83,21 @@ fn flow_of<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result
         {
             return dnat::<P, F>(packet, work, publish).map_err(Verdict::Drop);
         }
-    } else {
-        work.key.zone = zone::WORLD;
-        if related::find::<P, F>(packet, work) {
-            return Ok(());
-        }
+    } else if related::find::<P, F>(packet, work) {
+        return Ok(());
     }
-    Err(match F::subnet(work.key.dst) {
+    Err(stray::<F>(work))
+}
+
+/// The verdict on a packet that has no flow.
+#[inline(always)]
+fn stray<F: Family>(work: &Work<F::Addr>) -> Verdict {
+    match F::subnet(work.key.dst) {
         Some(subnet) if subnet.flags & network_flag::ROUTED == 0 && !F::is_local(&work.key.dst) => {
             Verdict::Drop(Drop::DirectAccess)
         }
         _ => Verdict::Pass,
-    })
+    }
 }
 
 /// Into the container.
