@@ -7,6 +7,7 @@
 //! * [`agent`]: a `netfw agent` that serves a lab's node, and the command line towards it
 //! * [`programs`]: nginx, echo servers, tcpdump and the like, in a namespace
 //! * [`packet`]: builds packets, good and damaged ones, and checks those that come back
+//! * [`tap`]: what a device receives
 //! * [`testrun`]: runs TC and XDP programs on a packet, without a wire
 //!
 //! Tests run side by side in one process and several processes side by side on one machine:
@@ -19,6 +20,7 @@ pub mod netns;
 pub mod packet;
 pub mod programs;
 pub mod reaper;
+pub mod tap;
 pub mod testrun;
 pub mod topology;
 pub mod wait;

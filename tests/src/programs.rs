@@ -172,7 +172,7 @@ impl UdpEcho {
         let end = Arc::new(AtomicBool::new(false));
         let told = end.clone();
         let thread = thread::spawn(move || {
-            let mut buffer = [0; 2048];
+            let mut buffer = vec![0; 1 << 16];
             while !told.load(Ordering::Relaxed) {
                 if let Ok((length, peer)) = socket.recv_from(&mut buffer) {
                     let mut answer = format!("{peer} ").into_bytes();
@@ -200,6 +200,17 @@ pub fn udp_socket(namespace: &Namespace) -> UdpSocket {
     namespace.enter(|| UdpSocket::bind(("0.0.0.0", 0)).expect("any port"))
 }
 
+/// The same, for either family: to speak to `peer`.
+#[track_caller]
+pub fn udp_socket_of(namespace: &Namespace, peer: IpAddr) -> UdpSocket {
+    let any = if peer.is_ipv4() {
+        "0.0.0.0:0"
+    } else {
+        "[::]:0"
+    };
+    namespace.enter(|| UdpSocket::bind(any).expect("any port"))
+}
+
 /// Sends `message` once and returns what came back, from where it was sent to. The time is for a
 /// busy machine: whoever loses a packet fails.
 pub fn ask(socket: &UdpSocket, to: (IpAddr, u16), message: &str) -> Option<String> {
@@ -219,7 +230,7 @@ pub fn ask_within(
 ) -> Option<String> {
     socket.set_read_timeout(Some(time)).expect("not 0");
     socket.send_to(message.as_bytes(), to).ok()?;
-    let mut buffer = [0; 2048];
+    let mut buffer = vec![0; 1 << 16];
     let (length, from) = socket.recv_from(&mut buffer).ok()?;
     (from == SocketAddr::from(to)).then(|| String::from_utf8_lossy(&buffer[..length]).into_owned())
 }

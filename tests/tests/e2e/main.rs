@@ -4,6 +4,7 @@ mod agent;
 mod bulk;
 mod exec;
 mod fixtures;
+mod fragments;
 mod ipv6;
 mod masquerade;
 mod mended;
