@@ -103,11 +103,13 @@ pub struct Datagram {
     pub sport: Be16,
     pub dport: Be16,
     pub proto: u8,
-    /// Has the first fragment gone on (1)? Otherwise (0) pieces wait for it.
+    /// Has the first fragment come (1)? Otherwise (0) pieces wait for it.
     pub known: u8,
     /// Have pieces waited for it (1)?
     pub awaited: u8,
-    pub reserved: [u8; 5],
+    /// Has all been done for it (1)? If not, its flow is being made.
+    pub settled: Shared<u8>,
+    pub reserved: [u8; 4],
 }
 
 const _: () = assert!(size_of::<Datagram>() == 1080);

@@ -98,6 +98,8 @@ pub struct Work<A> {
     pub flags: u8,
     /// May it open a flow: a TCP SYN, any UDP packet, an ICMP echo request?
     pub opens: bool,
+    /// Has it a transport header that netfw translates?
+    pub translatable: bool,
     /// It is an ICMP error, and the flow is that of the packet it quotes.
     pub related: bool,
     /// The flow that is being made sends from an address of the node, which sockets and publishes

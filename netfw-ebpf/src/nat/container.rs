@@ -49,16 +49,14 @@ pub fn receive<P: Packet, F: Family>(
         return Verdict::Pass;
     }
 
-    let found = flow_of::<P, F>(packet, ethernet, work, sender);
-    if work.is_first_fragment()
-        && let Err(verdict) = fragment::depart::<P, F>(packet, work, &found)
-    {
-        return verdict;
-    }
-    match found {
+    let verdict = match flow_of::<P, F>(packet, ethernet, work, sender) {
         Ok(()) => send::<P, F>(packet, work, sender),
         Err(verdict) => verdict,
+    };
+    if work.is_first_fragment() {
+        fragment::settle::<F>(work);
     }
+    verdict
 }
 
 /// Puts the packet's flow into `work`, one that is made for it where it may open one. Otherwise
@@ -70,35 +68,29 @@ fn flow_of<P: Packet, F: Family>(
     work: &mut Work<F::Addr>,
     sender: &Endpoint,
 ) -> Result<(), Verdict> {
+    work.translatable = parse::transport::<P, F>(packet, work);
     work.key.zone = zone::CONTAINER;
+    flow::set_now(work);
     if work.is_fragment() {
         fragment::arrive::<P, F>(packet, work)?;
     }
-    let translatable = parse::transport::<P, F>(packet, work);
-    if translatable {
-        flow::set_now(work);
+    if work.translatable {
         match flow::lookup::<F>(work) {
             Ok(()) => return Ok(()),
             Err(Miss::TableFull) => return Err(Verdict::Drop(Drop::TableFull)),
             Err(Miss::Absent) => {}
         }
-    } else {
-        if related::find::<P, F>(packet, work) {
-            return Ok(());
-        }
-        flow::set_now(work);
+    } else if related::find::<P, F>(packet, work) {
+        return Ok(());
     }
 
     if let Some(receiver) = endpoint_at::<F>(&work.key.dst) {
-        if work.is_first_fragment() {
-            fragment::depart::<P, F>(packet, work, &Ok(()))?;
-        }
         return Err(neighbour::<P, F>(packet, ethernet, work, sender, receiver));
     }
     if F::is_local(&work.key.dst) {
         to_node::<P, F>(packet, work, sender)?;
     } else {
-        to_world::<P, F>(packet, work, sender, translatable)?;
+        to_world::<P, F>(packet, work, sender)?;
     }
     mapping::create::<P, F>(packet, work).map_err(Verdict::Drop)
 }
@@ -128,7 +120,6 @@ fn to_world<P: Packet, F: Family>(
     packet: &mut P,
     work: &mut Work<F::Addr>,
     sender: &Endpoint,
-    translatable: bool,
 ) -> Result<(), Verdict> {
     match F::subnet(work.key.dst) {
         // Somebody on the bridge whom netfw does not know.
@@ -149,7 +140,7 @@ fn to_world<P: Packet, F: Family>(
     if work.ttl <= 1 {
         return Err(time_exceeded::<P, F>(packet, work, sender));
     }
-    if !translatable {
+    if !work.translatable {
         return Err(Verdict::Drop(Drop::Untranslatable));
     }
     if !work.opens {

@@ -37,7 +37,6 @@ use netfw_common::{
 use crate::{
     event,
     family::Family,
-    flow,
     maps::{HELD, NEW_DATAGRAM, NEW_HELD},
     packet::Packet,
     parse::has_header,
@@ -55,6 +54,8 @@ const EEXIST: i32 = -17;
 enum Fate {
     /// It goes the way of its datagram.
     On,
+    /// So it does, and the one behind it may wait.
+    Awaited,
     /// It waits for the first one.
     Held,
     /// It is part of another datagram than the one that was known.
@@ -63,53 +64,36 @@ enum Fate {
     Lost,
 }
 
-impl Fate {
-    #[inline(always)]
-    fn into_verdict(self) -> Result<(), Verdict> {
-        Err(match self {
-            Self::On => return Ok(()),
-            Self::Held => Verdict::Held,
-            Self::Bad => Verdict::Drop(Drop::BadFragment),
-            Self::Stray | Self::Lost => Verdict::Drop(Drop::LostFragment),
-        })
-    }
-}
-
-/// For a fragment, before its flow is looked for: gives a later one the ports, which then counts as
-/// one with a transport header. `work.key` holds addresses, zone and scope.
+/// For a fragment, before its flow is looked for: gives a later one the ports. `work.key` is what the
+/// fragment itself tells.
 #[inline(always)]
 pub fn arrive<P: Packet, F: Family>(
     packet: &mut P,
     work: &mut Work<F::Addr>,
 ) -> Result<(), Verdict> {
-    if work.is_later_fragment() {
-        later::<P, F>(packet, work).into_verdict()
-    } else if has_header::<P, _>(work) {
-        Ok(())
+    let fate = if work.is_later_fragment() {
+        later::<P, F>(packet, work)
     } else {
-        Err(Verdict::Drop(Drop::BadFragment))
+        first::<P, F>(packet, work)
+    };
+    Err(match fate {
+        Fate::On => return Ok(()),
+        Fate::Awaited if wake::<P, _>(packet, work) => return Ok(()),
+        Fate::Held => Verdict::Held,
+        Fate::Bad => Verdict::Drop(Drop::BadFragment),
+        Fate::Awaited | Fate::Stray | Fate::Lost => Verdict::Drop(Drop::LostFragment),
+    })
+}
+
+/// For a first fragment, when all has been done for it: the others may follow.
+#[inline(never)]
+pub fn settle<F: Family>(work: &Work<F::Addr>) {
+    if let Some(datagram) = find_known::<F>(work) {
+        datagram.settled.set(1);
     }
 }
 
-/// For a first fragment that has been decided about: leaves its ports for the others.
-#[inline(always)]
-pub fn depart<P: Packet, F: Family>(
-    packet: &mut P,
-    work: &mut Work<F::Addr>,
-    decision: &Result<(), Verdict>,
-) -> Result<(), Verdict> {
-    match decision {
-        // On its way to a neighbour it has been here before.
-        Err(Verdict::Peer { .. }) => Ok(()),
-        Err(Verdict::Drop(_) | Verdict::Answer(_)) => {
-            end::<P, F>(work);
-            Ok(())
-        }
-        _ => first::<P, F>(packet, work).into_verdict(),
-    }
-}
-
-/// Notes in `work` the time, and which part of which datagram the fragment is; false where there is no such part.
+/// Notes in `work` which part of which datagram the fragment is; false where there is no such part.
 #[inline(always)]
 fn identify<P: Packet, F: Family>(work: &mut Work<F::Addr>) -> bool {
     let len = (P::NETWORK as u32 + work.len).saturating_sub(work.fragment_at);
@@ -122,7 +106,6 @@ fn identify<P: Packet, F: Family>(work: &mut Work<F::Addr>) -> bool {
     } else {
         0
     };
-    flow::set_now(work);
     work.units = units;
     work.datagram = FragmentKey {
         src: work.key.src,
@@ -164,8 +147,7 @@ fn record<A>(work: &Work<A>, known: bool) -> Option<&'static mut Datagram> {
     // SAFETY: a per-CPU slot; nobody else writes it while this program runs.
     let record = unsafe { &mut *record };
     (record.sport, record.dport) = (work.key.sport, work.key.dport);
-    (record.proto, record.known) = (work.key.proto, known.into());
-    record.awaited = 0;
+    (record.proto, record.known, record.awaited) = (work.key.proto, known.into(), 0);
     record.seen.set(work.now);
     Some(record)
 }
@@ -205,6 +187,14 @@ fn join<P: Packet, F: Family>(
     work: &mut Work<F::Addr>,
     datagram: &Datagram,
 ) -> Fate {
+    if datagram.settled.get() == 0 && datagram.seen.get() == work.now {
+        // Its flow is being made, on another CPU.
+        return if packet.receive_copy(packet.ifindex()) {
+            Fate::Held
+        } else {
+            Fate::Lost
+        };
+    }
     let overlaps = !datagram.received.add(work.units);
     if datagram.is_over(work.now, overlaps) {
         return Fate::Stray;
@@ -216,20 +206,21 @@ fn join<P: Packet, F: Family>(
     work.key.proto = datagram.proto;
     // TCP: where it lies in the stream is not known.
     work.segment = Segment::default();
-    let awaited = datagram.awaited != 0;
+    let fate = if datagram.awaited == 0 {
+        Fate::On
+    } else {
+        Fate::Awaited
+    };
     if datagram.add(work.units, work.more_fragments, work.now) {
         forget::<F>(work);
     }
-    if awaited && !wake::<P, _>(packet, work) {
-        return Fate::Lost;
-    }
-    Fate::On
+    fate
 }
 
 /// The first fragment.
 #[inline(never)]
 fn first<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -> Fate {
-    if !identify::<P, F>(work) {
+    if !has_header::<P, _>(work) || !identify::<P, F>(work) {
         return Fate::Bad;
     }
     if let Some(datagram) = find_known::<F>(work) {
@@ -251,21 +242,7 @@ fn first<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -> Fate
         datagram.received.add(work.units);
         datagram.add(work.units, true, work.now);
     }
-    if awaited && !wake::<P, _>(packet, work) {
-        return Fate::Lost;
-    }
-    Fate::On
-}
-
-/// A first fragment that does not go on: the others shall not wait for it, and find no flow.
-#[inline(never)]
-fn end<P: Packet, F: Family>(work: &mut Work<F::Addr>) {
-    if identify::<P, F>(work)
-        && find_known::<F>(work).is_none()
-        && let Some(record) = record(work, true)
-    {
-        let _ = F::fragments().insert(&work.datagram, &*record, BPF_ANY);
-    }
+    if awaited { Fate::Awaited } else { Fate::On }
 }
 
 /// Under what the piece of the datagram that begins with a unit waits.

@@ -37,18 +37,14 @@ pub fn receive<P: Packet, F: Family>(packet: &mut P) -> Verdict {
     if F::parse(packet, work).is_err() {
         return Verdict::Pass;
     }
-    let found = flow_of::<P, F>(packet, work);
-    if P::FRAGMENTS
-        && work.is_first_fragment()
-        && F::is_local(&work.key.dst)
-        && let Err(verdict) = fragment::depart::<P, F>(packet, work, &found)
-    {
-        return verdict;
-    }
-    match found {
+    let verdict = match flow_of::<P, F>(packet, work) {
         Ok(()) => deliver::<P, F>(packet, work),
         Err(verdict) => verdict,
+    };
+    if P::FRAGMENTS && work.is_first_fragment() {
+        fragment::settle::<F>(work);
     }
+    verdict
 }
 
 /// Puts the packet's flow into `work`, one that is made for it where it asks for a publish.
@@ -58,7 +54,9 @@ fn flow_of<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -> Re
     if work.key.src.is_link_local() || work.key.dst.is_link_local() {
         work.key.scope = packet.ifindex() as u16;
     }
+    work.translatable = parse::transport::<P, F>(packet, work);
     work.key.zone = zone::WORLD;
+    flow::set_now(work);
     if work.is_fragment() {
         // What is not for the node has no flow.
         if !P::FRAGMENTS || !F::is_local(&work.key.dst) {
@@ -66,8 +64,7 @@ fn flow_of<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -> Re
         }
         fragment::arrive::<P, F>(packet, work)?;
     }
-    if parse::transport::<P, F>(packet, work) {
-        flow::set_now(work);
+    if work.translatable {
         match flow::lookup::<F>(work) {
             Ok(()) => return Ok(()),
             Err(Miss::TableFull) => return Err(Verdict::Drop(Drop::TableFull)),
