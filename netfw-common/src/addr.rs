@@ -84,6 +84,9 @@ pub trait Address: Copy + Eq + Default + 'static {
     /// The unspecified address (`0.0.0.0`, `::`): in a publish it stands for any local address.
     const ANY: Self;
 
+    /// `127.0.0.1`, `::1`.
+    const LOOPBACK: Self;
+
     /// Ones' complement sum of the address's 16-bit words, not folded, for checksum differences.
     fn sum(&self) -> u64;
 
@@ -134,6 +137,7 @@ impl From<Ip4> for core::net::Ipv4Addr {
 
 impl Address for Ip4 {
     const ANY: Self = Self(Be32::new(0));
+    const LOOPBACK: Self = Self::new([127, 0, 0, 1]);
 
     #[inline(always)]
     fn sum(&self) -> u64 {
@@ -210,6 +214,22 @@ impl Ip6 {
         }
         out
     }
+
+    /// The second last word of an IPv4-mapped address, `::ffff:a.b.c.d` (RFC 4291 2.5.5.2).
+    const MAPPED: Be32 = Be32::new(0xffff);
+
+    /// An IPv4 address as a socket of IPv6 has it.
+    #[inline(always)]
+    pub const fn from_mapped(addr: Ip4) -> Self {
+        Self([Be32::new(0), Be32::new(0), Self::MAPPED, addr.0])
+    }
+
+    /// The IPv4 address that this one stands for, if it does.
+    #[inline(always)]
+    pub fn mapped(self) -> Option<Ip4> {
+        let [a, b, c, d] = self.0;
+        (a.wire() | b.wire() | (c.wire() ^ Self::MAPPED.wire()) == 0).then_some(Ip4(d))
+    }
 }
 
 impl From<core::net::Ipv6Addr> for Ip6 {
@@ -226,6 +246,7 @@ impl From<Ip6> for core::net::Ipv6Addr {
 
 impl Address for Ip6 {
     const ANY: Self = Self([Be32::new(0); 4]);
+    const LOOPBACK: Self = Self([Be32::new(0), Be32::new(0), Be32::new(0), Be32::new(1)]);
 
     #[inline(always)]
     fn sum(&self) -> u64 {
@@ -322,5 +343,29 @@ mod tests {
         assert_eq!(Ipv4Addr::from(Ip4::from(four)), four);
         let six: Ipv6Addr = "2001:db8::42:7".parse().unwrap();
         assert_eq!(Ipv6Addr::from(Ip6::from(six)), six);
+    }
+
+    #[test]
+    fn mapped_addresses_stand_for_those_of_ipv4() {
+        let four: Ipv4Addr = "192.0.2.77".parse().unwrap();
+        let mapped = Ip6::from(four.to_ipv6_mapped());
+        assert_eq!(Ip6::from_mapped(four.into()), mapped);
+        assert_eq!(mapped.mapped(), Some(four.into()));
+        for other in [
+            "::192.0.2.77",
+            "::fffe:192.0.2.77",
+            "1::ffff:192.0.2.77",
+            "::1",
+        ] {
+            let parsed: Ipv6Addr = other.parse().unwrap();
+            assert_eq!(Ip6::from(parsed).mapped(), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn loopback_is_a_loopback_address() {
+        assert_eq!(Ip4::LOOPBACK, Ipv4Addr::LOCALHOST.into());
+        assert_eq!(Ip6::LOOPBACK, Ipv6Addr::LOCALHOST.into());
+        assert!(Ip4::LOOPBACK.is_loopback() && Ip6::LOOPBACK.is_loopback());
     }
 }

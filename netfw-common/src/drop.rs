@@ -67,6 +67,9 @@ reasons! {
     TooBig = 17, "too-big";
     /// A protocol without ports, and another container speaks it with the same destination.
     Ambiguous = 18, "ambiguous";
+    /// Sent to the endpoint-independent mapping of a container whose network does not let the
+    /// sender in.
+    Filtered = 19, "filtered";
 }
 
 /// Slots in the map `DROPS`.

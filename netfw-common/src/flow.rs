@@ -10,7 +10,7 @@
 
 use crate::{
     addr::{Address, Be16, Ip4, Ip6, MacPair},
-    tuple::{Tuple, zone},
+    tuple::{Tuple, proto, zone},
 };
 
 /// Time in the data plane: 2^30 ns of `CLOCK_MONOTONIC` (1.07 s), so that a packet takes it from
@@ -23,7 +23,8 @@ pub const fn ticks(seconds: u32) -> u32 {
     (seconds as u64 * 1_000_000_000).div_ceil(TICK_NS) as u32
 }
 
-/// What a flow has seen. The names are nf_conntrack's where it has one.
+/// What a flow has seen. The names are nf_conntrack's where it has one. SCTP's are TCP's: see
+/// [`sctp::flags`].
 pub mod state {
     /// The first packet; no reply yet. Embryonic.
     pub const NEW: u8 = 0;
@@ -85,14 +86,16 @@ pub struct Flow<A> {
     pub macs: MacPair,
     /// The tick of the flow's last packet, in either direction. Written once a tick.
     pub seen: u32,
-    /// TCP: the sequence number behind the last segment of this direction, host order.
+    /// TCP: the sequence number behind the last segment of this direction, host order. SCTP: the
+    /// verification tag of this direction's packets, host order; 0: not known.
     pub end: u32,
     /// TCP: the last acknowledgment number of this direction, host order.
     pub ack: u32,
     /// Index into `COUNTERS` of the publish or, where there is none, the endpoint.
     pub counter: u16,
     /// Low bits of the tick and epoch ([`crate::record::Config::epoch`]) in which the way to the
-    /// world was looked up, see [`flag::L2_CACHED`].
+    /// world was looked up, see [`flag::L2_CACHED`]. From the world into a container there is none to
+    /// look up: the same of the last look for a socket of the node that the packets are for.
     pub routed: u16,
     /// The largest IP packet that this way takes, in bytes.
     pub mtu: u16,
@@ -112,24 +115,30 @@ impl<A: Address> Flow<A> {
     /// like when it is received.
     #[inline(always)]
     pub fn reverse_key(&self, proto: u8) -> Tuple<A> {
-        Tuple {
-            src: self.dst,
-            dst: self.src,
-            sport: self.dport,
-            dport: self.sport,
-            proto,
-            zone: if self.has(flag::TO_CONTAINER) {
-                zone::CONTAINER
-            } else {
-                zone::WORLD
-            },
-            // A peer on the link is answered on its link.
-            scope: if self.dst.is_link_local() && !self.has(flag::TO_CONTAINER) {
-                self.ifindex as u16
-            } else {
-                0
-            },
-        }
+        let mut key = Tuple::default();
+        self.write_reverse_key(proto, &mut key);
+        key
+    }
+
+    /// As [`Self::reverse_key`], in place: the programs' stack has little room for tuples.
+    #[inline(always)]
+    pub fn write_reverse_key(&self, proto: u8, key: &mut Tuple<A>) {
+        key.src = self.dst;
+        key.dst = self.src;
+        key.sport = self.dport;
+        key.dport = self.sport;
+        key.proto = proto;
+        key.zone = if self.has(flag::TO_CONTAINER) {
+            zone::CONTAINER
+        } else {
+            zone::WORLD
+        };
+        // A peer on the link is answered on its link.
+        key.scope = if self.dst.is_link_local() && !self.has(flag::TO_CONTAINER) {
+            self.ifindex as u16
+        } else {
+            0
+        };
     }
 
     /// Does `other` (found under [`Self::reverse_key`]) belong to the same flow as this entry,
@@ -151,9 +160,7 @@ impl<A: Address> Flow<A> {
     /// Expired means absent, whether or not the sweep has come by. `proto` is the flow's.
     #[inline(always)]
     pub fn is_expired(&self, proto: u8, now: u32, timeouts: &Timeouts) -> bool {
-        // `seen` may lie a tick ahead: another CPU read the clock a moment later.
-        now.wrapping_sub(self.seen).wrapping_sub(1) < u32::MAX / 2
-            && now.wrapping_sub(self.seen) > timeouts.of(proto, self.state)
+        is_past(self.seen, now, timeouts.of(proto, self.state))
     }
 
     /// Over, and in nobody's way who needs its tuples?
@@ -163,7 +170,15 @@ impl<A: Address> Flow<A> {
     }
 }
 
-/// Timeouts in ticks: the record of RFC 5382 (TCP), 4787 (UDP) and 5508 (ICMP).
+/// Has more than `timeout` gone by since the tick `seen`?
+#[inline(always)]
+pub fn is_past(seen: u32, now: u32, timeout: u32) -> bool {
+    // `seen` may lie a tick ahead: another CPU read the clock a moment later.
+    now.wrapping_sub(seen).wrapping_sub(1) < u32::MAX / 2 && now.wrapping_sub(seen) > timeout
+}
+
+/// Timeouts in ticks: the record of RFC 5382 (TCP), 4787 (UDP) and 5508 (ICMP). SCTP has TCP's, and
+/// other protocols UDP's.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Timeouts {
@@ -200,13 +215,25 @@ impl Timeouts {
     #[inline(always)]
     pub fn of(&self, proto: u8, state: u8) -> u32 {
         match (proto, state) {
-            (crate::tuple::proto::TCP, state::NEW | state::REPLIED) => self.tcp_embryonic,
-            (crate::tuple::proto::TCP, state::ESTABLISHED) => self.tcp_established,
-            (crate::tuple::proto::TCP, state::REFUSED) => REFUSED,
-            (crate::tuple::proto::TCP, _) => self.tcp_closing,
-            (crate::tuple::proto::ICMP | crate::tuple::proto::ICMPV6, _) => self.icmp,
+            (proto::TCP | proto::SCTP, state::NEW | state::REPLIED) => self.tcp_embryonic,
+            (proto::TCP | proto::SCTP, state::ESTABLISHED) => self.tcp_established,
+            (proto::TCP | proto::SCTP, state::REFUSED) => REFUSED,
+            (proto::TCP | proto::SCTP, _) => self.tcp_closing,
+            (proto::ICMP | proto::ICMPV6, _) => self.icmp,
             (_, state::NEW) => self.udp_unreplied,
             _ => self.udp_replied,
+        }
+    }
+
+    /// The timeout of an endpoint-independent mapping whose last flow was in `state`: that of a
+    /// connection goes by it, else each of a busy client's would hold a port for two hours after it is
+    /// closed. Whether a query was answered makes no difference to the port it came from.
+    #[inline(always)]
+    pub fn of_mapping(&self, proto: u8, state: u8) -> u32 {
+        if crate::tuple::proto::has_connections(proto) {
+            self.of(proto, state)
+        } else {
+            self.of(proto, state::ESTABLISHED)
         }
     }
 }
@@ -219,13 +246,39 @@ pub mod tcp {
     pub const ACK: u8 = 0x10;
 }
 
+/// SCTP's chunks of the engine's concern (RFC 9260 3.2).
+pub mod sctp {
+    use super::tcp;
+
+    pub const DATA: u8 = 0;
+    pub const INIT: u8 = 1;
+    pub const INIT_ACK: u8 = 2;
+    pub const ABORT: u8 = 6;
+    pub const SHUTDOWN: u8 = 7;
+    pub const SHUTDOWN_ACK: u8 = 8;
+
+    /// TCP's flags that mean the same to a flow's state as a packet whose first chunk is `chunk`. An
+    /// INIT, an INIT ACK or a COOKIE ECHO is always the first; another that ends an association and
+    /// is not goes unnoticed.
+    #[inline(always)]
+    pub fn flags(chunk: u8) -> u8 {
+        match chunk {
+            INIT => tcp::SYN,
+            INIT_ACK => tcp::SYN | tcp::ACK,
+            ABORT => tcp::RST,
+            SHUTDOWN | SHUTDOWN_ACK => tcp::FIN | tcp::ACK,
+            _ => tcp::ACK,
+        }
+    }
+}
+
 /// Does a flow in `state` belong to the table that never evicts?
 #[inline(always)]
 pub fn is_assured(state: u8) -> bool {
     (state::ESTABLISHED..state::TIME_WAIT).contains(&state)
 }
 
-/// The state of a UDP or ICMP flow after a packet in the reply direction or not.
+/// The state of a flow of UDP, ICMP or a protocol without ports after a packet in the reply direction or not.
 ///
 /// An answer alone does not make it assured: else a thousand DNS queries per second would fill the
 /// table with talks of two packets (nf_conntrack calls such flows unassured likewise).
@@ -239,13 +292,15 @@ pub fn next_query_state(state: u8, reply: bool) -> u8 {
     }
 }
 
-/// Of a TCP segment: what tells whether it belongs to the talk. Host order.
+/// Of a TCP segment or SCTP packet: what tells whether it belongs to the talk. Host order.
 #[repr(C)]
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Segment {
+    /// SCTP: the verification tag.
     pub seq: u32,
     /// The sequence number behind it: SYN and FIN count as one.
     pub end: u32,
+    /// SCTP: the tag that an INIT or INIT ACK asks for in packets of the other direction.
     pub ack: u32,
 }
 
@@ -277,6 +332,16 @@ impl Segment {
             return flags & tcp::ACK != 0 && self.ack == other.end;
         }
         self.seq == own.end || self.seq == other.ack
+    }
+
+    /// The same for a packet of SCTP: it must have its direction's tag. An ABORT of somebody who knows
+    /// of no association has the tag of what it answers (RFC 9260 8.4).
+    #[inline(always)]
+    pub fn is_tagged<A>(&self, flags: u8, own: &Flow<A>, other: &Flow<A>) -> bool {
+        // An INIT has none, and begins anew.
+        flags & (tcp::SYN | tcp::ACK) == tcp::SYN
+            || self.seq != 0
+                && (self.seq == own.end || flags & tcp::RST != 0 && self.seq == other.end)
     }
 }
 
@@ -344,6 +409,16 @@ mod tests {
         };
         assert!(!is_expired(&wrapped, 3));
         assert!(is_expired(&wrapped, 20));
+    }
+
+    #[test]
+    fn a_mapping_does_not_expire_before_the_flow_that_it_was_last_used_by() {
+        let timeouts = Timeouts::default();
+        for proto in [proto::TCP, proto::UDP, proto::ICMP] {
+            for state in state::NEW..=state::REFUSED {
+                assert!(timeouts.of_mapping(proto, state) >= timeouts.of(proto, state));
+            }
+        }
     }
 
     #[test]
@@ -436,6 +511,63 @@ mod tests {
             ack: 5,
         };
         assert!(!forged.is_plausible(RST | ACK, &own, &other));
+    }
+
+    #[test]
+    fn an_association_is_followed_by_its_tags() {
+        use sctp::{ABORT, INIT, INIT_ACK};
+        const COOKIE_ECHO: u8 = 10;
+        let own = Flow4 {
+            end: 7,
+            ..Default::default()
+        };
+        let other = Flow4 {
+            end: 8,
+            ..Default::default()
+        };
+        let is_tagged = |chunk, tag| {
+            let packet = Segment {
+                seq: tag,
+                ..Default::default()
+            };
+            packet.is_tagged(sctp::flags(chunk), &own, &other)
+        };
+        assert!(is_tagged(INIT, 0) && is_tagged(INIT_ACK, 7) && is_tagged(COOKIE_ECHO, 7));
+        assert!(is_tagged(ABORT, 7) && is_tagged(ABORT, 8), "reflected");
+        for tag in [0, 8, 9] {
+            assert!(
+                !is_tagged(INIT_ACK, tag) && !is_tagged(COOKIE_ECHO, tag),
+                "{tag}"
+            );
+        }
+        assert!(!is_tagged(ABORT, 0) && !is_tagged(ABORT, 9));
+        let unknown = Flow4::default();
+        assert!(!Segment::default().is_tagged(sctp::flags(ABORT), &unknown, &unknown));
+    }
+
+    #[test]
+    fn an_association_is_opened_and_shut_down_as_a_connection_is() {
+        use sctp::*;
+        use state::*;
+        const COOKIE_ECHO: u8 = 10;
+        const COOKIE_ACK: u8 = 11;
+        const SHUTDOWN_COMPLETE: u8 = 14;
+        let mut state = NEW;
+        for (chunk, reply, want) in [
+            (INIT, false, NEW),
+            (INIT_ACK, true, REPLIED),
+            (COOKIE_ECHO, false, ESTABLISHED),
+            (COOKIE_ACK, true, ESTABLISHED),
+            (SHUTDOWN, true, FIN_REPLY),
+            (SHUTDOWN_ACK, false, TIME_WAIT),
+            (SHUTDOWN_COMPLETE, true, TIME_WAIT),
+            (INIT, false, TIME_WAIT),
+            (INIT_ACK, true, REPLIED),
+            (ABORT, false, REFUSED),
+        ] {
+            state = next_tcp_state(state, sctp::flags(chunk), reply);
+            assert_eq!(state, want, "chunk {chunk}");
+        }
     }
 
     #[test]

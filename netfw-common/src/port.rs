@@ -39,6 +39,23 @@ impl Range {
         self.min + (offset % u64::from(size)) as u16
     }
 
+    /// Both halves. Neither is empty: of a single port, both are that port.
+    #[inline(always)]
+    pub fn lower_half(self) -> Self {
+        Self {
+            min: self.min,
+            max: self.min + (self.size() / 2).max(1) as u16 - 1,
+        }
+    }
+
+    #[inline(always)]
+    pub fn upper_half(self) -> Self {
+        Self {
+            min: self.min + (self.size() / 2) as u16,
+            max: self.max,
+        }
+    }
+
     #[inline(always)]
     pub fn contains(self, port: u16) -> bool {
         self.min <= port && port <= self.max
@@ -89,6 +106,19 @@ mod tests {
         }
 
         #[test]
+        fn halves_of_a_range(min in 1u16.., half in 1u16..15000) {
+            let min = min.min(35000);
+            let range = Range { min, max: min + 2 * half - 1 };
+            let halves = (range.lower_half(), range.upper_half());
+            prop_assert_eq!(halves.0, Range { min, max: min + half - 1 });
+            prop_assert_eq!(halves.1, Range { min: min + half, max: range.max });
+            let odd = Range { min, max: min + 2 * half };
+            let halves = (odd.lower_half(), odd.upper_half());
+            prop_assert_eq!((halves.0.min, halves.1.max), (min, odd.max));
+            prop_assert_eq!(halves.0.max + 1, halves.1.min);
+        }
+
+        #[test]
         fn candidates_differ(port in any::<u16>(), hash in any::<u32>()) {
             let range = Range { min: 1024, max: 32767 };
             let all: HashSet<u16> = (0..TRIES).map(|n| range.candidate(port, hash, n)).collect();
@@ -100,6 +130,12 @@ mod tests {
             let range = Range { min: 1024, max: 32767 };
             prop_assert_eq!(range.candidate(port, hash, 0), port);
         }
+    }
+
+    #[test]
+    fn halves_of_a_single_port() {
+        let range = Range { min: 7, max: 7 };
+        assert_eq!((range.lower_half(), range.upper_half()), (range, range));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::{
     addr::{Be16, Ip4, Ip6, Mac},
-    flow::Timeouts,
+    flow::{Timeouts, is_past},
 };
 
 /// One attachment of a container, under the ifindex of the host side of its veth pair.
@@ -199,10 +199,28 @@ pub mod side {
 pub struct Mapping<A> {
     pub addr: A,
     pub port: Be16,
-    pub reserved: u16,
+    /// What the flow that was last heard of has seen ([`crate::flow::state`]): TCP's timeout goes by
+    /// it. Kept up to date in the external side alone, as `seen` is.
+    pub state: u8,
+    pub reserved: u8,
     /// The tick in which a packet of the container last used it.
     pub seen: u32,
 }
+
+impl<A> Mapping<A> {
+    /// Expired means absent, as of flows.
+    #[inline(always)]
+    pub fn is_expired(&self, proto: u8, now: u32, timeouts: &Timeouts) -> bool {
+        is_past(self.seen, now, timeouts.of_mapping(proto, self.state))
+    }
+}
+
+/// Whom a container with an endpoint-independent mapping has sent to, where flows do not tell: those
+/// of whom any port may send to it ([`network_flag::FILTER_ADDRESS`]), and other mappings of the
+/// node. Map `PERMITS4|6`: LRU hash; the value is the tick (`u32`) in which it last sent. The key is
+/// the [`crate::tuple::Tuple`] of what may come, as the container will see it, with 0 for the remote
+/// port where any will do.
+pub type Permit = u32;
 
 pub type Mapping4 = Mapping<Ip4>;
 pub type Mapping6 = Mapping<Ip6>;
@@ -220,9 +238,12 @@ pub struct Config {
     /// Raised by the agent whenever addresses, routes or neighbours of the node change: ways to the
     /// world that were looked up before are asked for again.
     pub epoch: u32,
+    /// Not 0 where a network of the node has endpoint-independent mappings: the ports' upper half is
+    /// theirs then.
+    pub mappings: u32,
 }
 
-const _: () = assert!(size_of::<Config>() == 32);
+const _: () = assert!(size_of::<Config>() == 36);
 
 impl Default for Config {
     fn default() -> Self {
@@ -231,6 +252,7 @@ impl Default for Config {
             port_max: 32767,
             timeouts: Timeouts::default(),
             epoch: 0,
+            mappings: 0,
         }
     }
 }

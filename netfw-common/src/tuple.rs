@@ -18,12 +18,41 @@ pub mod proto {
     pub const UDP: u8 = 17;
     pub const ICMPV6: u8 = 58;
     pub const SCTP: u8 = 132;
+
+    /// Has it ports, or what stands in for them?
+    #[inline(always)]
+    pub fn has_ports(proto: u8) -> bool {
+        matches!(proto, TCP | UDP | SCTP | ICMP | ICMPV6)
+    }
+
+    /// Is it one without ports whose packets stay right where nothing but their addresses changes
+    /// (GRE, ESP, IP in IP and so on)?
+    ///
+    /// Not so what signs the addresses (AH, 51) or has them in its checksum: DCCP (33), UDP-Lite (136),
+    /// HIP (139), Shim6 (140), mobility (135), and OSPF (89), PIM (103) and VRRP (112) of IPv6. Nor
+    /// extension headers of IPv6 (0, 43, 44, 60), behind which are no more than parts of a packet, and
+    /// nothing at all (59).
+    #[inline(always)]
+    pub fn is_portless(proto: u8) -> bool {
+        !has_ports(proto)
+            && !matches!(
+                proto,
+                0 | 33 | 43 | 44 | 51 | 59 | 60 | 89 | 103 | 112 | 135 | 136 | 139 | 140
+            )
+    }
+
+    /// Do its packets open and end connections, so that a flow's state follows theirs?
+    #[inline(always)]
+    pub fn has_connections(proto: u8) -> bool {
+        proto == TCP || proto == SCTP
+    }
 }
 
 /// The key of a flow entry: a packet as it is *received*, before any rewriting.
 ///
 /// For an ICMP echo request `sport` holds the identifier and `dport` is 0; for an echo reply it
 /// is the other way round. A request and its reply thus mirror each other as TCP's segments do.
+/// Where a protocol has no ports, both are 0.
 ///
 /// Layout, no padding: `src, dst, sport: be16, dport: be16, proto: u8, zone: u8, scope: u16`;
 /// 16 bytes for IPv4, 40 for IPv6.

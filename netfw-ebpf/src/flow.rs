@@ -26,10 +26,10 @@ use netfw_common::{
     tuple::{Tuple, proto},
 };
 
-use crate::{family::Family, maps::CONFIG, work::Work};
+use crate::{family::Family, independent, maps::CONFIG, work::Work};
 
-const BPF_NOEXIST: u64 = 1;
-const EEXIST: i32 = -17;
+pub const BPF_NOEXIST: u64 = 1;
+pub const EEXIST: i32 = -17;
 
 /// The tick of now.
 #[inline(always)]
@@ -66,7 +66,21 @@ pub fn config() -> Config {
                 icmp: 0,
             },
             epoch: 0,
+            mappings: 0,
         },
+    }
+}
+
+/// Copies the whole, by words: between two places in maps, which might overlap for all that the
+/// compiler knows, it would call a `memmove` that goes byte by byte. Nor does it keep what it copied
+/// on the stack, for a comparison later.
+#[inline(always)]
+fn copy<A>(from: *const Flow<A>, to: &mut Flow<A>) {
+    let (from, to): (*const u32, *mut u32) = (from.cast(), core::ptr::from_mut(to).cast());
+    for word in 0..size_of::<Flow<A>>() / size_of::<u32>() {
+        // SAFETY: callers pass an element of a map or a reference; a flow is words without padding.
+        // Volatile, lest the loop be taken for what it is.
+        unsafe { to.add(word).write_volatile(from.add(word).read_volatile()) };
     }
 }
 
@@ -88,16 +102,9 @@ impl<A: Address> Entry<A> {
         unsafe { addr_of_mut!((*self.0).flags).read_volatile() }
     }
 
-    /// Copies the whole, by words: between two places in maps, which might overlap for all that the
-    /// compiler knows, it would call a `memmove` that goes byte by byte.
     #[inline(always)]
     pub fn copy_to(self, to: &mut Flow<A>) {
-        let (from, to): (*const u32, *mut u32) = (self.0.cast(), core::ptr::from_mut(to).cast());
-        for word in 0..size_of::<Flow<A>>() / size_of::<u32>() {
-            // SAFETY: an element of a map, which lives as long as the program; a flow is words without
-            // padding. Volatile, lest the loop be taken for what it is.
-            unsafe { to.add(word).write_volatile(from.add(word).read_volatile()) };
-        }
+        copy(self.0, to);
     }
 
     /// Notes a packet.
@@ -112,6 +119,13 @@ impl<A: Address> Entry<A> {
     fn set_state(self, state: u8) {
         // SAFETY: see `set_seen`.
         unsafe { addr_of_mut!((*self.0).state).write_volatile(state) };
+    }
+
+    /// Notes the tag that the direction's SCTP packets will have.
+    #[inline(always)]
+    fn set_tag(self, tag: u32) {
+        // SAFETY: see `set_seen`.
+        unsafe { addr_of_mut!((*self.0).end).write_volatile(tag) };
     }
 
     /// Notes how far the direction's segments have come.
@@ -152,6 +166,11 @@ impl<A: Address> Entry<A> {
             addr_of_mut!((*self.0).macs).write_volatile(macs);
         }
         self.set_flags(flags | flag::L2_CACHED);
+        self.set_routed(epoch);
+    }
+
+    #[inline(always)]
+    fn set_routed(self, epoch: u16) {
         // SAFETY: see `set_seen`.
         unsafe { addr_of_mut!((*self.0).routed).write_volatile(epoch) };
     }
@@ -200,7 +219,7 @@ pub fn lookup<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
     };
     entry.copy_to(&mut work.flow);
     let flow = &work.flow;
-    let settled = if work.key.proto == proto::TCP {
+    let settled = if proto::has_connections(work.key.proto) {
         assured
             && flow.state == state::ESTABLISHED
             && work.flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0
@@ -225,7 +244,8 @@ fn advance<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
     let Some((entry, assured)) = find::<F>(&work.key) else {
         return Err(Miss::Absent);
     };
-    work.reply_key = work.flow.reverse_key(work.key.proto);
+    work.flow
+        .write_reverse_key(work.key.proto, &mut work.reply_key);
     let Some(other) = other_half::<F>(work) else {
         // An orphan: its other half was pushed out, and whatever lies there now is another's.
         remove::<F>(&work.key, assured);
@@ -242,7 +262,17 @@ fn advance<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
 
     let reply = work.flow.has(flag::REPLY);
     let old = work.flow.state;
-    let new = if work.key.proto != proto::TCP {
+    let new = if work.key.proto == proto::SCTP {
+        if work.segment.is_tagged(work.flags, &work.flow, &work.other) {
+            // Of an association that is, the tags do not change: only a forged packet would.
+            if work.flags & tcp::SYN != 0 && old != state::ESTABLISHED {
+                other.set_tag(work.segment.ack);
+            }
+            next_tcp_state(old, work.flags, reply)
+        } else {
+            old
+        }
+    } else if work.key.proto != proto::TCP {
         next_query_state(old, reply)
     } else if work
         .segment
@@ -261,6 +291,9 @@ fn advance<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
     if new != old {
         entry.set_state(new);
         other.set_state(new);
+    }
+    if work.flow.has(flag::MAPPED) {
+        independent::refresh::<F>(work, new);
     }
     if is_assured(new) == assured {
         return Ok(());
@@ -331,6 +364,23 @@ fn retire<F: Family>(work: &Work<F::Addr>, entry: Entry<F::Addr>, other: Entry<F
     remove_both::<F>(work, true);
 }
 
+/// Removes the flow of `work.key`, whose entry is in `work.flow`.
+#[inline(always)]
+pub fn forget<F: Family>(work: &mut Work<F::Addr>) {
+    work.reply_key = work.flow.reverse_key(work.key.proto);
+    for assured in [true, false] {
+        remove_both::<F>(work, assured);
+    }
+}
+
+/// Notes in the flow of `work.key` that sockets were looked for in this tick.
+#[inline(always)]
+pub fn note_look<F: Family>(work: &Work<F::Addr>) {
+    if let Some((entry, _)) = find::<F>(&work.key) {
+        entry.set_routed(work.epoch);
+    }
+}
+
 /// Finds the flow of `work.key` and copies its entry into `work.flow`, for an ICMP error that speaks
 /// of it: nothing is noted.
 #[inline(always)]
@@ -339,7 +389,8 @@ pub fn find_for_error<F: Family>(work: &mut Work<F::Addr>) -> bool {
         return false;
     };
     entry.copy_to(&mut work.flow);
-    work.reply_key = work.flow.reverse_key(work.key.proto);
+    work.flow
+        .write_reverse_key(work.key.proto, &mut work.reply_key);
     other_half::<F>(work).is_some()
         && !work
             .flow
@@ -410,9 +461,10 @@ fn gives_way<A: Address>(work: &Work<A>) -> bool {
 /// own.
 #[inline(never)]
 fn evict<F: Family>(work: &mut Work<F::Addr>, assured: bool) {
-    work.holder_key = work.other.reverse_key(work.key.proto);
+    work.other
+        .write_reverse_key(work.key.proto, &mut work.holder_key);
     // The judgement on the holder has been made: its copy makes room for its half.
-    work.flow_of_holder = work.other;
+    copy(&work.other, &mut work.flow_of_holder);
     if let Some((other, _)) = find::<F>(&work.holder_key) {
         other.copy_to(&mut work.other);
         if work.flow_of_holder.is_half_of(&work.reply_key, &work.other) {
@@ -420,6 +472,22 @@ fn evict<F: Family>(work: &mut Work<F::Addr>, assured: bool) {
         }
     }
     remove::<F>(&work.reply_key, assured);
+}
+
+/// Takes this tuple of answers away from the container that has it by masquerade. A published port is
+/// the publish's.
+#[inline(always)]
+pub fn evict_reply<F: Family>(answer: &Tuple<F::Addr>) {
+    if let Some(work) = F::work()
+        && let Some((holder, assured)) = find::<F>(answer)
+    {
+        holder.copy_to(&mut work.other);
+        if !work.other.has(flag::PUBLISHED) {
+            work.key.proto = answer.proto;
+            work.reply_key = *answer;
+            evict::<F>(work, assured);
+        }
+    }
 }
 
 /// Claims `work.reply_key`, the tuple that answers will have, for `work.reply`.
@@ -455,7 +523,8 @@ pub fn claim<F: Family>(work: &mut Work<F::Addr>) -> Claim {
         return Claim::Ours;
     };
     Entry(holder).copy_to(&mut work.other);
-    work.holder_key = work.other.reverse_key(work.key.proto);
+    work.other
+        .write_reverse_key(work.key.proto, &mut work.holder_key);
     let orphan = find::<F>(&work.holder_key).is_none();
     if orphan || gives_way(work) {
         evict::<F>(work, true);
@@ -467,12 +536,13 @@ pub fn claim<F: Family>(work: &mut Work<F::Addr>) -> Claim {
 
 /// Inserts the original half, `work.flow` under `work.key`, once the reply half is claimed. Where
 /// another CPU was faster, takes back the claim and copies the winner's entry into `work.flow`.
-#[inline(always)]
+#[inline(never)]
 pub fn open<F: Family>(work: &mut Work<F::Addr>, claim: Claim) -> Result<(), Drop> {
     let _ = F::embryos().insert(&work.key, &work.flow, BPF_NOEXIST);
     let (winner, _) = find::<F>(&work.key).ok_or(Drop::TableFull)?;
     winner.copy_to(&mut work.flow);
-    work.holder_key = work.flow.reverse_key(work.key.proto);
+    work.flow
+        .write_reverse_key(work.key.proto, &mut work.holder_key);
     if claim == Claim::Ours && work.holder_key != work.reply_key {
         let _ = F::embryos().remove(&work.reply_key);
     }

@@ -3,17 +3,23 @@
 //! A packet's way: parse → decide → apply verdict.
 #![no_std]
 #![no_main]
+#![expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "keys and flows lie in maps: by value they would be copied to the stack first"
+)]
 
 mod event;
 mod family;
 mod flow;
 mod hook;
+mod independent;
 mod maps;
 mod nat;
 mod packet;
 mod parse;
 mod redirect;
 mod socket;
+mod talk;
 mod verdict;
 mod work;
 

@@ -13,9 +13,10 @@ use netfw_common::{
     drop::SLOTS,
     flow::{Flow4, Flow6},
     fragment::{Datagram, FragmentKey4, FragmentKey6, Held, HeldKey},
+    port,
     record::{
         Config, Counter, Endpoint, EndpointIfindex, Local, Mapping4, Mapping6, MappingKey4,
-        MappingKey6, Publish4, Publish6, PublishKey4, PublishKey6, SocketKey4, SocketKey6,
+        MappingKey6, Permit, Publish4, Publish6, PublishKey4, PublishKey6, SocketKey4, SocketKey6,
         SocketPeer4, SocketPeer6, Subnet, Uplink,
     },
     tuple::{Tuple4, Tuple6},
@@ -27,9 +28,11 @@ use crate::{nat::answer::PART, work::Work};
 const FLOW_ENTRIES: u32 = 1 << 19;
 const EMBRYO_ENTRIES: u32 = 1 << 17;
 const PUBLISH_ENTRIES: u32 = 1 << 18;
+const PERMIT_ENTRIES: u32 = 1 << 15;
 const ENDPOINT_ENTRIES: u32 = 1 << 14;
 const COUNTER_ENTRIES: u32 = 1 << 15;
 const DATAGRAMS: u32 = 1 << 11;
+const TALK_ENTRIES: u32 = 1 << 13;
 
 /// `BPF_F_NO_PREALLOC`: tables that are mostly empty and written by the agent alone.
 const ON_DEMAND: u32 = 1;
@@ -69,6 +72,11 @@ pub static MAPPINGS4: HashMap<MappingKey4, Mapping4> =
 #[map]
 pub static MAPPINGS6: HashMap<MappingKey6, Mapping6> =
     HashMap::with_max_entries(PUBLISH_ENTRIES, ON_DEMAND);
+/// Where one is pushed out, its remote is not let in until it is sent to again.
+#[map]
+pub static PERMITS4: LruHashMap<Tuple4, Permit> = LruHashMap::with_max_entries(PERMIT_ENTRIES, 0);
+#[map]
+pub static PERMITS6: LruHashMap<Tuple6, Permit> = LruHashMap::with_max_entries(PERMIT_ENTRIES, 0);
 #[map]
 pub static ENDPOINTS: HashMap<u32, Endpoint> =
     HashMap::with_max_entries(ENDPOINT_ENTRIES, ON_DEMAND);
@@ -97,11 +105,20 @@ pub static HELD: LruHashMap<HeldKey, Held> = LruHashMap::with_max_entries(512, 0
 pub static NEW_DATAGRAM: PerCpuArray<Datagram> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static NEW_HELD: PerCpuArray<Held> = PerCpuArray::with_max_entries(1, 0);
+/// Talks of the node: see [`crate::talk`]. Answers' tuples, and the tick of the last packet. Not pinned:
+/// the next packet makes a new one.
+#[map]
+pub static TALKS4: LruHashMap<Tuple4, u32> = LruHashMap::with_max_entries(TALK_ENTRIES, 0);
+#[map]
+pub static TALKS6: LruHashMap<Tuple6, u32> = LruHashMap::with_max_entries(TALK_ENTRIES, 0);
 /// Not pinned and never shared: see [`Work`].
 #[map]
 pub static WORK4: PerCpuArray<Work<Ip4>> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static WORK6: PerCpuArray<Work<Ip6>> = PerCpuArray::with_max_entries(1, 0);
+/// Holds nothing: an element for each attempt at a port, to count them. Not pinned.
+#[map]
+pub static ATTEMPTS: Array<u32> = Array::with_max_entries(port::TRIES, 0);
 /// Tick, and ICMP errors that were sent in it. Not pinned.
 #[map]
 pub static ANSWERS: PerCpuArray<[u32; 2]> = PerCpuArray::with_max_entries(1, 0);

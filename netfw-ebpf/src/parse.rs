@@ -6,7 +6,7 @@
 
 use netfw_common::{
     addr::{Be16, Be32, Mac},
-    flow::Segment,
+    flow::{Segment, sctp, tcp},
     tuple::proto,
 };
 
@@ -34,8 +34,8 @@ pub struct Ethernet {
 /// The packet fails the checks that the stack makes on receipt.
 pub struct Malformed;
 
-/// Reads the transport header into `work`; false where netfw does not translate it (yet): other
-/// protocols, ICMP but echo, headers cut short.
+/// Reads the transport header into `work`; false where netfw does not translate it: what signs
+/// or sums up its addresses in unknown ways, ICMP but echo, headers cut short.
 ///
 /// The network header has been read. A fragment without transport header has been given what its
 /// first one said ([`crate::nat::fragment::arrive`]).
@@ -47,17 +47,18 @@ pub fn transport<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> 
         return true;
     }
     (work.key.sport, work.key.dport) = (NONE, NONE);
+    // What follows the packet in its frame is padding.
+    let room = (P::NETWORK as u32 + work.len).saturating_sub(work.l4);
     match work.key.proto {
         proto::TCP => {
-            use netfw_common::flow::tcp::{ACK, FIN, RST, SYN};
-            let Some(header) = packet.read::<Tcp>(work.transport()) else {
+            use tcp::{ACK, FIN, RST, SYN};
+            let Some(header) = header::<P, Tcp, _>(packet, work, room) else {
                 return false;
             };
             (work.key.sport, work.key.dport) = (header.sport, header.dport);
             work.flags = header.flags;
-            let end_of_header = work.l4 + u32::from(header.offset >> 4) * 4;
             let phantom = u32::from(header.flags & SYN != 0) + u32::from(header.flags & FIN != 0);
-            let payload = (P::NETWORK as u32 + work.len).saturating_sub(end_of_header);
+            let payload = room.saturating_sub(u32::from(header.offset >> 4) * 4);
             let seq = header.sequence.get();
             work.segment = Segment {
                 seq,
@@ -67,14 +68,33 @@ pub fn transport<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> 
             work.opens = header.flags & (SYN | ACK | FIN | RST) == SYN;
         }
         proto::UDP => {
-            let Some(header) = packet.read::<Udp>(work.transport()) else {
+            let Some(header) = header::<P, Udp, _>(packet, work, room) else {
                 return false;
             };
             (work.key.sport, work.key.dport) = (header.sport, header.dport);
             work.opens = true;
         }
+        proto::SCTP => {
+            let Some(header) = header::<P, Sctp, _>(packet, work, room) else {
+                return false;
+            };
+            (work.key.sport, work.key.dport) = (header.sport, header.dport);
+            work.segment.seq = header.tag.get();
+            // Of packets rolled into one (GSO) the header alone is linear; they hold data.
+            let chunk = packet.read::<Chunk>(work.transport() + Sctp::LEN);
+            let kind = chunk.map_or(sctp::DATA, |chunk| chunk.kind);
+            work.flags = sctp::flags(kind);
+            if work.flags & tcp::SYN != 0 {
+                let at = work.transport() + Sctp::LEN + size_of::<Chunk>();
+                let Some(tag) = packet.read::<Be32>(at) else {
+                    return false;
+                };
+                work.segment.ack = tag.get();
+            }
+            work.opens = kind == sctp::INIT && work.segment.seq == 0;
+        }
         icmp if icmp == F::ICMP => {
-            let Some(header) = packet.read::<Icmp>(work.transport()) else {
+            let Some(header) = header::<P, Icmp, _>(packet, work, room) else {
                 return false;
             };
             if header.code == 0 && header.kind == F::ECHO_REQUEST {
@@ -86,6 +106,7 @@ pub fn transport<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> 
                 return false;
             }
         }
+        other if proto::is_portless(other) => work.opens = true,
         _ => return false,
     }
     true
@@ -99,6 +120,15 @@ pub fn has_header<P: Packet, A>(work: &Work<A>) -> bool {
         _ => Udp::LEN,
     };
     work.l4 + least <= P::NETWORK as u32 + work.len
+}
+
+/// The transport header, if it lies within the `room` that is left in the packet.
+#[inline(always)]
+fn header<P: Packet, T: Copy, A>(packet: &P, work: &Work<A>, room: u32) -> Option<T> {
+    if room < size_of::<T>() as u32 {
+        return None;
+    }
+    packet.read::<T>(work.transport())
 }
 
 /// The first 20 bytes of a TCP header (RFC 9293 3.1).
@@ -133,6 +163,30 @@ pub struct Udp {
 impl Udp {
     pub const LEN: u32 = 8;
     pub const CHECKSUM: usize = 6;
+}
+
+/// SCTP's common header (RFC 9260 3.1).
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Sctp {
+    pub sport: Be16,
+    pub dport: Be16,
+    pub tag: Be32,
+    pub checksum: u32,
+}
+
+impl Sctp {
+    pub const LEN: usize = size_of::<Self>();
+    pub const CHECKSUM: usize = 8;
+}
+
+/// The head of an SCTP chunk (RFC 9260 3.2). An INIT's and an INIT ACK's tag follows.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Chunk {
+    kind: u8,
+    flags: u8,
+    len: Be16,
 }
 
 /// An ICMP or ICMPv6 header of a query (RFC 792, 4443).

@@ -32,13 +32,13 @@ pub fn exists<P: Packet, F: Family>(packet: &P, tuple: &Tuple<F::Addr>) -> bool 
     true
 }
 
-/// Does the node hold a connected UDP socket that waits for this datagram?
+/// Does the node hold a connected UDP socket that waits for this datagram? `ctx` is a packet's or
+/// a socket's.
 #[inline(always)]
-pub fn is_awaited<P: Packet, F: Family>(packet: &P, tuple: &Tuple<F::Addr>) -> bool {
+pub fn is_awaited<F: Family>(ctx: *mut c_void, tuple: &Tuple<F::Addr>) -> bool {
     /// `BPF_TCP_ESTABLISHED`, of UDP sockets too.
     const CONNECTED: u32 = 1;
     let (mut sock, size) = F::socket(tuple);
-    let ctx = packet.context();
     // SAFETY: as in `exists`.
     unsafe {
         let found = bpf_sk_lookup_udp(ctx, &mut sock, size, CURRENT_NETNS, 0);

@@ -10,13 +10,18 @@
 //! read before it was written in the same run.
 
 use netfw_common::{
-    addr::Be16,
+    addr::{Address, Be16},
+    csum::fold,
     flow::{Flow, Segment},
     fragment::{FragmentKey, Units},
-    tuple::Tuple,
+    record::{Mapping, MappingKey},
+    tuple::{Tuple, proto},
 };
 
-use crate::nat::answer::Header;
+use crate::{
+    nat::answer::Header,
+    parse::{Tcp, Udp},
+};
 
 /// What part of its datagram a packet is.
 pub mod fragment {
@@ -34,6 +39,19 @@ pub mod fragment {
             _ => LATER,
         }
     }
+}
+
+/// The container that a packet asks for at an address of the node, by a publish or a mapping.
+#[repr(C)]
+pub struct Target<A> {
+    /// Its own address.
+    pub addr: A,
+    /// Index of the counter.
+    pub counter: u32,
+    pub port: Be16,
+    /// Those of [`netfw_common::flow::flag`] that tell how it was found.
+    pub flags: u8,
+    pub reserved: u8,
 }
 
 /// The packet, what its flow does to it, and the flow while it is being made.
@@ -56,7 +74,7 @@ pub struct Work<A> {
     pub quote_l4: u32,
     /// By how much the quote's sum changed.
     pub quote_change: u32,
-    /// TCP's numbers; of other protocols, whatever was there.
+    /// TCP's and SCTP's numbers; of other protocols, whatever was there.
     pub segment: Segment,
     /// What names a fragment's datagram, and the hash of that.
     pub datagram: FragmentKey<A>,
@@ -68,6 +86,23 @@ pub struct Work<A> {
     /// The entry of a holder that has to give way, and the key of its other half.
     pub flow_of_holder: Flow<A>,
     pub holder_key: Tuple<A>,
+    /// Whom the packet asks for.
+    pub target: Target<A>,
+    /// The sender's address as the world knows it.
+    pub remote: A,
+    /// The sides of an endpoint-independent mapping that is looked for, and one that is being made.
+    pub internal_key: MappingKey<A>,
+    pub external_key: MappingKey<A>,
+    pub side: Mapping<A>,
+    /// Names whoever may send to a mapping, see `PERMITS4`.
+    pub permit: Tuple<A>,
+    /// Of [`netfw_common::record::network_flag`]: what the sender's network says of mappings, or 0
+    /// where the flow that is being made has no use for one.
+    pub rules: u32,
+    /// The sender's port as the world knows it, or 0.
+    pub remote_port: Be16,
+    /// That of the sender's mapping, if it has one.
+    pub mapped_port: Be16,
     /// The tick of now.
     pub now: u32,
     /// Low bits of tick and epoch: ways to the world that were looked up in another are asked for
@@ -94,9 +129,10 @@ pub struct Work<A> {
     pub ttl: u8,
     /// TOS or traffic class.
     pub tos: u8,
-    /// TCP's flags, else 0.
+    /// TCP's flags, or what SCTP's chunk comes to; else 0.
     pub flags: u8,
-    /// May it open a flow: a TCP SYN, any UDP packet, an ICMP echo request?
+    /// May it open a flow: a TCP SYN, an SCTP INIT, an ICMP echo request, any packet of UDP or of a
+    /// protocol without ports?
     pub opens: bool,
     /// Has it a transport header that netfw translates?
     pub translatable: bool,
@@ -105,6 +141,8 @@ pub struct Work<A> {
     /// The flow that is being made sends from an address of the node, which sockets and publishes
     /// use as well.
     pub from_node: bool,
+    /// The sender has a mapping.
+    pub mapped: bool,
     /// No port was free for it: flows that are over give way.
     pub pressed: bool,
 }
@@ -149,5 +187,26 @@ impl<A> Work<A> {
     #[inline(always)]
     pub fn transport(&self) -> usize {
         self.l4 as usize & Self::MAX_L4
+    }
+}
+
+impl<A: Address> Work<A> {
+    /// Where the packet's checksum is, from the start of the frame, and the sum of its pseudo-header
+    /// (RFC 9293 3.1, 8200 8.1): all that the field holds where hardware should have filled it in
+    /// (`CHECKSUM_PARTIAL`). `network` is the offset of the network header.
+    #[inline(always)]
+    pub fn pseudo(&self, network: usize) -> Option<(usize, u16)> {
+        let at = match self.key.proto {
+            proto::TCP => Tcp::CHECKSUM,
+            proto::UDP => Udp::CHECKSUM,
+            _ => return None,
+        };
+        let len = (self.len + network as u32).saturating_sub(self.l4);
+        // All are words of 16 bits in network order.
+        let sum = self.key.src.sum()
+            + self.key.dst.sum()
+            + u64::from(u16::from(self.key.proto).to_be())
+            + u64::from((len as u16).to_be());
+        Some((self.transport() + at, fold(sum)))
     }
 }

@@ -19,8 +19,8 @@ use crate::{
     wait::wait_until,
 };
 
-/// The programs are loaded and verified in this time, on a busy machine too.
-const START: Duration = Duration::from_secs(20);
+/// The programs are loaded and verified in this time, on a busy machine or an emulated one too.
+const START: Duration = Duration::from_secs(120);
 const STOP: Duration = Duration::from_secs(10);
 
 /// netfw's exit status where it was asked for something that cannot be done.
@@ -96,6 +96,11 @@ impl Agent {
             self.output(&["status"]).status.success()
         });
         self.running = Some(running);
+    }
+
+    /// Options for `netfw agent` from the next start on.
+    pub fn set_options(&mut self, options: &[&str]) {
+        self.options = options.iter().map(|&option| option.to_owned()).collect();
     }
 
     pub fn instance(&self) -> &str {

@@ -6,9 +6,15 @@
 //! * [`topology`]: [`Lab`], a client, a node and the outside world in one line
 //! * [`agent`]: a `netfw agent` that serves a lab's node, and the command line towards it
 //! * [`programs`]: nginx, echo servers, tcpdump and the like, in a namespace
+//! * [`raw`]: sockets of any IP protocol
+//! * [`sctp`]: an SCTP stack in user space
+//! * [`sockets`]: sockets with what the standard library has no words for
 //! * [`packet`]: builds packets, good and damaged ones, and checks those that come back
+//! * [`stun`]: how a NAT behaves, as RFC 5780 finds out
 //! * [`tap`]: what a device receives
 //! * [`testrun`]: runs TC and XDP programs on a packet, without a wire
+//! * [`tunnel`]: a wire between interfaces without Ethernet header
+//! * [`xdp`]: what shows that packets go by XDP
 //!
 //! Tests run side by side in one process and several processes side by side on one machine:
 //! every name that is global (namespaces, instances) carries the process id and a number.
@@ -19,11 +25,17 @@ pub mod agent;
 pub mod netns;
 pub mod packet;
 pub mod programs;
+pub mod raw;
 pub mod reaper;
+pub mod sctp;
+pub mod sockets;
+pub mod stun;
 pub mod tap;
 pub mod testrun;
 pub mod topology;
+pub mod tunnel;
 pub mod wait;
+pub mod xdp;
 
 pub use agent::Agent;
 pub use netns::{Namespace, Running};

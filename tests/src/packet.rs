@@ -10,12 +10,11 @@ use std::{
 };
 
 use etherparse::{
-    EtherType, Ethernet2Header, IcmpEchoHeader, Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type,
-    IpFragOffset, IpNumber, Ipv4Header, Ipv4Options, Ipv6FragmentHeader, Ipv6Header,
-    SingleVlanHeader, TcpHeader, UdpHeader, VlanId,
+    EtherType, Ethernet2Header, Icmpv4Type, Icmpv6Type, IpFragOffset, IpNumber, Ipv4Header,
+    Ipv4Options, Ipv6FragmentHeader, Ipv6Header, SingleVlanHeader, TcpHeader, UdpHeader, VlanId,
 };
 
-pub use crate::packet::seen::{Seen, assert_checksums};
+pub use crate::packet::seen::{Damage, Seen, assert_checksums};
 
 mod seen;
 
@@ -25,9 +24,45 @@ pub const TTL: u8 = 64;
 enum Transport {
     Udp,
     Tcp { flags: String, seq: u32, ack: u32 },
+    Sctp { chunk: u8, tag: u32 },
     EchoRequest { id: u16, seq: u16 },
     EchoReply { id: u16, seq: u16 },
+    IcmpError { kind: u8, code: u8, parameter: u32 },
     Raw(IpNumber),
+}
+
+/// An ICMP error, of either family (RFC 792, 1191, 4443).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IcmpError {
+    /// No route.
+    Unreachable,
+    PortUnreachable,
+    Prohibited,
+    /// Fragmentation needed, packet too big: with the MTU of the next hop.
+    TooBig(u16),
+    TimeExceeded,
+    /// With a pointer to the byte.
+    ParameterProblem(u8),
+}
+
+impl IcmpError {
+    /// Type, code, and the four bytes behind the checksum.
+    pub fn numbers(self, ipv4: bool) -> (u8, u8, u32) {
+        match (self, ipv4) {
+            (Self::Unreachable, true) => (3, 0, 0),
+            (Self::Unreachable, false) => (1, 0, 0),
+            (Self::PortUnreachable, true) => (3, 3, 0),
+            (Self::PortUnreachable, false) => (1, 4, 0),
+            (Self::Prohibited, true) => (3, 13, 0),
+            (Self::Prohibited, false) => (1, 1, 0),
+            (Self::TooBig(mtu), true) => (3, 4, mtu.into()),
+            (Self::TooBig(mtu), false) => (2, 0, mtu.into()),
+            (Self::TimeExceeded, true) => (11, 0, 0),
+            (Self::TimeExceeded, false) => (3, 0, 0),
+            (Self::ParameterProblem(at), true) => (12, 0, u32::from(at) << 24),
+            (Self::ParameterProblem(at), false) => (4, 0, at.into()),
+        }
+    }
 }
 
 /// A packet to be; [`build`](Packet::build) gives its bytes, from the Ethernet header on.
@@ -45,7 +80,7 @@ pub struct Packet {
     fragment: Option<Range<usize>>,
     id: u16,
     dont_fragment: bool,
-    udp_without_checksum: bool,
+    without_checksum: bool,
     bad_ip_checksum: bool,
     bad_transport_checksum: bool,
     trailer: usize,
@@ -71,7 +106,7 @@ impl Packet {
             fragment: None,
             id: 0x4e46,
             dont_fragment: true,
-            udp_without_checksum: false,
+            without_checksum: false,
             bad_ip_checksum: false,
             bad_transport_checksum: false,
             trailer: 0,
@@ -101,6 +136,21 @@ impl Packet {
         })
     }
 
+    /// A packet of one chunk, by its type, with a verification tag; the payload is what follows the
+    /// head of the chunk.
+    #[track_caller]
+    pub fn sctp(source: &str, destination: &str, chunk: u8, tag: u32) -> Self {
+        let transport = Transport::Sctp { chunk, tag };
+        Self::new(socket(source), socket(destination), transport)
+    }
+
+    /// The payload of an INIT or INIT ACK: it asks for packets with this tag.
+    pub fn initiate(self, tag: u32) -> Self {
+        // A window of 64 KiB, ten streams each way, and the first number.
+        let rest = [0, 1, 0, 0, 0, 10, 0, 10, 0, 0, 0, 1];
+        self.payload(&[&tag.to_be_bytes()[..], &rest].concat())
+    }
+
     /// An ICMP or ICMPv6 echo request.
     #[track_caller]
     pub fn ping(source: &str, destination: &str, id: u16) -> Self {
@@ -113,6 +163,19 @@ impl Packet {
     pub fn pong(source: &str, destination: &str, id: u16) -> Self {
         let transport = Transport::EchoReply { id, seq: 1 };
         Self::new(host(source), host(destination), transport)
+    }
+
+    /// An ICMP error that quotes an IP packet, or the beginning of one.
+    #[track_caller]
+    pub fn icmp_error(source: &str, destination: &str, error: IcmpError, quote: &[u8]) -> Self {
+        let (source, destination) = (host(source), host(destination));
+        let (kind, code, parameter) = error.numbers(source.is_ipv4());
+        let transport = Transport::IcmpError {
+            kind,
+            code,
+            parameter,
+        };
+        Self::new(source, destination, transport).payload(quote)
     }
 
     /// Any protocol; the payload is all that follows the IP header, checksum and all.
@@ -192,7 +255,13 @@ impl Packet {
 
     /// UDP over IPv4 with checksum 0: none.
     pub fn udp_without_checksum(mut self) -> Self {
-        self.udp_without_checksum = true;
+        self.without_checksum = true;
+        self
+    }
+
+    /// SCTP with checksum 0: to be filled in by hardware, or none at all (RFC 9653).
+    pub fn sctp_without_checksum(mut self) -> Self {
+        self.without_checksum = true;
         self
     }
 
@@ -323,11 +392,11 @@ impl Packet {
         match (&self.transport, self.source.is_ipv4()) {
             (Transport::Udp, _) => IpNumber::UDP,
             (Transport::Tcp { .. }, _) => IpNumber::TCP,
-            (Transport::EchoRequest { .. } | Transport::EchoReply { .. }, true) => IpNumber::ICMP,
-            (Transport::EchoRequest { .. } | Transport::EchoReply { .. }, false) => {
-                IpNumber::IPV6_ICMP
-            }
+            (Transport::Sctp { .. }, _) => IpNumber::SCTP,
             (Transport::Raw(protocol), _) => *protocol,
+            // The others are ICMP.
+            (_, true) => IpNumber::ICMP,
+            (_, false) => IpNumber::IPV6_ICMP,
         }
     }
 
@@ -343,7 +412,7 @@ impl Packet {
                     length: u16::try_from(8 + self.payload.len()).expect(FITS),
                     checksum: 0,
                 };
-                if !self.udp_without_checksum {
+                if !self.without_checksum {
                     header.checksum = match addresses {
                         (IpAddr::V4(source), IpAddr::V4(destination)) => header
                             .calc_checksum_ipv4_raw(
@@ -394,10 +463,43 @@ impl Packet {
                 .expect(FITS);
                 (header.to_bytes().to_vec(), 16)
             }
+            Transport::Sctp { chunk, tag } => {
+                let len = u16::try_from(4 + self.payload.len()).expect(FITS);
+                let mut header = Vec::new();
+                header.extend(self.source.port().to_be_bytes());
+                header.extend(self.destination.port().to_be_bytes());
+                header.extend(tag.to_be_bytes());
+                header.extend([0; 4]);
+                header.extend([*chunk, 0]);
+                header.extend(len.to_be_bytes());
+                if !self.without_checksum {
+                    let sum = crc32c::crc32c_append(crc32c::crc32c(&header), &self.payload);
+                    header[8..12].copy_from_slice(&sum.to_le_bytes());
+                }
+                (header, 8)
+            }
             Transport::EchoRequest { id, seq } | Transport::EchoReply { id, seq } => {
-                let echo = IcmpEchoHeader { id: *id, seq: *seq };
                 let request = matches!(self.transport, Transport::EchoRequest { .. });
-                (echo_header(addresses, echo, request, &self.payload), 2)
+                let kinds = if addresses.0.is_ipv4() {
+                    (8, 0)
+                } else {
+                    (128, 129)
+                };
+                let kind = if request { kinds.0 } else { kinds.1 };
+                let [a, b] = [*id, *seq].map(u16::to_be_bytes);
+                let rest = [a[0], a[1], b[0], b[1]];
+                (icmp_header(addresses, (kind, 0), rest, &self.payload), 2)
+            }
+            Transport::IcmpError {
+                kind,
+                code,
+                parameter,
+            } => {
+                let rest = parameter.to_be_bytes();
+                (
+                    icmp_header(addresses, (*kind, *code), rest, &self.payload),
+                    2,
+                )
             }
             Transport::Raw(_) => (Vec::new(), usize::MAX),
         };
@@ -413,32 +515,32 @@ impl Packet {
     }
 }
 
-fn echo_header(
+/// A header with type, code and the four bytes behind the checksum.
+fn icmp_header(
     addresses: (IpAddr, IpAddr),
-    echo: IcmpEchoHeader,
-    request: bool,
+    (kind, code): (u8, u8),
+    rest: [u8; 4],
     payload: &[u8],
 ) -> Vec<u8> {
-    if let (IpAddr::V6(source), IpAddr::V6(destination)) = addresses {
-        let kind = if request {
-            Icmpv6Type::EchoRequest(echo)
-        } else {
-            Icmpv6Type::EchoReply(echo)
+    const FITS: &str = "a payload fits in 64 KiB";
+    let checksum = if let (IpAddr::V6(source), IpAddr::V6(destination)) = addresses {
+        let kind = Icmpv6Type::Unknown {
+            type_u8: kind,
+            code_u8: code,
+            bytes5to8: rest,
         };
-        Icmpv6Header::with_checksum(kind, source.octets(), destination.octets(), payload)
-            .expect("a payload fits in 64 KiB")
-            .to_bytes()
-            .to_vec()
+        kind.calc_checksum(source.octets(), destination.octets(), payload)
+            .expect(FITS)
     } else {
-        let kind = if request {
-            Icmpv4Type::EchoRequest(echo)
-        } else {
-            Icmpv4Type::EchoReply(echo)
+        let kind = Icmpv4Type::Unknown {
+            type_u8: kind,
+            code_u8: code,
+            bytes5to8: rest,
         };
-        Icmpv4Header::with_checksum(kind, payload)
-            .to_bytes()
-            .to_vec()
-    }
+        kind.calc_checksum(payload)
+    };
+    let sum = checksum.to_be_bytes();
+    [&[kind, code], &sum[..], &rest[..]].concat()
 }
 
 #[track_caller]
@@ -473,6 +575,8 @@ mod tests {
                     Packet::tcp(source, destination, "P.").payload(b"odd"),
                     Packet::ping(from, to, 7),
                     Packet::pong(from, to, 7),
+                    Packet::sctp(source, destination, 1, 0).initiate(77),
+                    Packet::sctp(source, destination, 0, 77).payload(b"odd"),
                 ]
             })
             .collect()
@@ -494,10 +598,10 @@ mod tests {
     fn damage_is_seen() {
         for packet in samples() {
             let broken = packet.clone().bad_transport_checksum().build();
-            assert!(Seen::parse(&broken).damage().is_some(), "{packet:?}");
+            assert!(!Seen::parse(&broken).damage.is_empty(), "{packet:?}");
             if packet.source.is_ipv4() {
                 let broken = packet.clone().bad_ip_checksum().build();
-                assert!(Seen::parse(&broken).damage().is_some(), "{packet:?}");
+                assert!(!Seen::parse(&broken).damage.is_empty(), "{packet:?}");
             }
         }
     }

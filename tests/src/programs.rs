@@ -7,7 +7,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     thread::{self, JoinHandle},
     time::Duration,
@@ -200,14 +200,10 @@ pub fn udp_socket(namespace: &Namespace) -> UdpSocket {
     namespace.enter(|| UdpSocket::bind(("0.0.0.0", 0)).expect("any port"))
 }
 
-/// The same, for either family: to speak to `peer`.
+/// As [`udp_socket`], to ask `to`, of either family.
 #[track_caller]
-pub fn udp_socket_of(namespace: &Namespace, peer: IpAddr) -> UdpSocket {
-    let any = if peer.is_ipv4() {
-        "0.0.0.0:0"
-    } else {
-        "[::]:0"
-    };
+pub fn udp_socket_for(namespace: &Namespace, to: IpAddr) -> UdpSocket {
+    let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     namespace.enter(|| UdpSocket::bind(any).expect("any port"))
 }
 
@@ -235,7 +231,7 @@ pub fn ask_within(
     (from == SocketAddr::from(to)).then(|| String::from_utf8_lossy(&buffer[..length]).into_owned())
 }
 
-/// A TCP server that pours numbers, counted up from 0, into each connection until it closes.
+/// A TCP server (IPv4 and IPv6) that pours numbers, counted up from 0, into each connection until it closes.
 /// Its thread ends with the connection; the listener with the value.
 pub struct Fountain {
     end: Arc<AtomicBool>,
@@ -246,7 +242,7 @@ impl Fountain {
     #[track_caller]
     pub fn start(namespace: &Namespace, port: u16) -> Self {
         let listener =
-            namespace.enter(|| TcpListener::bind(("0.0.0.0", port)).expect("the port is free"));
+            namespace.enter(|| TcpListener::bind(("::", port)).expect("the port is free"));
         listener.set_nonblocking(true).expect("a listener");
         let end = Arc::new(AtomicBool::new(false));
         let told = end.clone();
@@ -318,6 +314,48 @@ impl Drinker {
     }
 }
 
+/// A [`Drinker`] that drinks on, in a thread of its own.
+pub struct Drinking {
+    end: Arc<AtomicBool>,
+    blocks: Arc<AtomicU32>,
+    thread: JoinHandle<()>,
+}
+
+impl Drinking {
+    pub fn start(mut drinker: Drinker) -> Self {
+        let end = Arc::new(AtomicBool::new(false));
+        let blocks = Arc::new(AtomicU32::new(0));
+        let (told, count) = (end.clone(), blocks.clone());
+        let thread = thread::spawn(move || {
+            while !told.load(Ordering::Relaxed) {
+                drinker.drink(1);
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        Self {
+            end,
+            blocks,
+            thread,
+        }
+    }
+
+    /// Waits for another MiB.
+    #[track_caller]
+    pub fn goes_on(&self) {
+        let before = self.blocks.load(Ordering::Relaxed);
+        wait_until("the transfer to go on", SOON, || {
+            self.blocks.load(Ordering::Relaxed) >= before + 128
+        });
+    }
+
+    /// Fails where a byte was wrong or the connection ended.
+    #[track_caller]
+    pub fn finish(self) {
+        self.end.store(true, Ordering::Relaxed);
+        self.thread.join().expect("the transfer goes on");
+    }
+}
+
 /// tcpdump on an interface, from its start on.
 pub struct Capture<'a> {
     namespace: &'a Namespace,
@@ -330,8 +368,16 @@ const MARKER: &str = "777";
 impl<'a> Capture<'a> {
     #[track_caller]
     pub fn start(namespace: &'a Namespace, device: &str) -> Self {
+        Self::start_with(namespace, device, &["-e"])
+    }
+
+    /// As [`start`](Self::start), with options of tcpdump's instead of link-layer headers.
+    #[track_caller]
+    pub fn start_with(namespace: &'a Namespace, device: &str, options: &[&str]) -> Self {
         // -Q inout is the default; -n: no names.
-        let running = namespace.spawn(&["tcpdump", "-n", "-l", "-e", "-i", device, "-B", "16384"]);
+        let mut words = vec!["tcpdump", "-n", "-l", "-i", device, "-B", "16384"];
+        words.extend(options);
+        let running = namespace.spawn(&words);
         wait_until("tcpdump to listen", SOON, || {
             running.stderr().contains("listening on")
         });
@@ -351,7 +397,7 @@ impl<'a> Capture<'a> {
             "-W2",
             &neighbour.to_string(),
         ]);
-        let marked = |line: &str| line.contains("echo reply") && line.contains("length 785");
+        let marked = |line: &str| line.contains("echo reply") && line.contains(" 785");
         wait_until("tcpdump to print everything", SOON, || {
             self.running.stdout().lines().any(marked)
         });

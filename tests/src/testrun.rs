@@ -52,14 +52,25 @@ pub trait RunOn {
 
 impl RunOn for SchedClassifier {
     fn run_on(&self, frame: &[u8], ifindex: u32) -> Result<Ran> {
-        // The stable head of `struct __sk_buff`, all words of 32 bits: ingress_ifindex is the
-        // tenth, ifindex the eleventh. The kernel refuses others than a few to be set.
-        let mut context = [0_u8; 192];
-        for word in [9, 10] {
-            context[4 * word..][..4].copy_from_slice(&ifindex.to_ne_bytes());
-        }
-        run(self, frame, &context)
+        run_leaving(self, frame, ifindex, ifindex)
     }
+}
+
+/// Runs a TC program on `frame` at the device with index `ifindex`, as received on `received_on`: 0 for
+/// one that the namespace sends itself.
+pub fn run_leaving(
+    program: &SchedClassifier,
+    frame: &[u8],
+    ifindex: u32,
+    received_on: u32,
+) -> Result<Ran> {
+    // The stable head of `struct __sk_buff`, all words of 32 bits: ingress_ifindex is the
+    // tenth, ifindex the eleventh. The kernel refuses others than a few to be set.
+    let mut context = [0_u8; 192];
+    for (word, index) in [(9, received_on), (10, ifindex)] {
+        context[4 * word..][..4].copy_from_slice(&index.to_ne_bytes());
+    }
+    run(program, frame, &context)
 }
 
 impl RunOn for Xdp {

@@ -14,6 +14,17 @@
 //! same in every lab; only the namespaces' names differ.
 //!
 //! Container namespaces are empty but for `lo`; netfw attaches them.
+//!
+//! [`Distance`] is what may lie behind the world: two routers more, and a host.
+//!
+//! ```text
+//!   world               router                last                  host
+//!   eth1 10.3.0.1 ───── eth0 10.3.0.2
+//!                       eth1 10.4.0.1 ─────── eth0 10.4.0.2
+//!                                             eth1 10.5.0.1 ─────── eth0 10.5.0.2
+//! ```
+//!
+//! IPv6 addresses there are as above: fd00:3::1 where IPv4 has 10.3.0.1.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -37,6 +48,18 @@ pub const NODE6_OUTSIDE: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0
 pub const WORLD6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 2));
 pub const FAR6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10));
 
+/// The host behind a [`Distance`].
+pub const HOST: IpAddr = on_link(5, 2)[0];
+pub const HOST6: IpAddr = on_link(5, 2)[1];
+
+/// The `n`th address of each family on a link.
+pub const fn on_link(link: u8, n: u8) -> [IpAddr; 2] {
+    [
+        IpAddr::V4(Ipv4Addr::new(10, link, 0, n)),
+        IpAddr::V6(Ipv6Addr::new(0xfd00, link as u16, 0, 0, 0, 0, 0, n as u16)),
+    ]
+}
+
 /// Dropped in this order, the node first: its agent's links go with it.
 pub struct Lab {
     pub node: Namespace,
@@ -51,15 +74,10 @@ impl Lab {
             client: Namespace::new("client"),
             world: Namespace::new("world"),
         };
-        // A new namespace copies the machine's settings; the lab must not depend on those.
         lab.node.sysctl("ipv4/ip_forward", "0");
         lab.node.sysctl("ipv6/conf/all/forwarding", "0");
         for end in [&lab.client, &lab.node, &lab.world] {
-            for which in ["all", "default"] {
-                end.sysctl(&format!("ipv4/conf/{which}/rp_filter"), "0");
-                // No duplicate detection: an address is usable as soon as it is there.
-                end.sysctl(&format!("ipv6/conf/{which}/accept_dad"), "0");
-            }
+            trust(end);
         }
         wire(
             (&lab.node, "up0", [NODE, NODE6]),
@@ -95,27 +113,100 @@ impl Default for Lab {
     }
 }
 
+/// Routers behind the world, which becomes one as well.
+pub struct Distance {
+    pub router: Namespace,
+    pub last: Namespace,
+    pub host: Namespace,
+}
+
+impl Distance {
+    #[track_caller]
+    pub fn new(lab: &Lab) -> Self {
+        let distance = Self {
+            router: Namespace::new("router"),
+            last: Namespace::new("last"),
+            host: Namespace::new("host"),
+        };
+        let Self { router, last, host } = &distance;
+        for router in [&lab.world, router, last] {
+            forward(router);
+        }
+        for end in [router, last, host] {
+            trust(end);
+        }
+        for end in [&lab.world, router, last, host] {
+            complain(end);
+        }
+        let links = [(&lab.world, router), (router, last), (last, host)];
+        for (link, (near, far)) in (3..).zip(links) {
+            let end = (near, "eth1", on_link(link, 1));
+            wire(end, (far, "eth0", on_link(link, 2)));
+            default_route(far, on_link(link, 1));
+        }
+        // Towards the host; what lies on a link is known there.
+        for (near, link) in [(&lab.world, 3), (router, 4)] {
+            for (network, gateway) in ["10.4.0.0/15", "fd00:4::/31"].iter().zip(on_link(link, 2)) {
+                near.ip(&["route", "add", network, "via", &gateway.to_string()]);
+            }
+        }
+        distance
+    }
+
+    /// The link between the routers takes no more than `mtu` bytes.
+    pub fn narrow(&self, mtu: u32) {
+        for (router, device) in [(&self.router, "eth1"), (&self.last, "eth0")] {
+            router.ip(&["link", "set", device, "mtu", &mtu.to_string()]);
+        }
+    }
+}
+
+/// Makes a namespace a router.
+#[track_caller]
+pub fn forward(router: &Namespace) {
+    router.sysctl("ipv4/ip_forward", "1");
+    router.sysctl("ipv6/conf/all/forwarding", "1");
+}
+
+/// Has a namespace send as many ICMP errors as there are reasons for.
+#[track_caller]
+pub fn complain(end: &Namespace) {
+    end.sysctl("ipv4/icmp_ratelimit", "0");
+    end.sysctl("ipv6/icmp/ratelimit", "0");
+}
+
+/// A new namespace copies the machine's settings; the lab must not depend on those.
+fn trust(end: &Namespace) {
+    for which in ["all", "default"] {
+        end.sysctl(&format!("ipv4/conf/{which}/rp_filter"), "0");
+        // No duplicate detection: an address is usable as soon as it is there.
+        end.sysctl(&format!("ipv6/conf/{which}/accept_dad"), "0");
+    }
+}
+
+/// An interface of a namespace's, and its addresses.
+pub type End<'a> = (&'a Namespace, &'a str, [IpAddr; 2]);
+
 /// A veth pair between two namespaces, both ends up and with their addresses.
-pub fn wire(
-    (left, left_name, left_addresses): (&Namespace, &str, [IpAddr; 2]),
-    (right, right_name, right_addresses): (&Namespace, &str, [IpAddr; 2]),
-) {
-    left.ip(&[
+pub fn wire(left: End, right: End) {
+    left.0.ip(&[
         "link",
         "add",
-        left_name,
+        left.1,
         "type",
         "veth",
         "peer",
         "name",
-        right_name,
+        right.1,
         "netns",
-        right.name(),
+        right.0.name(),
     ]);
-    for (end, name, addresses) in [
-        (left, left_name, left_addresses),
-        (right, right_name, right_addresses),
-    ] {
+    set_up([left, right]);
+}
+
+/// The two ends of a wire that is there: up and with their addresses.
+pub fn set_up(ends: [End; 2]) {
+    for (end, name, addresses) in ends {
         for address in addresses {
             let prefix = if address.is_ipv4() { 24 } else { 64 };
             let mut words = vec!["addr".to_owned(), "add".to_owned()];
@@ -128,15 +219,17 @@ pub fn wire(
         end.ip(&["link", "set", name, "up"]);
     }
     // The kernel notes the carrier when it comes to it; until then routes are `linkdown`.
-    for (end, name) in [(left, left_name), (right, right_name)] {
+    for (end, name, _) in ends {
         let what = format!("{name} to be up");
         wait_until(&what, Duration::from_secs(10), || {
-            end.ip(&["-o", "link", "show", name]).contains(" state UP ")
+            let shown = end.ip(&["-o", "link", "show", name]);
+            // A tun device does not say.
+            shown.contains(" state UP ") || shown.contains(" state UNKNOWN ")
         });
     }
 }
 
-fn default_route(namespace: &Namespace, gateways: [IpAddr; 2]) {
+pub fn default_route(namespace: &Namespace, gateways: [IpAddr; 2]) {
     for gateway in gateways {
         let family = if gateway.is_ipv4() { "-4" } else { "-6" };
         let gateway = gateway.to_string();

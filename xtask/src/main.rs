@@ -6,6 +6,7 @@
 mod bench;
 mod build;
 mod command;
+mod fuzz;
 mod kernel;
 mod linker;
 mod packages;
@@ -36,6 +37,8 @@ enum Command {
     Run(run::Arguments),
     /// Run all tests: host tests as you, packet and end-to-end tests as root
     Test(test::Arguments),
+    /// Send random packets through every hook, and check what comes out
+    Fuzz(fuzz::Arguments),
     /// Print what the verifier walks through per program, and hold it to the committed budget
     Verify(verify::Arguments),
     /// Compare netfw with iptables and plain routing, side by side on this machine
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Command::Build => build::run().map(|_| ()),
         Command::Run(arguments) => run::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
     };

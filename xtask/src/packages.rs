@@ -26,11 +26,14 @@ pub const FOR_TESTS: &[Program] = &[
     ("curl", "curl"),
     ("iperf3", "iperf3"),
     ("ping", "iputils-ping"),
+    ("tracepath", "iputils-tracepath"),
+    ("traceroute", "traceroute"),
     ("tcpdump", "tcpdump"),
     ("iptables", "iptables"),
     ("nft", "nftables"),
     ("conntrack", "conntrack"),
     ("ethtool", "ethtool"),
+    ("/usr/lib/usrsctp/client", "libusrsctp-examples"),
 ];
 
 pub const FOR_BENCH: &[Program] = &[
@@ -50,6 +53,8 @@ pub const FOR_KERNEL: &[Program] = &[
     ("ip", "iproute2"),
     ("tc", "iproute2"),
     ("nsenter", "util-linux"),
+    ("unshare", "util-linux"),
+    ("ethtool", "ethtool"),
     ("strip", "binutils"),
 ];
 

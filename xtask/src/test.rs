@@ -21,7 +21,7 @@ use crate::{
 #[derive(clap::Args)]
 pub struct Arguments {
     /// On another kernel, in qemu: the newest of Debian's cloud kernels of this version, as 6.1.
-    /// Runs the verifier test, the packet tests and `netfw demo`
+    /// Runs the verifier test, the packet tests, XDP on virtio-net and `netfw demo`
     #[arg(long, value_name = "VERSION")]
     kernel: Option<String>,
     /// For the test programs: a filter, `--nocapture`, `--test-threads N`, …
@@ -37,6 +37,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             steps: &[
                 kernel::tests("verifier", ""),
                 kernel::tests("packet", &arguments),
+                kernel::VIRTIO,
                 kernel::DEMO,
             ],
             update_budget: false,
@@ -66,7 +67,15 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     } else {
         as_root(
             &toolchain,
-            &["test", "--release", "--no-fail-fast", "--test", "node"],
+            &[
+                "test",
+                "--release",
+                "--no-fail-fast",
+                "--test",
+                "bpf",
+                "--test",
+                "net",
+            ],
             &["netfw"],
             &[],
         )

@@ -4,14 +4,17 @@ mod v4;
 mod v6;
 
 use aya_ebpf::{
-    bindings::{bpf_fib_lookup, bpf_sock_tuple},
+    bindings::{bpf_fib_lookup, bpf_sock, bpf_sock_tuple},
     maps::{HashMap, LruHashMap},
 };
 use netfw_common::{
     addr::{Address, Be16},
     flow::Flow,
     fragment::{Datagram, FragmentKey},
-    record::{Endpoint, EndpointIfindex, Local, Publish, PublishKey, Subnet, Uplink},
+    record::{
+        Endpoint, EndpointIfindex, Local, Mapping, MappingKey, Permit, Publish, PublishKey,
+        SocketKey, SocketPeer, Subnet, Uplink,
+    },
     tuple::Tuple,
 };
 
@@ -48,6 +51,10 @@ pub trait Family {
 
     /// Reads and checks the network header, and what stands between it and the transport's.
     fn parse<P: Packet>(packet: &P, work: &mut Work<Self::Addr>) -> Result<(), Malformed>;
+
+    /// Reads addresses and protocol of a packet that leaves into `key`. Returns where, from the network
+    /// header on, its transport header begins; None where there is no header to be read.
+    fn leaving<P: Packet>(packet: &P, key: &mut Tuple<Self::Addr>) -> Option<usize>;
 
     /// The verdict on what a container sends that is its link's business alone, or from an address
     /// that it does not have; None: a packet to be routed.
@@ -105,6 +112,12 @@ pub trait Family {
     /// A tuple as the socket helpers take it, and its size there.
     fn socket(tuple: &Tuple<Self::Addr>) -> (bpf_sock_tuple, u32);
 
+    /// The address that a socket is bound to, or the unspecified one.
+    ///
+    /// # Safety
+    /// `sock` is a program's, valid for its run.
+    unsafe fn bound(sock: *const bpf_sock) -> Self::Addr;
+
     /// Logs the flow that was made for the packet in `work`.
     fn log_opened(work: &Work<Self::Addr>);
 
@@ -116,6 +129,10 @@ pub trait Family {
     fn publishes() -> &'static HashMap<PublishKey<Self::Addr>, Publish<Self::Addr>>;
     fn addresses() -> &'static HashMap<Self::Addr, EndpointIfindex>;
     fn locals() -> &'static HashMap<Self::Addr, Local>;
+    fn mappings() -> &'static HashMap<MappingKey<Self::Addr>, Mapping<Self::Addr>>;
+    fn permits() -> &'static LruHashMap<Tuple<Self::Addr>, Permit>;
+    fn talks() -> &'static LruHashMap<Tuple<Self::Addr>, u32>;
+    fn sockets() -> &'static LruHashMap<SocketKey<Self::Addr>, SocketPeer<Self::Addr>>;
     fn fragments() -> &'static LruHashMap<FragmentKey<Self::Addr>, Datagram>;
 
     /// The subnet of one of netfw's networks that holds `addr`.

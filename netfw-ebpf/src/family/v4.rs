@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::{
-        bpf_fib_lookup, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1,
+        bpf_fib_lookup, bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1,
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
     },
     maps::{HashMap, LruHashMap, lpm_trie},
@@ -13,7 +13,10 @@ use netfw_common::{
     drop::Drop,
     flow::Flow,
     fragment::{Datagram, FragmentKey},
-    record::{Endpoint, EndpointIfindex, Local, Publish, PublishKey, Subnet, Uplink},
+    record::{
+        Endpoint, EndpointIfindex, Local, Mapping, MappingKey, Permit, Publish, PublishKey,
+        SocketKey, SocketPeer, Subnet, Uplink,
+    },
     tuple::{Tuple, proto},
 };
 
@@ -140,6 +143,20 @@ impl Family for V4 {
         work.fragment_at = work.l4;
         work.len = len as u32;
         Ok(())
+    }
+
+    #[inline(always)]
+    fn leaving<P: Packet>(packet: &P, key: &mut Tuple<Ip4>) -> Option<usize> {
+        let mut header = Ipv4::default();
+        if !packet.load_network(0, &mut header) {
+            return None;
+        }
+        (key.src, key.dst) = (header.src, header.dst);
+        // The parts of a datagram but the first have no transport header.
+        if header.fragment.get() & Ipv4::OFFSET == 0 {
+            key.proto = header.proto;
+        }
+        Some(usize::from(header.version_ihl & 0xf) * 4)
     }
 
     #[inline(always)]
@@ -303,6 +320,12 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    unsafe fn bound(sock: *const bpf_sock) -> Ip4 {
+        // SAFETY: the caller's.
+        Ip4(Be32::from_wire(unsafe { (*sock).src_ip4 }))
+    }
+
+    #[inline(always)]
     fn log_opened(work: &Work<Ip4>) {
         crate::event::opened4(work);
     }
@@ -340,6 +363,26 @@ impl Family for V4 {
     #[inline(always)]
     fn locals() -> &'static HashMap<Ip4, Local> {
         &maps::LOCALS4
+    }
+
+    #[inline(always)]
+    fn mappings() -> &'static HashMap<MappingKey<Ip4>, Mapping<Ip4>> {
+        &maps::MAPPINGS4
+    }
+
+    #[inline(always)]
+    fn permits() -> &'static LruHashMap<Tuple<Ip4>, Permit> {
+        &maps::PERMITS4
+    }
+
+    #[inline(always)]
+    fn talks() -> &'static LruHashMap<Tuple<Ip4>, u32> {
+        &maps::TALKS4
+    }
+
+    #[inline(always)]
+    fn sockets() -> &'static LruHashMap<SocketKey<Ip4>, SocketPeer<Ip4>> {
+        &maps::SOCKETS4
     }
 
     #[inline(always)]

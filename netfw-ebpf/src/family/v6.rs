@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::{
-        bpf_fib_lookup, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1,
+        bpf_fib_lookup, bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1,
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
     },
     maps::{HashMap, LruHashMap, lpm_trie},
@@ -13,7 +13,10 @@ use netfw_common::{
     drop::Drop,
     flow::Flow,
     fragment::{Datagram, FragmentKey},
-    record::{Endpoint, EndpointIfindex, Local, Publish, PublishKey, Subnet, Uplink},
+    record::{
+        Endpoint, EndpointIfindex, Local, Mapping, MappingKey, Permit, Publish, PublishKey,
+        SocketKey, SocketPeer, Subnet, Uplink,
+    },
     tuple::{Tuple, proto},
 };
 
@@ -203,7 +206,8 @@ fn link_chatter<P: Packet>(packet: &P, work: &Work<Ip6>, sender: &Endpoint) -> C
     let (src, dst) = (work.key.src, work.key.dst);
     // A probe for an address that is not one's own yet (RFC 4862 5.4) comes from nobody.
     let local = src.is_link_local() || src == Ip6::ANY;
-    if !local && src != sender.ip6 {
+    let gateway = link_local(&sender.gateway_mac);
+    if (!local && src != sender.ip6) || src == gateway {
         return Chatter::Spoofed;
     }
     if work.key.proto == proto::ICMPV6 && work.fragment == fragment::NONE {
@@ -215,8 +219,7 @@ fn link_chatter<P: Packet>(packet: &P, work: &Work<Ip6>, sender: &Endpoint) -> C
             NEIGHBOUR_ADVERTISEMENT => {
                 let own = packet.load(work.transport(), &mut header)
                     && (header.target == sender.ip6
-                        || header.target.is_link_local()
-                            && header.target != link_local(&sender.gateway_mac));
+                        || header.target.is_link_local() && header.target != gateway);
                 return if own { Chatter::Fair } else { Chatter::Spoofed };
             }
             ROUTER_SOLICITATION | NEIGHBOUR_SOLICITATION => return Chatter::Fair,
@@ -288,6 +291,22 @@ impl Family for V6 {
             Chatter::Fair => Some(Verdict::Pass),
             Chatter::Spoofed => Some(Verdict::Drop(Drop::SpoofedAddress)),
         }
+    }
+
+    #[inline(always)]
+    fn leaving<P: Packet>(packet: &P, key: &mut Tuple<Ip6>) -> Option<usize> {
+        let mut header = Ipv6::default();
+        if !packet.load_network(0, &mut header) {
+            return None;
+        }
+        (key.src, key.dst, key.proto) = (header.src, header.dst, header.next);
+        // In front of what a tunnel carries Linux says how deep tunnels may be nested (RFC 2473 4.1).
+        let mut option = Extension::default();
+        if header.next == extension::DESTINATION && packet.load_network(Ipv6::LEN, &mut option) {
+            key.proto = option.next;
+            return Some(Ipv6::LEN + option.len(header.next) as usize);
+        }
+        Some(Ipv6::LEN)
     }
 
     #[inline(always)]
@@ -419,6 +438,13 @@ impl Family for V6 {
     }
 
     #[inline(always)]
+    unsafe fn bound(sock: *const bpf_sock) -> Ip6 {
+        // SAFETY: the caller's.
+        let words = unsafe { (*sock).src_ip6 };
+        Ip6(words.map(Be32::from_wire))
+    }
+
+    #[inline(always)]
     fn log_opened(work: &Work<Ip6>) {
         crate::event::opened6(work);
     }
@@ -456,6 +482,26 @@ impl Family for V6 {
     #[inline(always)]
     fn locals() -> &'static HashMap<Ip6, Local> {
         &maps::LOCALS6
+    }
+
+    #[inline(always)]
+    fn mappings() -> &'static HashMap<MappingKey<Ip6>, Mapping<Ip6>> {
+        &maps::MAPPINGS6
+    }
+
+    #[inline(always)]
+    fn permits() -> &'static LruHashMap<Tuple<Ip6>, Permit> {
+        &maps::PERMITS6
+    }
+
+    #[inline(always)]
+    fn talks() -> &'static LruHashMap<Tuple<Ip6>, u32> {
+        &maps::TALKS6
+    }
+
+    #[inline(always)]
+    fn sockets() -> &'static LruHashMap<SocketKey<Ip6>, SocketPeer<Ip6>> {
+        &maps::SOCKETS6
     }
 
     #[inline(always)]

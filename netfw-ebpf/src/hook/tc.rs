@@ -1,13 +1,8 @@
 //! TC (TCX, or clsact where the kernel has none).
 
 use aya_ebpf::{
-    bindings::{
-        TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_hdr_start_off::BPF_HDR_START_NET, bpf_redir_neigh,
-        bpf_redir_neigh__bindgen_ty_1,
-    },
-    helpers::generated::{
-        bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_load_bytes_relative,
-    },
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1},
+    helpers::generated::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer},
     macros::classifier,
     programs::TcContext,
 };
@@ -15,7 +10,7 @@ use netfw_common::drop::Drop;
 
 use crate::{
     event,
-    family::{Family, V4, V6},
+    family::{V4, V6},
     maps::ENDPOINTS,
     nat,
     packet::{Packet, Skb},
@@ -25,10 +20,6 @@ use crate::{
 
 /// Headers that the engine reads and writes: Ethernet, IPv4 with all options or IPv6, TCP.
 const HEADERS: usize = ETH_LEN + 60 + 20;
-
-/// Offsets of the source address (RFC 791 3.1, RFC 8200 3).
-const IPV4_SOURCE: u32 = 12;
-const IPV6_SOURCE: u32 = 8;
 
 /// Ingress of an uplink: what comes from the world.
 #[classifier]
@@ -101,32 +92,11 @@ fn from_container(packet: &mut Skb<ETH_LEN>) -> Verdict {
 pub fn netfw_guard(ctx: TcContext) -> i32 {
     let packet = Skb::<ETH_LEN>::new(ctx);
     let verdict = match packet.protocol() {
-        ethertype::IPV4 => guard::<V4>(&packet, IPV4_SOURCE),
-        ethertype::IPV6 => guard::<V6>(&packet, IPV6_SOURCE),
+        ethertype::IPV4 => nat::guard::send::<_, V4>(&packet),
+        ethertype::IPV6 => nat::guard::send::<_, V6>(&packet),
         _ => Verdict::Pass,
     };
     act(&packet, verdict)
-}
-
-#[inline(always)]
-fn guard<F: Family>(packet: &Skb<ETH_LEN>, source: u32) -> Verdict {
-    let mut src = F::Addr::default();
-    // Relative to the network header: uplinks differ in what lies before it.
-    // SAFETY: a helper call with a buffer of the size it is told.
-    let read = unsafe {
-        bpf_skb_load_bytes_relative(
-            packet.context(),
-            source,
-            (&raw mut src).cast(),
-            size_of::<F::Addr>() as u32,
-            BPF_HDR_START_NET,
-        )
-    };
-    if read == 0 {
-        nat::guard::send::<F>(src)
-    } else {
-        Verdict::Pass
-    }
 }
 
 /// The verdict as TC's action.

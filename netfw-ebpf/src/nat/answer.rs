@@ -104,7 +104,7 @@ fn make<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -> bool 
     if !packet.trim(P::NETWORK as u32 + quote) {
         return false;
     }
-    let Some(sum) = sum::<P>(packet, quote) else {
+    let Some(sum) = sum::<P, F>(packet, work, quote) else {
         return false;
     };
     let room = (F::HEADER + size_of::<Header>()) as u32;
@@ -128,9 +128,9 @@ fn make<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -> bool 
         && packet.store(P::NETWORK + F::HEADER, &header)
 }
 
-/// The sum of the packet's first `len` bytes, a multiple of four.
+/// The sum of the packet's first `len` bytes, a multiple of four, as they are when they leave.
 #[inline(always)]
-fn sum<P: Packet>(packet: &P, len: u32) -> Option<u64> {
+fn sum<P: Packet, F: Family>(packet: &P, work: &Work<F::Addr>, len: u32) -> Option<u64> {
     let quote = QUOTE.get_ptr_mut(0)?;
     // SAFETY: a per-CPU slot; nobody else writes it while this program runs.
     let parts = unsafe { &mut *quote };
@@ -143,16 +143,29 @@ fn sum<P: Packet>(packet: &P, len: u32) -> Option<u64> {
         let size = left.min(PART as u32);
         let offset = P::NETWORK + index * PART;
         packet.copy(offset, part, size as usize)?;
-        // SAFETY: a helper call that reads from the part what was written there.
-        let added =
-            unsafe { bpf_csum_diff(null_mut(), 0, part.as_mut_ptr().cast(), words(size), 0) };
-        if added < 0 {
-            return None;
-        }
-        sum += added as u64;
+        sum += sum_of(part, size)?;
         left -= size;
     }
+    // Segments that were rolled up, and whatever a veth pair brings, have a checksum that a device on
+    // the way out fills in, inside of the quote as well. Then all from the transport header on sums up
+    // to the complement of what the field holds now.
+    let mut field = 0u16;
+    if let Some((at, pseudo)) = work.pseudo(P::NETWORK)
+        && packet.load(at, &mut field)
+        && field == pseudo
+    {
+        let header = sum_of(&mut parts[0], work.l4.saturating_sub(P::NETWORK as u32))?;
+        sum = header + u64::from(!pseudo);
+    }
     Some(sum)
+}
+
+/// The sum of a part's first `size` bytes.
+#[inline(always)]
+fn sum_of(part: &mut [u8; PART], size: u32) -> Option<u64> {
+    // SAFETY: a helper call that reads from the part no more than it has.
+    let sum = unsafe { bpf_csum_diff(null_mut(), 0, part.as_mut_ptr().cast(), words(size), 0) };
+    u64::try_from(sum).ok()
 }
 
 /// The bytes of a part that are whole words; of none there are others.

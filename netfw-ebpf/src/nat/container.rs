@@ -1,10 +1,10 @@
 //! What a container sends, on the host side of its veth pair.
 
 use netfw_common::{
-    addr::{Address as _, Mac, MacPair},
+    addr::{Address as _, Be16, Mac, MacPair},
     drop::Drop,
     flow::flag,
-    record::{Endpoint, Publish, network_flag},
+    record::{Endpoint, network_flag},
     tuple::zone,
 };
 
@@ -13,12 +13,13 @@ use super::{
     fragment,
     mapping::{self, Mapping},
     related, translate,
-    world::{asked_for, endpoint_at},
+    world::{asks_for_publish, endpoint_at},
 };
 use crate::{
     event::{self, Direction},
     family::Family,
     flow::{self, Miss},
+    independent::{self, Asked},
     packet::Packet,
     parse::{self, Ethernet},
     redirect::{Query, Route, refuse, route, way_out},
@@ -92,20 +93,28 @@ fn flow_of<P: Packet, F: Family>(
     } else {
         to_world::<P, F>(packet, work, sender)?;
     }
-    mapping::create::<P, F>(packet, work).map_err(Verdict::Drop)
+    mapping::create::<P, F, true>(packet, work).map_err(|reason| {
+        // RFC 5508 REQ-8.
+        let gateway = F::endpoint_gateway(sender);
+        answer::refuse::<P, F>(packet, work, Error::Prohibited, gateway, reason)
+    })
 }
 
-/// Prepares the flow of a packet to an address of the node, where it asks for a publish.
+/// Prepares the flow of a packet to an address of the node, where it asks for a container.
 #[inline(always)]
 fn to_node<P: Packet, F: Family>(
     packet: &P,
     work: &mut Work<F::Addr>,
     sender: &Endpoint,
 ) -> Result<(), Verdict> {
-    if work.opens
-        && let Some(publish) = asked_for::<F>(work)
-    {
-        return hairpin::<P, F>(packet, work, sender, publish).map_err(Verdict::Drop);
+    if work.opens {
+        match asks_for_container::<P, F>(packet, work, sender) {
+            Asked::Container => {
+                return hairpin::<P, F>(packet, work, sender).map_err(Verdict::Drop);
+            }
+            Asked::Filtered => return Err(Verdict::Drop(Drop::Filtered)),
+            Asked::No => {}
+        }
     }
     Err(match F::subnet(work.key.dst) {
         // Another network's gateway is part of that network.
@@ -234,30 +243,65 @@ fn neighbour<P: Packet, F: Family>(
     }
 }
 
-/// A new flow to a publish of the node, which leads back into a container.
+/// Does the packet ask for a container, by a publish of the node or by a mapping? Leaves it in
+/// `work.target`.
 #[inline(always)]
+fn asks_for_container<P: Packet, F: Family>(
+    packet: &P,
+    work: &mut Work<F::Addr>,
+    sender: &Endpoint,
+) -> Asked {
+    const RULES: u32 = network_flag::MASQUERADE | network_flag::INTERNAL;
+    if asks_for_publish::<F>(work) {
+        work.rules = 0;
+        return Asked::Container;
+    }
+    // Mappings are a matter between those who are masqueraded, or the world.
+    if sender.flags & RULES != network_flag::MASQUERADE {
+        return Asked::No;
+    }
+    // To its neighbour it is who it is to the world (RFC 4787 REQ-9).
+    work.rules = sender.flags;
+    work.mapped =
+        sender.flags & network_flag::ENDPOINT_INDEPENDENT != 0 && independent::find::<F>(work);
+    (work.remote, work.remote_port) = if work.mapped {
+        (work.external_key.addr, work.external_key.port)
+    } else {
+        (work.key.dst, Be16::new(0))
+    };
+    independent::is_asked_for::<P, F>(packet, work)
+}
+
+/// Prepares a new flow to a publish or a mapping of the node, which leads back into a container.
+///
+/// Out of line, as `outward` is: what they have on the stack must not take of it what the search for
+/// a port needs.
+#[inline(never)]
 fn hairpin<P: Packet, F: Family>(
     packet: &P,
     work: &mut Work<F::Addr>,
     sender: &Endpoint,
-    publish: &Publish<F::Addr>,
 ) -> Result<(), Drop> {
-    let server = endpoint_at::<F>(&publish.addr).ok_or(Drop::NoEndpoint)?;
+    let target = &work.target;
+    let server = endpoint_at::<F>(&target.addr).ok_or(Drop::NoEndpoint)?;
+    let mapped = target.flags & flag::MAPPED != 0;
     // A container that saw its own address as source would answer itself.
     let own = server.ifindex == sender.ifindex;
     let mapping = Mapping {
-        src: if own {
+        src: if mapped {
+            work.remote
+        } else if own {
             F::endpoint_gateway(sender)
         } else {
             work.key.src
         },
-        dst: publish.addr,
-        dport: publish.port,
-        counter: publish.counter,
-        published: flag::PUBLISHED,
+        dst: target.addr,
+        dport: target.port,
+        counter: target.counter,
+        flags: target.flags,
         to: Some(server),
         back: Some(sender),
-        source_is_node: own,
+        source_is_node: mapped || own,
     };
     mapping::prepare::<P, F>(packet, work, &mapping);
     Ok(())
@@ -291,16 +335,23 @@ fn masquerade<P: Packet, F: Family>(
     let Some(source) = via.source else {
         return Err(Verdict::Drop(Drop::NoRoute));
     };
+    (work.remote, work.rules) = (source, sender.flags);
+    outward::<P, F>(packet, work, sender);
+    Ok(())
+}
+
+/// Prepares a new flow from `work.remote`, an address of the node, to the world.
+#[inline(never)]
+fn outward<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>, sender: &Endpoint) {
     let mapping = Mapping {
-        src: source,
+        src: work.remote,
         dst: work.key.dst,
         dport: work.key.dport,
         counter: sender.counter,
-        published: 0,
+        flags: 0,
         to: None,
         back: Some(sender),
         source_is_node: true,
     };
     mapping::prepare::<P, F>(packet, work, &mapping);
-    Ok(())
 }

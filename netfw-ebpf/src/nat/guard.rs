@@ -1,18 +1,55 @@
 //! The last look at what leaves an uplink: whatever went wrong before, no packet leaves with the
-//! own address of a masqueraded container as its source.
+//! own address of a masqueraded container as its source. What the node says itself is noted, where
+//! nothing else tells ([`talk`]).
 
-use netfw_common::{drop::Drop, record::network_flag};
+use netfw_common::{
+    addr::Be16,
+    drop::Drop,
+    record::network_flag,
+    tuple::{Tuple, proto},
+};
 
-use crate::{family::Family, verdict::Verdict};
+use crate::{family::Family, maps::ENDPOINTS, packet::Packet, parse::Icmp, talk, verdict::Verdict};
 
-/// Decides by the source address of an IP packet.
+/// Decides about an IP packet by its source address.
 #[inline(always)]
-pub fn send<F: Family>(src: F::Addr) -> Verdict {
-    match F::subnet(src) {
+pub fn send<P: Packet, F: Family>(packet: &P) -> Verdict {
+    let mut key = Tuple::default();
+    let Some(l4) = F::leaving(packet, &mut key) else {
+        return Verdict::Pass;
+    };
+    match F::subnet(key.src) {
         // The gateway's address is the node's own.
-        Some(subnet) if subnet.flags & network_flag::MASQUERADE != 0 && !F::is_local(&src) => {
-            Verdict::Drop(Drop::Leak)
+        Some(subnet) if subnet.flags & network_flag::MASQUERADE != 0 && !F::is_local(&key.src) => {
+            return Verdict::Drop(Drop::Leak);
         }
-        _ => Verdict::Pass,
+        _ => {}
     }
+    if talk::is_of_kind::<F>(key.proto) {
+        note::<P, F>(packet, &mut key, l4);
+    }
+    Verdict::Pass
+}
+
+/// Notes the packet where it is the node's own, and none of a container's that was translated.
+#[inline(always)]
+fn note<P: Packet, F: Family>(packet: &P, key: &mut Tuple<F::Addr>, l4: usize) {
+    if !F::is_local(&key.src) || ENDPOINTS.get_ptr(packet.received_on()).is_some() {
+        return;
+    }
+    if key.proto == proto::SCTP {
+        let mut ports = [Be16::new(0); 2];
+        if !packet.load_network(l4, &mut ports) {
+            return;
+        }
+        [key.sport, key.dport] = ports;
+    }
+    if key.proto == F::ICMP {
+        let mut header = Icmp::default();
+        if !packet.load_network(l4, &mut header) || header.kind != F::ECHO_REQUEST {
+            return;
+        }
+        key.sport = header.id;
+    }
+    talk::note::<F>(key);
 }

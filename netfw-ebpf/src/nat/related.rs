@@ -8,7 +8,7 @@
 use netfw_common::{
     addr::{Address as _, Be16},
     csum::{difference, update},
-    tuple::proto,
+    tuple::{proto, zone},
 };
 
 use crate::{
@@ -26,10 +26,9 @@ const HEADER: u32 = 8;
 /// nothing of ours. `work.key.zone` says where it was received.
 ///
 /// From then on `work.key` is the tuple by which the flow was found, and `work.outer` holds the
-/// addresses of the error itself.
+/// addresses of the error itself. Where none was found, `work.key` is the error's own.
 #[inline(never)]
 pub fn find<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> bool {
-    work.related = false;
     if work.key.proto != F::ICMP || work.fragment != fragment::NONE {
         return false;
     }
@@ -38,11 +37,33 @@ pub fn find<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> bool 
         return false;
     }
     work.outer = [work.key.src, work.key.dst];
-    work.quote = work.l4 + HEADER;
+    work.related = set_key::<P, F>(packet, work)
+        // Whoever was sent to by us is told; nobody else (RFC 5508 REQ-3, -5).
+        && work.outer[1] == work.key.dst
+        // Containers are no routers: they speak of what they were sent themselves.
+        && (work.key.zone == zone::WORLD || work.outer[0] == work.key.src)
+        && flow::find_for_error::<F>(work);
+    if !work.related {
+        [work.key.src, work.key.dst] = work.outer;
+        work.key.proto = F::ICMP;
+        (work.key.sport, work.key.dport) = (Be16::new(0), Be16::new(0));
+    }
+    work.related
+}
+
+/// Makes `work.key` of what is quoted, mirrored; false where nothing could be known again.
+#[inline(always)]
+fn set_key<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> bool {
     // `l4` is bounded by `Work::transport` wherever it is used; the quote lies behind it.
+    work.quote = work.l4 + HEADER;
     let Some(protocol) = F::parse_quote(packet, work) else {
         return false;
     };
+    // Eight bytes of the transport header are in every quote (RFC 792, 1812 4.3.2.3), and nothing
+    // that lies behind the packet in its frame.
+    if work.quote_l4 + HEADER > P::NETWORK as u32 + work.len {
+        return false;
+    }
     let mut ports = [Be16::new(0); 2];
     let at = work.quoted_transport();
     if protocol == F::ICMP {
@@ -65,13 +86,7 @@ pub fn find<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> bool 
     // `parse_quote` left the quoted addresses in `work.key`, swapped.
     (work.key.sport, work.key.dport) = (ports[1], ports[0]);
     work.key.proto = protocol;
-    // Whoever was sent to by us is told; nobody else (RFC 5508 REQ-3, -5).
-    if work.outer[1] != work.key.dst {
-        return false;
-    }
-    flow::set_now(work);
-    work.related = flow::find_for_error::<F>(work);
-    work.related
+    true
 }
 
 /// Rewrites what is quoted. Leaves the error's own addresses, old and new, in `work.key` and

@@ -3,7 +3,7 @@
 use netfw_common::{
     addr::{Address, Be16},
     drop::Drop,
-    flow::flag,
+    flow::{flag, tcp},
     record::{Endpoint, Publish, PublishKey, network_flag},
     tuple::{proto, zone},
 };
@@ -17,11 +17,12 @@ use super::{
 use crate::{
     family::Family,
     flow::{self, Miss},
+    independent::{self, Asked},
     maps::{ENDPOINTS, UPLINKS},
     packet::Packet,
     parse, socket,
     verdict::Verdict,
-    work::Work,
+    work::{Target, Work},
 };
 
 /// Decides about an IP packet. What is not netfw's goes on untouched: broken packets to the stack,
@@ -47,7 +48,7 @@ pub fn receive<P: Packet, F: Family>(packet: &mut P) -> Verdict {
     verdict
 }
 
-/// Puts the packet's flow into `work`, one that is made for it where it asks for a publish.
+/// Puts the packet's flow into `work`, one that is made for it where it asks for a container.
 /// Otherwise the verdict on a packet without a flow.
 #[inline(always)]
 fn flow_of<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -> Result<(), Verdict> {
@@ -66,19 +67,18 @@ fn flow_of<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -> Re
     }
     if work.translatable {
         match flow::lookup::<F>(work) {
+            Ok(()) if is_overtaken::<P, F>(packet, work) => flow::forget::<F>(work),
             Ok(()) => return Ok(()),
             Err(Miss::TableFull) => return Err(Verdict::Drop(Drop::TableFull)),
             Err(Miss::Absent) => {}
         }
         // An interface that the agent does not serve is closed.
-        if work.opens
-            && UPLINKS.get_ptr(packet.ifindex()).is_some()
-            && let Some(publish) = asked_for::<F>(work)
-            // An answer that a process of the node waits for is no question to a container, though
-            // the kernel chose a published port for the process.
-            && !(work.key.proto == proto::UDP && socket::is_awaited::<P, F>(packet, &work.key))
-        {
-            return dnat::<P, F>(packet, work, publish).map_err(Verdict::Drop);
+        if work.opens && UPLINKS.get_ptr(packet.ifindex()).is_some() {
+            match asks_for_container::<P, F>(packet, work) {
+                Asked::Container => return dnat::<P, F>(packet, work).map_err(Verdict::Drop),
+                Asked::Filtered => return Err(Verdict::Drop(Drop::Filtered)),
+                Asked::No => {}
+            }
         }
     } else if related::find::<P, F>(packet, work) {
         return Ok(());
@@ -95,6 +95,36 @@ fn stray<F: Family>(work: &Work<F::Addr>) -> Verdict {
         }
         _ => Verdict::Pass,
     }
+}
+
+/// Is the packet for a socket of the node that was opened after the flow in `work` was made, or that
+/// only a look from here finds, because it is bound to this interface? Else whoever made the flow
+/// would get what is sent to that socket.
+///
+/// Asked of what opens a connection, and of datagrams once a tick.
+#[inline(always)]
+fn is_overtaken<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> bool {
+    let due = match work.key.proto {
+        proto::TCP => work.flags & tcp::SYN != 0,
+        // Not by the flow's last packet, which may be the container's.
+        proto::UDP => work.flow.routed != work.epoch,
+        _ => false,
+    };
+    due && is_for_socket::<P, F>(packet, work)
+}
+
+#[inline(never)]
+fn is_for_socket<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> bool {
+    let datagram = work.key.proto == proto::UDP;
+    if datagram {
+        flow::note_look::<F>(work);
+    }
+    // What came in through a mapping is no publish's.
+    if !work.flow.has(flag::PUBLISHED) || work.flow.has(flag::MAPPED) {
+        return socket::exists::<P, F>(packet, &work.key);
+    }
+    // A published port is the publish's, but for an answer that somebody waits for.
+    datagram && socket::is_awaited::<F>(packet.context(), &work.key)
 }
 
 /// Into the container.
@@ -123,41 +153,69 @@ fn deliver<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -> Ve
     }
 }
 
-/// A new flow to a publish.
+/// Does the packet ask for a container, by a publish or by a mapping? Leaves it in `work.target`.
 #[inline(always)]
-fn dnat<P: Packet, F: Family>(
-    packet: &P,
-    work: &mut Work<F::Addr>,
-    publish: &Publish<F::Addr>,
-) -> Result<(), Drop> {
+fn asks_for_container<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Asked {
+    if asks_for_publish::<F>(work) {
+        // An answer that a process of the node waits for is no question to a container, though the
+        // kernel chose a published port for the process.
+        let awaited =
+            work.key.proto == proto::UDP && socket::is_awaited::<F>(packet.context(), &work.key);
+        return if awaited { Asked::No } else { Asked::Container };
+    }
+    work.mapped = false;
+    (work.remote, work.remote_port) = (work.key.src, work.key.sport);
+    independent::is_asked_for::<P, F>(packet, work)
+}
+
+/// A new flow to a publish, or to a mapping.
+#[inline(always)]
+fn dnat<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result<(), Drop> {
     let src = work.key.src;
     if !src.is_unicast() || F::is_local(&src) || F::subnet(src).is_some() {
         return Err(Drop::Martian);
     }
-    let endpoint = endpoint_at::<F>(&publish.addr).ok_or(Drop::NoEndpoint)?;
+    let target = &work.target;
+    let endpoint = endpoint_at::<F>(&target.addr).ok_or(Drop::NoEndpoint)?;
+    // On the container's link nobody has that address: the gateway stands for who has it on ours.
+    let elsewhere = src.is_link_local();
     let mapping = Mapping {
-        src,
-        dst: publish.addr,
-        dport: publish.port,
-        counter: publish.counter,
-        published: flag::PUBLISHED,
+        src: if elsewhere {
+            F::endpoint_gateway(endpoint)
+        } else {
+            src
+        },
+        dst: target.addr,
+        dport: target.port,
+        counter: target.counter,
+        flags: target.flags,
         to: Some(endpoint),
         back: None,
-        source_is_node: false,
+        source_is_node: elsewhere,
     };
     mapping::prepare::<P, F>(packet, work, &mapping);
-    mapping::create::<P, F>(packet, work)
+    mapping::create::<P, F, false>(packet, work)
 }
 
-/// The publish that a packet asks for. Loopback addresses are not for packets: on a wire they are
-/// martians.
+/// Does the packet ask for a publish? Leaves its container in `work.target`. Loopback addresses are
+/// not for packets: on a wire they are martians.
 #[inline(always)]
-pub fn asked_for<F: Family>(work: &Work<F::Addr>) -> Option<&'static Publish<F::Addr>> {
+pub fn asks_for_publish<F: Family>(work: &mut Work<F::Addr>) -> bool {
     let key = &work.key;
     if key.dst.is_loopback() {
-        return None;
+        return false;
     }
-    published::<F>(key.dst, key.dport, key.proto)
+    let Some(publish) = published::<F>(key.dst, key.dport, key.proto) else {
+        return false;
+    };
+    work.target = Target {
+        addr: publish.addr,
+        counter: publish.counter,
+        port: publish.port,
+        flags: flag::PUBLISHED,
+        reserved: 0,
+    };
+    true
 }
 
 /// The publish for a destination, which is an address of the node.

@@ -1,23 +1,18 @@
 //! [`Packet`] for XDP: the bytes that the driver received, before the kernel knows of them.
 //!
-//! XDP does what is many: whole TCP and UDP packets and echoes, without IP options or extension
+//! XDP does what is many: whole TCP, UDP and SCTP packets and echoes, without IP options or extension
 //! headers, into containers that take frames. The rest is left to TC behind it.
 
 use core::ffi::c_void;
 
 use aya_ebpf::{EbpfContext as _, programs::XdpContext};
-use netfw_common::{
-    addr::{Address as _, MacPair},
-    csum,
-    flow::flag,
-    tuple::proto,
-};
+use netfw_common::{addr::MacPair, csum, flow::flag, tuple::proto};
 
 use super::Packet;
 use crate::{
     family::Family,
     maps::UPLINKS,
-    parse::{ETH_LEN, Ethernet, Tcp, Udp},
+    parse::{ETH_LEN, Ethernet, Sctp},
     work::Work,
 };
 
@@ -28,23 +23,16 @@ impl Frame {
         Self(ctx)
     }
 
-    /// Is the TCP or UDP checksum the bare sum of the pseudo-header? So it is in packets of this
-    /// machine whose checksum hardware should have filled in (`CHECKSUM_PARTIAL`): veth and virtio
-    /// hand them to XDP without a word. Of others, one in 2^16 looks so as well.
+    /// Is the TCP or UDP checksum the bare sum of the pseudo-header, or SCTP's 0? So it is in packets
+    /// of this machine whose checksum hardware should have filled in (`CHECKSUM_PARTIAL`): veth and
+    /// virtio hand them to XDP without a word. Of others, one in 2^16 looks so as well.
     #[inline(always)]
     fn is_partial<F: Family>(&self, work: &Work<F::Addr>) -> bool {
-        let at = match work.key.proto {
-            proto::TCP => Tcp::CHECKSUM,
-            proto::UDP => Udp::CHECKSUM,
-            _ => return false,
-        };
-        let len = (work.len + ETH_LEN as u32).saturating_sub(work.l4);
-        // Both are words of 16 bits in network order.
-        let pseudo = work.key.src.sum()
-            + work.key.dst.sum()
-            + u64::from(u16::from(work.key.proto).to_be())
-            + u64::from((len as u16).to_be());
-        self.read::<u16>(work.transport() + at) == Some(csum::fold(pseudo))
+        if work.key.proto == proto::SCTP {
+            return self.read::<u32>(work.transport() + Sctp::CHECKSUM) == Some(0);
+        }
+        work.pseudo(ETH_LEN)
+            .is_some_and(|(at, pseudo)| self.read::<u16>(at) == Some(pseudo))
     }
 }
 
@@ -70,6 +58,11 @@ impl Packet for Frame {
 
     #[inline(always)]
     fn load<T>(&self, _: usize, _: &mut T) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn load_network<T>(&self, _: usize, _: &mut T) -> bool {
         false
     }
 
@@ -105,6 +98,11 @@ impl Packet for Frame {
     }
 
     #[inline(always)]
+    fn received_on(&self) -> u32 {
+        self.ifindex()
+    }
+
+    #[inline(always)]
     fn wire_len(&self, len: u32, _: usize, _: u8) -> u16 {
         len.min(u32::from(u16::MAX)) as u16
     }
@@ -121,8 +119,10 @@ impl Packet for Frame {
 
     #[inline(always)]
     fn is_left<F: Family>(&self, work: &Work<F::Addr>) -> bool {
-        // TC answers where the time to live ends, and takes what is larger than a veth's frame.
+        // TC answers where the time to live ends, and takes what is larger than a veth's frame. What a
+        // protocol without ports carries may have a checksum yet to be filled in.
         work.ttl <= 1
+            || !proto::has_ports(work.key.proto)
             || !work.flow.has(flag::NAPI)
             || work.len > u32::from(work.flow.mtu)
             || self.is_partial::<F>(work)

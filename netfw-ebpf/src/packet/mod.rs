@@ -38,6 +38,10 @@ pub trait Packet {
     /// directly.
     fn load<T>(&self, offset: usize, to: &mut T) -> bool;
 
+    /// Copies bytes from `offset`, counted from the network header, to `to`, where the frame has them:
+    /// for hooks that see frames of several kinds.
+    fn load_network<T>(&self, offset: usize, to: &mut T) -> bool;
+
     /// Writes `value` at `offset`, where the frame has room and the hook writes other than directly.
     fn store<T>(&mut self, offset: usize, value: &T) -> bool;
 
@@ -54,8 +58,11 @@ pub trait Packet {
     /// Makes room for `len` bytes between link-layer and network header.
     fn insert(&mut self, len: u32) -> bool;
 
-    /// Interface on which it was received.
+    /// Interface of the hook: on which it was received, or by which it leaves.
     fn ifindex(&self) -> u32;
+
+    /// Interface on which it was received, wherever it is now; 0 for the node's own.
+    fn received_on(&self) -> u32;
 
     /// Bytes of the IP packet on the wire: `len`, or where the packet is one of many rolled into
     /// one (GSO), what each of them will have. `l4` is the offset of the transport header.

@@ -7,12 +7,12 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::{
         __sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
-        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_hdr_start_off::BPF_HDR_START_NET,
     },
     helpers::generated::{
         bpf_clone_redirect, bpf_csum_update, bpf_l4_csum_replace, bpf_skb_adjust_room,
         bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes,
-        bpf_skb_pull_data, bpf_skb_store_bytes,
+        bpf_skb_load_bytes_relative, bpf_skb_pull_data, bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
@@ -24,12 +24,16 @@ use netfw_common::{
 use super::Packet;
 use crate::{
     family::Family,
-    parse::{ETH_LEN, Ethernet, Tcp, Udp},
+    parse::{ETH_LEN, Ethernet, Sctp, Tcp, Udp},
     work::Work,
 };
 
 /// `skb->pkt_type` of a frame addressed to the interface that received it.
 const PACKET_HOST: u32 = 0;
+
+/// `gso_size` of SCTP: packets that were rolled into one, each in a part of its own behind the common
+/// header. To make bytes of them linear would move them from one to another (`skb_segment`).
+const GSO_BY_FRAGS: u32 = 0xffff;
 
 /// `L2` is the length of the link-layer header: Ethernet's, or 0 on an interface that has none.
 pub struct Skb<const L2: usize>(TcContext);
@@ -64,7 +68,9 @@ impl<const L2: usize> Skb<L2> {
     pub fn make_linear(&mut self, len: usize) {
         let len = len.min(self.len());
         let (start, end) = self.bounds();
-        if start + len > end {
+        // SAFETY: the kernel's context, valid for the program's run.
+        let segment = unsafe { (*self.raw()).gso_size };
+        if start + len > end && segment != GSO_BY_FRAGS {
             // SAFETY: a helper call. A failure shows as reads that find nothing.
             unsafe { bpf_skb_pull_data(self.raw(), len as u32) };
         }
@@ -112,6 +118,15 @@ impl<const L2: usize> Packet for Skb<L2> {
         let to = core::ptr::from_mut(to).cast();
         // SAFETY: a helper call that writes `len` bytes, which `to` has.
         unsafe { bpf_skb_load_bytes(self.raw().cast(), offset as u32, to, len) == 0 }
+    }
+
+    #[inline(always)]
+    fn load_network<T>(&self, offset: usize, to: &mut T) -> bool {
+        let len = size_of::<T>() as u32;
+        let to = core::ptr::from_mut(to).cast();
+        let (skb, from) = (self.raw().cast(), BPF_HDR_START_NET);
+        // SAFETY: a helper call that writes `len` bytes, which `to` has.
+        unsafe { bpf_skb_load_bytes_relative(skb, offset as u32, to, len, from) == 0 }
     }
 
     #[inline(always)]
@@ -167,11 +182,23 @@ impl<const L2: usize> Packet for Skb<L2> {
     }
 
     #[inline(always)]
+    fn received_on(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.raw()).ingress_ifindex }
+    }
+
+    #[inline(always)]
     fn wire_len(&self, len: u32, l4: usize, proto: u8) -> u16 {
         // SAFETY: as above.
         let segment = unsafe { (*self.raw()).gso_size };
         let len = if segment == 0 {
             len
+        } else if segment == GSO_BY_FRAGS {
+            // Nothing tells the longest. Where there is much to send all are about as long.
+            // SAFETY: as above.
+            let segments = unsafe { (*self.raw()).gso_segs }.max(1);
+            let header = (l4 + Sctp::LEN - L2) as u32;
+            header + len.saturating_sub(header) / segments
         } else {
             // `gso_size` is a segment's payload; the headers stand before each.
             let header = match proto {

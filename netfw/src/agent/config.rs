@@ -23,6 +23,24 @@ const DEFAULT_MAX_EMBRYOS: u32 = 1 << 16;
 /// 2^24 pairs take 3 GiB: whoever wants more mistyped.
 const MOST_FLOWS: u32 = 1 << 24;
 
+/// When XDP takes packets before TC does.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Xdp {
+    /// In the driver, where that costs nothing.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
+    /// In the driver, wherever it can.
+    Native,
+    /// On skbs, with any driver. Slower than TC: for trying it out.
+    Generic,
+}
+
+/// Why there is no XDP, where it is not wanted.
+pub const XDP_OFF: &str = "--xdp off";
+
 #[derive(Clone, Debug)]
 pub struct Config {
     pub instance: Name,
@@ -30,6 +48,7 @@ pub struct Config {
     pub netns: Option<PathBuf>,
     /// Empty: every interface that is not netfw's own.
     pub uplinks: Vec<String>,
+    pub xdp: Xdp,
     pub max_flows: u32,
     pub max_embryos: u32,
     pub dataplane: record::Config,
@@ -68,6 +87,7 @@ pub struct File {
     pub ports: Option<String>,
     pub socket_group: Option<String>,
     pub uplinks: Vec<String>,
+    pub xdp: Option<Xdp>,
     pub timeouts: FileTimeouts,
 }
 
@@ -95,12 +115,13 @@ impl File {
         })
     }
 
-    /// The configuration of `instance`; `netns` and `uplinks` are the command line's.
+    /// The configuration of `instance`; `netns`, `uplinks` and `xdp` are the command line's.
     pub fn resolve(
         self,
         instance: Name,
         netns: Option<PathBuf>,
         uplinks: Vec<String>,
+        xdp: Option<Xdp>,
         program_log: bool,
     ) -> Result<Config, ConfigError> {
         let (port_min, port_max) = match self.ports.as_deref() {
@@ -121,6 +142,7 @@ impl File {
             } else {
                 uplinks
             },
+            xdp: xdp.or(self.xdp).unwrap_or_default(),
             max_flows: size("max_flows", self.max_flows, DEFAULT_MAX_FLOWS)?,
             max_embryos: size("max_embryos", self.max_embryos, DEFAULT_MAX_EMBRYOS)?,
             dataplane: record::Config {
@@ -128,6 +150,7 @@ impl File {
                 port_max,
                 timeouts: self.timeouts.resolve()?,
                 epoch: 0,
+                mappings: 0,
             },
             socket_group: self.socket_group,
             program_log,
@@ -219,17 +242,19 @@ mod tests {
 
     fn resolve(text: &str) -> Result<Config, String> {
         let file: File = toml::from_str(text).map_err(|e| e.to_string())?;
-        file.resolve("netfw".parse().unwrap(), None, vec![], false)
+        file.resolve("netfw".parse().unwrap(), None, vec![], None, false)
             .map_err(|e| e.to_string())
     }
 
     #[test]
     fn a_file_is_checked() {
         let config = resolve(
-            "max_flows = 1000\nports = \"2000-3000\"\nsocket_group = \"wheel\"\n[timeouts]\nicmp = 5\n",
+            "max_flows = 1000\nxdp = \"native\"\nports = \"2000-3000\"\nsocket_group = \"wheel\"\n[timeouts]\nicmp = 5\n",
         )
         .unwrap();
         assert_eq!(config.max_flows, 1000);
+        assert_eq!(config.xdp, Xdp::Native);
+        assert_eq!(resolve("").unwrap().xdp, Xdp::Auto);
         assert_eq!(config.dataplane.port_max, 3000);
         assert_eq!(config.dataplane.timeouts.icmp, ticks(5));
         assert_eq!(
@@ -237,6 +262,7 @@ mod tests {
             Timeouts::default().tcp_established
         );
         for bad in [
+            "xdp = \"on\"",
             "max_flow = 1",
             "max_flows = 0",
             "max_flows = -1",

@@ -399,11 +399,13 @@ impl Agent {
                 alias: &alias(&self.config.instance, &endpoint.name),
             })
             .await?;
+        silence(&endpoint.host_interface)?;
         self.set_records(endpoint, ifindex, mtu)?;
         self.dataplane
             .attach_container(ifindex, &endpoint.host_interface)?;
         self.configure_container(endpoint, ifindex, namespace)
             .await?;
+        self.prepare_endpoint(endpoint, ifindex, namespace);
         Ok(ifindex)
     }
 
@@ -513,6 +515,7 @@ impl Agent {
             if let Err(error) = self.dataplane.remove_endpoint(ifindex) {
                 report("its entry was not removed", &error);
             }
+            self.forget_prepared(ifindex);
             if let Err(error) = self.dataplane.detach(ifindex) {
                 report("its program was not detached", &error);
             }
@@ -567,6 +570,16 @@ impl Agent {
             Some(id) if id != namespace.id() => Err(AgentError::Gone(endpoint.name.clone())),
             _ => Ok(namespace),
         }
+    }
+}
+
+/// The port of a bridge has no use for addresses of its own. Without, it says nothing into the
+/// container, and the node's addresses do not change with every endpoint.
+fn silence(host_interface: &str) -> Result<(), NetError> {
+    match sysctl::set(&format!("net/ipv6/conf/{host_interface}/disable_ipv6"), "1") {
+        // No IPv6 in the kernel, or too small an MTU for it.
+        Err(error) if error.is_gone() => Ok(()),
+        done => done.map(drop),
     }
 }
 

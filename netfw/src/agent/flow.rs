@@ -205,11 +205,12 @@ fn view(flow: &Listed, endpoint: Option<&Name>, timeout: u32, now: u32) -> Flow 
         timeout: left,
         original: flow.original,
         reply: flow.reply,
-        origin: if flow.flags & flag::PUBLISHED != 0 {
-            "publish".into()
-        } else {
-            "masquerade".into()
-        },
+        origin: match flow.flags & (flag::PUBLISHED | flag::MAPPED) {
+            flag::PUBLISHED => "publish",
+            0 | flag::MAPPED => "masquerade",
+            _ => "mapping",
+        }
+        .into(),
         endpoint: endpoint.cloned(),
     }
 }
@@ -260,6 +261,13 @@ mod tests {
         assert_eq!((shown.reply.sport, shown.reply.dport), (80, 40000));
         assert_eq!((shown.origin.as_str(), shown.timeout), ("publish", 64));
         assert_eq!(view(&flow, None, 100, 999).timeout, 107);
+        for (flags, origin) in [
+            (flag::PUBLISHED | flag::MAPPED, "mapping"),
+            (flag::MAPPED, "masquerade"),
+            (0, "masquerade"),
+        ] {
+            assert_eq!(view(&Listed { flags, ..flow }, None, 100, 0).origin, origin);
+        }
         assert_eq!(view(&flow, None, 100, 2000).timeout, 0);
     }
 

@@ -10,6 +10,7 @@
 //! | [`start`] | from the store to a running node |
 //! | [`network`], [`endpoint`], [`publish`], [`flow`] | requests |
 //! | [`purge`] | flows that must go, in portions |
+//! | [`xdp`] | XDP on uplinks |
 //! | [`observe`] | what happens to the node meanwhile |
 //! | [`view`] | answers |
 //! | [`notify`] | telling a service manager |
@@ -40,6 +41,7 @@ pub mod run;
 pub mod start;
 pub mod store;
 pub mod view;
+mod xdp;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -77,6 +79,7 @@ pub struct Agent {
     /// gone.
     up: BTreeMap<Name, u32>,
     uplinks: BTreeMap<u32, UplinkState>,
+    xdp: xdp::State,
     missing_uplinks: Vec<String>,
     locals: HashMap<IpAddr, u32>,
     /// Why the node has no IPv6, if so.
@@ -109,8 +112,8 @@ impl Agent {
     }
 
     /// To be raised whenever the node's ways to the world may have changed.
-    pub fn epoch(&self) -> Result<Epoch, AgentError> {
-        Ok(self.dataplane.epoch()?)
+    pub fn epoch(&self) -> Epoch {
+        self.dataplane.epoch()
     }
 
     fn wanted_endpoint(&self, name: &Name) -> Result<&Endpoint, AgentError> {

@@ -54,7 +54,11 @@ impl Agent {
             .await?;
         self.store.commit(&[Change::Network(&network)])?;
         self.wanted.networks.insert(name.clone(), network);
-        if let Err(error) = self.ensure_bridge(&name).await {
+        let made = match self.dataplane.set_mappings(self.wanted.has_mappings()) {
+            Ok(()) => self.ensure_bridge(&name).await,
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = made {
             self.store.commit(&[Change::NoNetwork(&name)])?;
             if let Err(error) = self.dismantle(&name).await {
                 tracing::warn!(network = %name, error = %crate::chain(&error), "undoing");
@@ -93,6 +97,9 @@ impl Agent {
         let Some(network) = self.wanted.networks.remove(name) else {
             return Ok(());
         };
+        if let Err(error) = self.dataplane.set_mappings(self.wanted.has_mappings()) {
+            first.get_or_insert(error.into());
+        }
         if let Some(bridge) = self.bridges.remove(name)
             && let Err(error) = self.netlink.delete_link(bridge.ifindex).await
         {

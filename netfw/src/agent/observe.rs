@@ -18,10 +18,13 @@ impl Agent {
         let view = node::observe(&links, &addresses, &self.config.uplinks);
         if view.locals != self.locals {
             self.dataplane.set_locals(&view.locals)?;
-            self.locals = view.locals;
-            self.purge(Doomed::Foreign, Then::Nothing);
+            let before = std::mem::replace(&mut self.locals, view.locals);
+            if before.keys().any(|ip| !self.locals.contains_key(ip)) {
+                self.purge(Doomed::Foreign, Then::Nothing);
+            }
         }
         self.follow_uplinks(view.uplinks);
+        self.follow_xdp(&links);
         for name in &view.missing {
             if !self.missing_uplinks.contains(name) {
                 tracing::warn!(uplink = %name, "there is no such interface: it will be served when it appears");

@@ -38,8 +38,8 @@ pub enum Doomed {
         counters: HashSet<u32>,
         ips: Vec<IpAddr>,
     },
-    /// Masqueraded ones whose answers come to ports that are published now: they would be found before
-    /// the publish is.
+    /// Masqueraded ones whose answers come to ports that are published now, and those that came in
+    /// through mappings of such ports: they would be found before the publish is.
     Shadows(Vec<Publish>),
     /// Those by addresses that are not the node's any more: nothing comes back to them, and what a
     /// container sends would keep them from expiring.
@@ -104,8 +104,13 @@ impl Visit for Judge<'_> {
                 counters.contains(&counter) || ips.iter().any(part)
             }
             Doomed::Shadows(publishes) => {
-                key.zone == zone::WORLD
-                    && !flow.has(flag::PUBLISHED)
+                // One that came in through a mapping, from the world or from a container, too.
+                let shadow = if flow.has(flag::PUBLISHED) {
+                    flow.has(flag::MAPPED) && !flow.has(flag::REPLY)
+                } else {
+                    key.zone == zone::WORLD
+                };
+                shadow
                     && publishes
                         .iter()
                         .any(|publish| takes(publish, key.dst, key.dport.get(), key.proto))
@@ -129,6 +134,15 @@ impl Visit for Judge<'_> {
                 .any(|publish| takes(publish, outside.0, outside.1.get(), key.proto)),
             Doomed::Foreign => self.is_foreign(outside.0.ip()),
             Doomed::Unowned => !self.ips.contains(&inside.0.ip()),
+        }
+    }
+
+    fn permit<A: Family>(&mut self, key: &Tuple<A>) -> bool {
+        match self.doomed {
+            Doomed::All => true,
+            Doomed::Endpoint { ips, .. } => ips.contains(&key.dst.ip()),
+            Doomed::Unowned => !self.ips.contains(&key.dst.ip()),
+            Doomed::Counters(_) | Doomed::Shadows(_) | Doomed::Foreign => false,
         }
     }
 }
@@ -203,7 +217,7 @@ impl Agent {
         if flows > 0 {
             match purge.doomed {
                 Doomed::Shadows(_) => {
-                    tracing::info!(flows, "masqueraded flows gave way to a publish");
+                    tracing::info!(flows, "flows and mappings gave way to a publish");
                 }
                 Doomed::Foreign => {
                     tracing::info!(flows, "forgotten: their address is not the node's any more");
@@ -322,6 +336,25 @@ mod tests {
             .map(|key| judge.flow(&key, &flow));
             assert_eq!(found, want, "{doomed:?}");
         }
+        let mapped = Flow4 {
+            flags: flag::PUBLISHED | flag::MAPPED,
+            ..flow
+        };
+        for (zone, flags, want) in [
+            (zone::WORLD, flag::PUBLISHED, false),
+            (zone::CONTAINER, 0, false),
+            (zone::WORLD, mapped.flags, true),
+            (zone::CONTAINER, mapped.flags, true),
+            (zone::CONTAINER, mapped.flags | flag::REPLY, false),
+        ] {
+            let doomed = Doomed::Shadows(vec![publish]);
+            let key = Tuple4 {
+                zone,
+                ..key("192.0.2.1", 8080)
+            };
+            let found = judge(&doomed, &locals).flow(&key, &Flow4 { flags, ..mapped });
+            assert_eq!(found, want, "{zone} {flags}");
+        }
         let mut judge = judge(&Doomed::Unowned, &locals);
         assert!(!judge.flow(&key("192.0.2.1", 1), &flow));
         assert!(judge.flow(&key("192.0.2.1", 1), &Flow4::default()));
@@ -364,6 +397,12 @@ mod tests {
                 let found = judge(&doomed, &locals).mapping(&key, &mapping);
                 assert_eq!(found, want, "{doomed:?} {side}");
             }
+            let permit = Tuple {
+                dst: inside.0,
+                ..Default::default()
+            };
+            let goes = want && !matches!(doomed, Doomed::Shadows(_));
+            assert_eq!(judge(&doomed, &locals).permit(&permit), goes, "{doomed:?}");
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     name::{Mac, Name},
     net::Link,
     publish::{Families, Publish},
-    rules::Rules,
+    rules::{Nat, Rules},
 };
 
 /// A network namespace's identity: device and inode of its nsfs file. It holds as long as the
@@ -120,6 +120,12 @@ impl Wanted {
     /// All counter indexes in use.
     pub fn counters(&self) -> impl Iterator<Item = u32> {
         self.endpoints.values().flat_map(Endpoint::counters)
+    }
+
+    /// Is there a network with endpoint-independent mappings?
+    pub fn has_mappings(&self) -> bool {
+        let mut networks = self.networks.values();
+        networks.any(|network| network.rules.nat == Nat::EndpointIndependent)
     }
 }
 

@@ -43,7 +43,7 @@ const STEPS: usize = 32;
 /// Changes of the node come in bursts: one look at the end of each is enough.
 const SETTLE: Duration = Duration::from_millis(20);
 /// Something is amiss with an uplink, or netlink lost a message: look again.
-const LOOK_AGAIN: Duration = Duration::from_secs(30);
+pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// For requests under way when the agent is told to end.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -96,7 +96,7 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
     if program_log {
         tokio::spawn(forward_log(agent.logger()?));
     }
-    let mut epoch = agent.epoch()?;
+    let epoch = agent.epoch();
     let ready = agent.status();
     let shared = Shared {
         agent: Arc::new(Mutex::new(agent)),
@@ -131,7 +131,7 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
             () = shared.shutdown.notified() => break "asked to",
             change = monitor.changed() => {
                 // At once, whoever has the agent: a way out may lead nowhere by now.
-                raise(&mut epoch);
+                raise(&epoch);
                 if change == Change::Neighbours {
                     continue;
                 }
@@ -140,7 +140,7 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
                 }
                 tokio::time::sleep(SETTLE).await;
                 while monitor.changed().now_or_never().is_some() {}
-                raise(&mut epoch);
+                raise(&epoch);
                 look(&shared.agent).await;
             }
             () = tokio::time::sleep(LOOK_AGAIN) => look(&shared.agent).await,
@@ -164,7 +164,7 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
     Ok(())
 }
 
-fn raise(epoch: &mut Epoch) {
+fn raise(epoch: &Epoch) {
     if let Err(error) = epoch.raise() {
         tracing::warn!(error = %crate::chain(&error), "ways to the world may be old for a second");
     }

@@ -45,7 +45,10 @@ impl Agent {
             max_flows: config.max_flows,
             max_embryos: config.max_embryos,
             log_level: config.program_log.then_some(log::Level::Debug),
-            config: config.dataplane,
+            config: netfw_common::record::Config {
+                mappings: wanted.has_mappings().into(),
+                ..config.dataplane
+            },
         })?;
         let counters = Indexes::new(wanted.counters(), counter::ENTRIES);
         let mut agent = Self {
@@ -58,6 +61,7 @@ impl Agent {
             bridges: Default::default(),
             up: Default::default(),
             uplinks: Default::default(),
+            xdp: Default::default(),
             missing_uplinks: Vec::new(),
             locals: Default::default(),
             ipv6: network::ipv6(),

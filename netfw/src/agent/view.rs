@@ -27,15 +27,20 @@ impl Agent {
             flow_tables().map(|t| t.used).sum(),
             flow_tables().map(|t| t.max).sum(),
         );
-        let served = self.uplinks.iter().map(|(ifindex, state)| Uplink {
-            name: state.uplink.name.clone(),
-            ifindex: Some(*ifindex),
-            hook: state.attached.as_ref().ok().map(|hook| (*hook).to_owned()),
-            served: state.uplink.closed.is_none() && state.attached.is_ok(),
-            error: match &state.attached {
-                Ok(_) => state.uplink.closed.map(str::to_owned),
-                Err(error) => Some(error.clone()),
-            },
+        let served = self.uplinks.iter().map(|(ifindex, state)| {
+            let (xdp, xdp_why) = self.xdp_view(*ifindex);
+            Uplink {
+                name: state.uplink.name.clone(),
+                ifindex: Some(*ifindex),
+                hook: state.attached.as_ref().ok().map(|hook| (*hook).to_owned()),
+                served: state.uplink.closed.is_none() && state.attached.is_ok(),
+                error: match &state.attached {
+                    Ok(_) => state.uplink.closed.map(str::to_owned),
+                    Err(error) => Some(error.clone()),
+                },
+                xdp: xdp.map(str::to_owned),
+                xdp_why,
+            }
         });
         let missing = self.missing_uplinks.iter().map(|name| Uplink {
             name: name.clone(),
@@ -43,6 +48,8 @@ impl Agent {
             hook: None,
             served: false,
             error: Some("there is no such interface (yet)".into()),
+            xdp: None,
+            xdp_why: None,
         });
         // What cannot be read is not there to be shown; `stats` says why.
         let mut drops = self.drop_views().unwrap_or_default();

@@ -257,7 +257,8 @@ pub struct Flow {
     pub timeout: u64,
     pub original: Tuple,
     pub reply: Tuple,
-    /// `publish` or `masquerade`: what made the flow.
+    /// What made the flow: `publish`, `masquerade`, or `mapping` (it came in through the
+    /// endpoint-independent mapping of a container).
     pub origin: String,
     pub endpoint: Option<Name>,
 }
@@ -336,6 +337,13 @@ pub struct Uplink {
     pub served: bool,
     /// Why it is not served.
     pub error: Option<String>,
+    /// `native` or `generic`: how XDP runs on it beside the hook, by the kernel's word. Null where it
+    /// does not.
+    #[serde(default)]
+    pub xdp: Option<String>,
+    /// Why so, or why it does not.
+    #[serde(default)]
+    pub xdp_why: Option<String>,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -1,5 +1,7 @@
 //! Attaching the programs to interfaces, and finding out what is attached.
 //!
+//! XDP has a file of its own, but its pins are found and removed here with the others.
+//!
 //! A TCX link (kernel 6.6) is pinned as `links/<ifindex>-<hook>`, and runs until it is detached. Where
 //! the kernel has no TCX, a filter of the `clsact` queueing discipline stands in its place; it lives
 //! with the interface, and the program pinned as `links/<ifindex>-<hook>-clsact` remembers it. Its
@@ -26,7 +28,7 @@ use aya::{
 };
 use nix::{libc, net::if_::if_nametoindex};
 
-use super::{BpfError, error::root_errno, load, pin, sys};
+use super::{BpfError, error::root_errno, load, pin, sys, xdp};
 use crate::net::clsact;
 
 /// Of our filters under clsact: "nf".
@@ -38,6 +40,8 @@ const HANDLE: TcHandle = TcHandle::new(0, 1);
 pub enum Hook {
     /// What comes from the world.
     Uplink,
+    /// The same, without Ethernet header.
+    Tunnel,
     /// The last look at what leaves to it.
     Guard,
     /// What a container sends.
@@ -45,11 +49,12 @@ pub enum Hook {
 }
 
 impl Hook {
-    pub const ALL: [Self; 3] = [Self::Uplink, Self::Guard, Self::Container];
+    pub const ALL: [Self; 4] = [Self::Uplink, Self::Tunnel, Self::Guard, Self::Container];
 
     pub const fn program(self) -> &'static str {
         match self {
             Self::Uplink => "netfw_uplink",
+            Self::Tunnel => "netfw_tunnel",
             Self::Guard => "netfw_guard",
             Self::Container => "netfw_container",
         }
@@ -59,6 +64,7 @@ impl Hook {
     const fn word(self) -> &'static str {
         match self {
             Self::Uplink => "uplink",
+            Self::Tunnel => "tunnel",
             Self::Guard => "guard",
             Self::Container => "container",
         }
@@ -66,7 +72,7 @@ impl Hook {
 
     const fn direction(self) -> TcAttachType {
         match self {
-            Self::Uplink | Self::Container => TcAttachType::Ingress,
+            Self::Uplink | Self::Tunnel | Self::Container => TcAttachType::Ingress,
             Self::Guard => TcAttachType::Egress,
         }
     }
@@ -95,6 +101,11 @@ fn tcx_pin(links: &Path, ifindex: u32, hook: Hook) -> PathBuf {
 /// Is there where we added the clsact queueing discipline ourselves.
 fn qdisc_pin(links: &Path, ifindex: u32) -> PathBuf {
     links.join(format!("{ifindex}-qdisc-clsact"))
+}
+
+/// Is there where we switched GRO on at the other end of the veth pair.
+pub(super) fn gro_pin(links: &Path, ifindex: u32) -> PathBuf {
+    links.join(format!("{ifindex}-gro"))
 }
 
 fn clsact_pin(links: &Path, ifindex: u32, hook: Hook) -> PathBuf {
@@ -147,7 +158,7 @@ pub fn attach(
 }
 
 /// Pins the program, only for the name: bpffs holds no plain files.
-fn remember(program: &mut SchedClassifier, pin: PathBuf) -> Result<(), BpfError> {
+pub(super) fn remember(program: &mut SchedClassifier, pin: PathBuf) -> Result<(), BpfError> {
     pin::remove(&pin)?;
     program
         .pin(&pin)
@@ -162,7 +173,7 @@ fn swap(
     ifindex: u32,
     name: &str,
 ) -> Result<bool, BpfError> {
-    let Some((link, info)) = open_tcx(pin)? else {
+    let Some((link, info)) = open_link(pin)? else {
         return Ok(false);
     };
     let here = info.ifindex == ifindex
@@ -186,7 +197,7 @@ fn swap(
             }
         }
     }
-    detach_link(&link, hook, ifindex)?;
+    detach_link(&link, hook.program(), ifindex)?;
     pin::remove(pin)?;
     Ok(false)
 }
@@ -262,10 +273,12 @@ fn attach_clsact(program: &mut SchedClassifier, hook: Hook, name: &str) -> Resul
 /// errors.
 pub fn detach(links: &Path, ifindex: u32) -> Vec<BpfError> {
     let mut errors = Vec::new();
+    errors.extend(xdp::detach(links, ifindex).err());
+    errors.extend(pin::remove(&gro_pin(links, ifindex)).err());
     for hook in Hook::ALL {
         let pin = tcx_pin(links, ifindex, hook);
-        match open_tcx(&pin) {
-            Ok(Some((link, _))) => errors.extend(detach_link(&link, hook, ifindex).err()),
+        match open_link(&pin) {
+            Ok(Some((link, _))) => errors.extend(detach_link(&link, hook.program(), ifindex).err()),
             Ok(None) => {}
             Err(error) => errors.push(error),
         }
@@ -287,12 +300,16 @@ pub fn detach(links: &Path, ifindex: u32) -> Vec<BpfError> {
     errors
 }
 
-fn detach_link(link: &OwnedFd, hook: Hook, ifindex: u32) -> Result<(), BpfError> {
+pub(super) fn detach_link(
+    link: &OwnedFd,
+    program: &'static str,
+    ifindex: u32,
+) -> Result<(), BpfError> {
     match sys::detach_link(link.as_fd()) {
         // The interface is gone, and the link with it.
         Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(()),
         Err(source) => Err(BpfError::Detach {
-            program: hook.program(),
+            program,
             ifindex,
             source,
         }),
@@ -322,13 +339,13 @@ fn detach_clsact(hook: Hook, ifindex: u32) -> Result<(), BpfError> {
 pub fn attached(links: &Path) -> Vec<u32> {
     let mut found = Vec::new();
     for path in pin::entries(links) {
-        let Some((ifindex, clsact)) = parse_pin(&path) else {
+        let Some((ifindex, name_only)) = parse_pin(&path) else {
             continue;
         };
-        let alive = if clsact {
+        let alive = if name_only {
             name_of(ifindex).is_some()
         } else {
-            matches!(open_tcx(&path), Ok(Some((_, info))) if info.ifindex == ifindex)
+            matches!(open_link(&path), Ok(Some((_, info))) if info.ifindex == ifindex)
         };
         if alive {
             found.push(ifindex);
@@ -353,20 +370,25 @@ pub fn pinned(links: &Path) -> Vec<u32> {
     found
 }
 
-/// Interface and whether it is a clsact filter's, of `7-uplink` and `7-uplink-clsact`.
+/// Interface, and whether the pin is only a name that lives as long as that (a clsact filter's, GRO's),
+/// of `7-uplink` and `7-uplink-clsact`.
 fn parse_pin(path: &Path) -> Option<(u32, bool)> {
     let (ifindex, hook) = path.file_name()?.to_str()?.split_once('-')?;
     let ifindex = ifindex.parse().ok()?;
-    let (hook, clsact) = match hook.strip_suffix("-clsact") {
+    if matches!(hook, "gro" | "qdisc-clsact") {
+        return Some((ifindex, true));
+    }
+    let (hook, name_only) = match hook.strip_suffix("-clsact") {
         Some(hook) => (hook, true),
         None => (hook, false),
     };
-    let known = Hook::ALL.iter().any(|known| known.word() == hook);
-    (known || clsact && hook == "qdisc").then_some((ifindex, clsact))
+    let known =
+        Hook::ALL.iter().any(|known| known.word() == hook) || hook == xdp::WORD && !name_only;
+    known.then_some((ifindex, name_only))
 }
 
 /// The link pinned at `path`; None where nothing is.
-fn open_tcx(path: &Path) -> Result<Option<(OwnedFd, sys::LinkInfo)>, BpfError> {
+pub(super) fn open_link(path: &Path) -> Result<Option<(OwnedFd, sys::LinkInfo)>, BpfError> {
     let failed = |source| BpfError::Pinned {
         path: path.into(),
         source,
@@ -376,8 +398,8 @@ fn open_tcx(path: &Path) -> Result<Option<(OwnedFd, sys::LinkInfo)>, BpfError> {
         other => other.map_err(failed)?,
     };
     let info = sys::link_info(link.as_fd()).map_err(failed)?;
-    if info.kind != sys::LINK_TCX {
-        return Err(failed(io::Error::other("it is not a TCX link")));
+    if ![sys::LINK_TCX, sys::LINK_XDP].contains(&info.kind) {
+        return Err(failed(io::Error::other("it is no TCX or XDP link")));
     }
     Ok(Some((link, info)))
 }
@@ -410,7 +432,10 @@ mod tests {
             assert_eq!(parse_pin(&tcx_pin(links, 7, hook)), Some((7, false)));
             assert_eq!(parse_pin(&clsact_pin(links, 12, hook)), Some((12, true)));
         }
-        for other in ["", "7", "x-uplink", "7-other", "7-clsact"] {
+        assert_eq!(parse_pin(&xdp::pin_of(links, 7)), Some((7, false)));
+        assert_eq!(parse_pin(&gro_pin(links, 7)), Some((7, true)));
+        assert_eq!(parse_pin(&qdisc_pin(links, 7)), Some((7, true)));
+        for other in ["", "7", "x-uplink", "7-other", "7-clsact", "7-xdp-clsact"] {
             assert_eq!(parse_pin(&links.join(other)), None, "{other}");
         }
     }

@@ -22,11 +22,15 @@ use nix::{
 use super::{BpfError, pin, sys};
 
 /// The programs, by name.
-pub const PROGRAMS: [&str; 4] = [
+pub const PROGRAMS: [&str; 8] = [
     "netfw_connect4",
+    "netfw_connect6",
     "netfw_sendmsg4",
+    "netfw_sendmsg6",
     "netfw_recvmsg4",
+    "netfw_recvmsg6",
     "netfw_getpeername4",
+    "netfw_getpeername6",
 ];
 
 const PREFIX: &str = "cgroup-";

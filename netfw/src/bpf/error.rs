@@ -102,6 +102,28 @@ pub enum BpfError {
         source: Box<ProgramError>,
     },
 
+    /// `why` is the kernel's error in words, or empty.
+    #[error("{}{source}", if why.is_empty() { String::new() } else { format!("{why}: ") })]
+    AttachXdp {
+        interface: String,
+        mode: super::XdpMode,
+        why: &'static str,
+        source: io::Error,
+    },
+
+    /// It was asked before, and would say the same.
+    #[error("{program} could not be loaded: {reason}")]
+    Refused {
+        program: &'static str,
+        reason: String,
+    },
+
+    #[error(transparent)]
+    Look { source: crate::net::NetError },
+
+    #[error("cannot pin {}: {source}", path.display())]
+    PinLink { path: PathBuf, source: io::Error },
+
     #[error("cannot attach {program} to the cgroup at {}: {source}", path.display())]
     AttachCgroup {
         program: &'static str,
@@ -144,6 +166,12 @@ pub enum BpfError {
         call: &'static str,
         map: &'static str,
         source: MapError,
+    },
+
+    #[error("cannot {call} map VETHS: {source}")]
+    Veths {
+        call: &'static str,
+        source: Box<aya::maps::xdp::XdpMapError>,
     },
 
     #[error("cannot have the kernel measure programs: {source}")]

@@ -11,11 +11,13 @@
 //! ([`DataPlane::visit`], [`DataPlane::sweep`]), and the caller may let others have the data plane
 //! between them.
 
+use std::collections::BTreeSet;
+
 use netfw_common::{
     addr::{Ip4, Ip6},
-    flow::{Flow, TICK_SHIFT, Timeouts, is_assured, state},
-    record::{Mapping, MappingKey, side},
-    tuple::{Tuple, proto},
+    flow::{Flow, TICK_SHIFT, Timeouts, flag, is_assured},
+    record::{Mapping, MappingKey, Permit, side},
+    tuple::Tuple,
 };
 use nix::time::{ClockId, clock_gettime};
 
@@ -47,6 +49,7 @@ pub struct FlowTables<A: Family> {
     /// Embryonic: an LRU, which makes room by itself.
     embryos: Table<Tuple<A>, Flow<A>>,
     mappings: Table<MappingKey<A>, Mapping<A>>,
+    permits: Table<Tuple<A>, Permit>,
     sweep: Position<A>,
 }
 
@@ -68,6 +71,11 @@ pub trait Visit {
     fn mapping<A: Family>(&mut self, _key: &MappingKey<A>, _mapping: &Mapping<A>) -> bool {
         false
     }
+
+    /// Is somebody not to send to a mapping any more, who has been sent to by it?
+    fn permit<A: Family>(&mut self, _key: &Tuple<A>) -> bool {
+        false
+    }
 }
 
 /// Where a walk through the tables of both families stands.
@@ -84,6 +92,7 @@ pub struct FlowWalk {
 pub struct Position<A: Family> {
     flows: [Walk<Tuple<A>, Flow<A>>; 2],
     mappings: Walk<MappingKey<A>, Mapping<A>>,
+    permits: Walk<Tuple<A>, Permit>,
 }
 
 impl<A: Family> Default for Position<A> {
@@ -91,6 +100,7 @@ impl<A: Family> Default for Position<A> {
         Self {
             flows: Default::default(),
             mappings: Walk::default(),
+            permits: Walk::default(),
         }
     }
 }
@@ -101,11 +111,19 @@ pub enum Part {
     Assured,
     Embryos,
     Mappings,
+    /// Who may send to mappings: an LRU, which makes room by itself.
+    Permits,
 }
 
 /// The way of a walk through one family. A flow may move between the tables meanwhile, either way: on
 /// this way it is met all the same, perhaps twice. Mappings first, since they make flows.
-const WAY: [Part; 4] = [Part::Mappings, Part::Embryos, Part::Assured, Part::Embryos];
+const WAY: [Part; 5] = [
+    Part::Mappings,
+    Part::Permits,
+    Part::Embryos,
+    Part::Assured,
+    Part::Embryos,
+];
 
 impl Flows {
     pub fn take(ebpf: &mut aya::Ebpf) -> Result<Self, BpfError> {
@@ -123,6 +141,7 @@ impl<A: Family> FlowTables<A> {
             assured: Table::take(ebpf, A::NAMES.flows)?,
             embryos: Table::take(ebpf, A::NAMES.embryos)?,
             mappings: Table::take(ebpf, A::NAMES.mappings)?,
+            permits: Table::take(ebpf, A::NAMES.permits)?,
             sweep: Position::default(),
         })
     }
@@ -203,6 +222,37 @@ impl<A: Family> FlowTables<A> {
         Ok(true)
     }
 
+    /// Writes back the entries that `change` has changed (it says so), where they still are. What a
+    /// program writes to one in that moment may be lost: not for what programs depend on. Returns how
+    /// many.
+    fn change(&mut self, mut change: impl FnMut(&mut Flow<A>) -> bool) -> Result<usize, BpfError> {
+        let mut count = 0;
+        for part in WAY {
+            let table = match part {
+                Part::Assured => &mut self.assured,
+                Part::Embryos => &mut self.embryos,
+                Part::Mappings | Part::Permits => continue,
+            };
+            let mut keys = Vec::new();
+            let mut walk = Walk::default();
+            while !table.step(&mut walk, |key, flow| {
+                if change(&mut { *flow }) {
+                    keys.push(*key);
+                }
+            })? {}
+            for key in keys {
+                // As it is now: the walk may have been long.
+                if let Some(mut flow) = table.get(&key)?
+                    && change(&mut flow)
+                    && table.replace(&key, &flow)?
+                {
+                    count += 1;
+                }
+            }
+        }
+        Ok(count)
+    }
+
     /// One step of a walk: the number of flows or mappings removed, and whether it was the last.
     fn step(
         &mut self,
@@ -226,6 +276,16 @@ impl<A: Family> FlowTables<A> {
                     removed += usize::from(self.unmap_if(key, |_, _| true)?);
                 }
                 return Ok((removed, end));
+            }
+            Part::Permits => {
+                let mut selected = Vec::new();
+                let end = self.permits.step(&mut position.permits, |key, _| {
+                    if visit.permit(key) {
+                        selected.push(*key);
+                    }
+                })?;
+                self.permits.remove_all(&selected)?;
+                return Ok((0, end));
             }
         };
         // No copy of a table that may hold millions, for the few that are meant.
@@ -251,25 +311,25 @@ impl<A: Family> FlowTables<A> {
             Part::Assured => (&self.assured, first),
             Part::Embryos => (&self.embryos, second),
             Part::Mappings => {
-                let mut unused = Vec::new();
-                let is_unused = |proto, mapping: &Mapping<A>| {
-                    is_older(mapping.seen, now, mapping_timeout(proto, timeouts))
-                };
+                let mut expired = Vec::new();
                 let walk = &mut self.sweep.mappings;
                 let end = self.mappings.step(walk, |key, mapping| {
-                    if is_unused(key.proto, mapping) {
-                        unused.push(*key);
+                    if mapping.is_expired(key.proto, now, timeouts) {
+                        expired.push(*key);
                     }
                 })?;
-                for key in &unused {
-                    let swept = self.unmap_if(key, |mapping, other| {
-                        is_unused(key.proto, mapping)
-                            && other.is_none_or(|other| is_unused(key.proto, other))
+                for key in &expired {
+                    let is_expired = |side: &Mapping<A>| side.is_expired(key.proto, now, timeouts);
+                    // The external side tells for both.
+                    let swept = self.unmap_if(key, |mapping, other| match key.side {
+                        side::EXTERNAL => is_expired(mapping),
+                        _ => other.is_none_or(is_expired),
                     })?;
                     count += usize::from(swept);
                 }
                 return Ok((count, end));
             }
+            Part::Permits => return Ok((0, true)),
         };
         let mut expired = Vec::new();
         let end = table.step(walk, |key, flow| {
@@ -297,6 +357,7 @@ impl<A: Family> FlowTables<A> {
         let now = now();
         match part {
             Part::Mappings => usage(&self.mappings, |_, _| true),
+            Part::Permits => usage(&self.permits, |_, _| true),
             Part::Assured => usage(&self.assured, |key, flow| {
                 !flow.is_expired(key.proto, now, timeouts)
             }),
@@ -311,16 +372,6 @@ impl<A: Family> FlowTables<A> {
 fn is_older(seen: u32, now: u32, ticks: u32) -> bool {
     let age = now.wrapping_sub(seen);
     age.cast_signed() > 0 && age > ticks
-}
-
-/// How long a mapping lives unused: no shorter than a flow of its protocol that is in use.
-fn mapping_timeout(proto: u8, timeouts: &Timeouts) -> u32 {
-    match proto {
-        proto::TCP => timeouts
-            .udp_replied
-            .max(timeouts.of(proto, state::ESTABLISHED)),
-        _ => timeouts.udp_replied,
-    }
 }
 
 /// Pairs of entries that count, and room for pairs. Exact up to some ten thousand; beyond, estimated
@@ -387,6 +438,22 @@ impl DataPlane {
         Ok(walk.removed)
     }
 
+    /// Takes the flag from flows of a family into these interfaces. Returns how many halves had it.
+    pub(super) fn clear_napi_in_flows<A: Family>(
+        &mut self,
+        ifindexes: &BTreeSet<u32>,
+    ) -> Result<usize, BpfError> {
+        A::flows_mut(&mut self.flows).change(|flow| {
+            let has = flow.has(flag::TO_CONTAINER)
+                && flow.has(flag::NAPI)
+                && ifindexes.contains(&flow.ifindex);
+            if has {
+                flow.flags &= !flag::NAPI;
+            }
+            has
+        })
+    }
+
     /// Frees the memory of expired flows and mappings: one step through one table, from where the
     /// last one stopped. Returns how many were removed, and whether this was the table's end.
     pub fn sweep<A: Family>(&mut self, part: Part) -> Result<(usize, bool), BpfError> {
@@ -423,6 +490,16 @@ impl DataPlane {
     ) -> Result<(), BpfError> {
         A::flows_mut(&mut self.flows).mappings.insert(key, mapping)
     }
+
+    /// Lets somebody send to a mapping as the programs would: for tests.
+    #[doc(hidden)]
+    pub fn insert_permit<A: Family>(
+        &mut self,
+        key: &Tuple<A>,
+        permit: Permit,
+    ) -> Result<(), BpfError> {
+        A::flows_mut(&mut self.flows).permits.insert(key, &permit)
+    }
 }
 
 #[cfg(test)]
@@ -435,14 +512,5 @@ mod tests {
         assert!(is_older(100, 111, 10));
         assert!(!is_older(100, 99, 10), "another CPU's clock ran ahead");
         assert!(is_older(u32::MAX - 5, 10, 10));
-    }
-
-    #[test]
-    fn a_mapping_outlives_its_flows() {
-        let timeouts = Timeouts::default();
-        for proto in [proto::TCP, proto::UDP, proto::ICMP] {
-            let timeout = mapping_timeout(proto, &timeouts);
-            assert!(timeout >= timeouts.of(proto, state::ESTABLISHED), "{proto}");
-        }
     }
 }

@@ -35,6 +35,8 @@ const PINNED: &[&str] = &[
     "LOCALS6",
     "MAPPINGS4",
     "MAPPINGS6",
+    "PERMITS4",
+    "PERMITS6",
     "FRAGMENTS4",
     "FRAGMENTS6",
     "HELD",
@@ -99,13 +101,9 @@ pub fn load(options: &Options, pins: &Pins) -> Result<Ebpf, BpfError> {
         loader.map_pin_path(name, directory.join(name));
     }
     let mut ebpf = loader.load(PROGRAMS_OBJECT).map_err(BpfError::object)?;
-    for hook in Hook::ALL {
-        program(&mut ebpf, hook)?
-            .load()
-            .map_err(|source| BpfError::Load {
-                program: hook.program(),
-                source: Box::new(source),
-            })?;
+    // Others when they are first attached: most nodes have no use for them.
+    for hook in [Hook::Uplink, Hook::Guard, Hook::Container] {
+        program(&mut ebpf, hook)?;
     }
     for name in cgroup::PROGRAMS {
         cgroup::program(&mut ebpf, name)?
@@ -118,16 +116,23 @@ pub fn load(options: &Options, pins: &Pins) -> Result<Ebpf, BpfError> {
     Ok(ebpf)
 }
 
-/// The program of a hook.
+/// The program of a hook, loaded.
 pub fn program(ebpf: &mut Ebpf, hook: Hook) -> Result<&mut SchedClassifier, BpfError> {
     let lacks = BpfError::Lacks {
         kind: "program",
         name: hook.program(),
     };
-    match ebpf.program_mut(hook.program()) {
-        Some(program) => program.try_into().map_err(|_| lacks),
-        None => Err(lacks),
+    let Some(program) = ebpf.program_mut(hook.program()) else {
+        return Err(lacks);
+    };
+    let program: &mut SchedClassifier = program.try_into().map_err(|_| lacks)?;
+    if program.fd().is_err() {
+        program.load().map_err(|source| BpfError::Load {
+            program: hook.program(),
+            source: Box::new(source),
+        })?;
     }
+    Ok(program)
 }
 
 /// `BPF_MAP_TYPE_DEVMAP_HASH`, `BPF_F_RDONLY_PROG` (linux/bpf.h).

@@ -4,17 +4,23 @@
 //! not at all. Where one wish needs several entries, they are written in an order in which a packet
 //! never finds a reference to what is not there yet.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use aya::{
     Ebpf,
-    maps::{Array, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+    maps::{Array, LpmTrie, MapData, PerCpuArray, PerCpuValues, xdp::DevMapHash},
 };
 use ipnet::IpNet;
 use netfw_common::{
     addr::{Ip4, Ip6},
     drop::Drop,
-    record::{Config, Counter, Endpoint, Local, Publish, PublishKey, Subnet, Uplink},
+    record::{
+        Config, Counter, Endpoint, Local, Publish, PublishKey, Subnet, Uplink, endpoint_flag,
+    },
 };
 use nix::libc;
 
@@ -29,11 +35,12 @@ use super::{
 pub struct Maps {
     pub v4: FamilyMaps<Ip4>,
     pub v6: FamilyMaps<Ip6>,
-    endpoints: Table<u32, Endpoint>,
+    pub(super) endpoints: Table<u32, Endpoint>,
     uplinks: Table<u32, Uplink>,
+    pub(super) veths: DevMapHash<MapData>,
     counters: PerCpuArray<MapData, Counter>,
     drops: PerCpuArray<MapData, u64>,
-    config: Array<MapData, Config>,
+    config: Settings,
 }
 
 /// Those that each family has for itself.
@@ -51,9 +58,10 @@ impl Maps {
             v6: FamilyMaps::take(ebpf)?,
             endpoints: Table::take(ebpf, "ENDPOINTS")?,
             uplinks: Table::take(ebpf, "UPLINKS")?,
+            veths: take(ebpf, "VETHS")?,
             counters: take(ebpf, "COUNTERS")?,
             drops: take(ebpf, "DROPS")?,
-            config: take(ebpf, CONFIG)?,
+            config: Settings(Arc::new(Mutex::new(take(ebpf, CONFIG)?))),
         })
     }
 }
@@ -146,8 +154,14 @@ impl<A: Family> FamilyMaps<A> {
 }
 
 impl DataPlane {
-    /// The endpoint, and its addresses. Overwrites what was there under its interface.
+    /// The endpoint, and its addresses. Overwrites what was there under its interface; but whether
+    /// XDP may send to it is `VETHS`' to say, and not the caller's ([`Self::set_napi`]).
     pub fn set_endpoint(&mut self, endpoint: &Endpoint) -> Result<(), BpfError> {
+        let mut endpoint = *endpoint;
+        if self.has_napi(endpoint.ifindex) {
+            endpoint.flags |= endpoint_flag::NAPI;
+        }
+        let endpoint = &endpoint;
         let maps = &mut self.maps;
         let before = maps.endpoints.get(&endpoint.ifindex)?;
         maps.endpoints.insert(&endpoint.ifindex, endpoint)?;
@@ -184,7 +198,8 @@ impl DataPlane {
             self.maps.release(&endpoint)?;
             self.maps.endpoints.remove(&ifindex)?;
         }
-        Ok(())
+        // Nothing is there any more where the interface is gone.
+        self.clear_napi(ifindex)
     }
 
     pub fn endpoints(&self) -> Vec<Endpoint> {
@@ -260,27 +275,26 @@ impl DataPlane {
 
     /// The settings; the epoch is not among them, and goes on from what it was.
     pub fn set_config(&mut self, config: &Config) -> Result<(), BpfError> {
-        let before = self.maps.config.get(&0, 0);
-        let epoch = before.map_err(BpfError::map(CONFIG, "read"))?.epoch;
-        let config = Config {
-            epoch: epoch.wrapping_add(1),
-            ..*config
-        };
-        self.maps
-            .config
-            .set(0, config, 0)
-            .map_err(BpfError::map(CONFIG, "write"))?;
+        self.maps.config.change(|now| {
+            *now = Config {
+                epoch: now.epoch.wrapping_add(1),
+                ..*config
+            };
+        })?;
         self.flows.timeouts = config.timeouts;
         Ok(())
     }
 
+    /// Are there networks with endpoint-independent mappings, which need ports of their own?
+    pub fn set_mappings(&mut self, are_there: bool) -> Result<(), BpfError> {
+        self.maps
+            .config
+            .change(|config| config.mappings = are_there.into())
+    }
+
     /// For whoever is told of changes, to raise without waiting for whoever has the data plane.
-    pub fn epoch(&self) -> Result<Epoch, BpfError> {
-        let open = || -> Result<_, MapError> {
-            let data = MapData::from_pin(self.pins.maps().join(CONFIG))?;
-            Array::try_from(Map::Array(data))
-        };
-        open().map(Epoch).map_err(BpfError::map(CONFIG, "open"))
+    pub fn epoch(&self) -> Epoch {
+        Epoch(self.maps.config.clone())
     }
 
     /// Packets and bytes, summed over the CPUs.
@@ -329,16 +343,27 @@ impl Maps {
     }
 }
 
+/// The settings, which one changes at a time: each writes all of them.
+#[derive(Clone)]
+struct Settings(Arc<Mutex<Array<MapData, Config>>>);
+
+impl Settings {
+    fn change(&self, change: impl FnOnce(&mut Config)) -> Result<(), BpfError> {
+        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut config = map.get(&0, 0).map_err(BpfError::map(CONFIG, "read"))?;
+        change(&mut config);
+        map.set(0, config, 0)
+            .map_err(BpfError::map(CONFIG, "write"))
+    }
+}
+
 /// The number by which the programs know that a way to the world that they looked up may be another
-/// by now. Nothing but this changes the settings while they are in use.
-pub struct Epoch(Array<MapData, Config>);
+/// by now.
+pub struct Epoch(Settings);
 
 impl Epoch {
-    pub fn raise(&mut self) -> Result<(), BpfError> {
-        let mut config = self.0.get(&0, 0).map_err(BpfError::map(CONFIG, "read"))?;
-        config.epoch = config.epoch.wrapping_add(1);
+    pub fn raise(&self) -> Result<(), BpfError> {
         self.0
-            .set(0, config, 0)
-            .map_err(BpfError::map(CONFIG, "write"))
+            .change(|config| config.epoch = config.epoch.wrapping_add(1))
     }
 }

@@ -11,6 +11,8 @@
 //! |---|---|
 //! | `load` | the object, checked against what is pinned |
 //! | `attach` | links on interfaces: TCX, or clsact |
+//! | `xdp` | XDP on interfaces |
+//! | `napi` | the veths that XDP may send to |
 //! | `cgroup` | socket programs on the root cgroup |
 //! | `pin` | the directories in bpffs |
 //! | `family` | what the maps of IPv4 and IPv6 have in common |
@@ -27,10 +29,12 @@ mod family;
 mod flows;
 mod load;
 mod maps;
+mod napi;
 mod pin;
 mod stats;
 mod sys;
 mod table;
+mod xdp;
 
 use aya::Ebpf;
 use netfw_common::record::Config;
@@ -44,6 +48,7 @@ pub use self::{
     maps::Epoch,
     pin::BPFFS,
     stats::{ProgramStats, enable_stats},
+    xdp::XdpMode,
 };
 
 /// What a data plane is loaded with.
@@ -67,6 +72,8 @@ pub struct DataPlane {
     maps: maps::Maps,
     flows: flows::Flows,
     only: Option<Attachment>,
+    /// Why the kernel does not take the XDP program, once it was asked and does not.
+    xdp_refused: Option<String>,
 }
 
 impl DataPlane {
@@ -93,6 +100,7 @@ impl DataPlane {
             flows: flows::Flows::take(&mut ebpf)?,
             pins: pins.clone(),
             only: None,
+            xdp_refused: None,
             ebpf,
         };
         plane.set_config(&options.config)?;
@@ -149,14 +157,15 @@ impl DataPlane {
         self.attach(Hook::Uplink, ifindex, name)
     }
 
+    /// As [`Self::attach_uplink`], on an interface whose frames have no Ethernet header.
+    pub fn attach_tunnel(&mut self, ifindex: u32, name: &str) -> Result<Attachment, BpfError> {
+        self.attach(Hook::Guard, ifindex, name)?;
+        self.attach(Hook::Tunnel, ifindex, name)
+    }
+
     /// The guard alone, on an interface whose frames the other programs cannot read.
     pub fn attach_guard(&mut self, ifindex: u32, name: &str) -> Result<Attachment, BpfError> {
         self.attach(Hook::Guard, ifindex, name)
-    }
-
-    // Until the data plane serves them: what XDP's engineer makes takes the place of this stub.
-    pub fn attach_tunnel(&mut self, ifindex: u32, name: &str) -> Result<Attachment, BpfError> {
-        self.attach_guard(ifindex, name)
     }
 
     /// What a container sends, on the host side of its veth pair.

@@ -5,7 +5,7 @@ use std::{os::fd::OwnedFd, time::Duration};
 use aya::sys::Stats;
 use aya_log::EbpfLogger;
 
-use super::{BpfError, DataPlane, attach::Hook};
+use super::{BpfError, DataPlane, attach::Hook, xdp};
 
 /// A program's bill. Runs are counted while statistics are enabled, see [`enable_stats`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,10 +30,12 @@ impl DataPlane {
     pub fn program_stats(&self) -> Vec<ProgramStats> {
         Hook::ALL
             .iter()
-            .filter_map(|hook| {
-                let info = self.ebpf.program(hook.program())?.info().ok()?;
+            .map(|hook| hook.program())
+            .chain([xdp::PROGRAM])
+            .filter_map(|name| {
+                let info = self.ebpf.program(name)?.info().ok()?;
                 Some(ProgramStats {
-                    name: hook.program(),
+                    name,
                     run_count: info.run_count(),
                     run_time: info.run_time(),
                     verified_instructions: info.verified_instruction_count(),

@@ -1,5 +1,6 @@
 //! The only raw `bpf(2)`: what aya 0.14 lacks. Batch operations on maps, in-place swap and detach of
-//! a link found under its pin, and which interface a link is on.
+//! a link found under its pin, and which interface a link is on. An XDP link, too: where the kernel
+//! refuses one, aya attaches the program without a link, and nobody would find it again.
 //!
 //! Each function fills the fields of `union bpf_attr` that its command reads, and nothing more: the
 //! kernel takes what it is not given as zero (`bpf_check_uarg_tail_zero`), so that a short attribute
@@ -19,16 +20,21 @@ use aya::Pod;
 use nix::libc;
 
 // enum bpf_cmd (linux/bpf.h).
+const OBJ_PIN: libc::c_int = 6;
 const OBJ_GET: libc::c_int = 7;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const MAP_LOOKUP_BATCH: libc::c_int = 24;
 const MAP_UPDATE_BATCH: libc::c_int = 26;
 const MAP_DELETE_BATCH: libc::c_int = 27;
+const LINK_CREATE: libc::c_int = 28;
 const LINK_UPDATE: libc::c_int = 29;
 const LINK_DETACH: libc::c_int = 34;
 
 /// The kernel's `ENOTSUPP`, which escapes to user space from maps without batch operations.
 const ENOTSUPP: i32 = 524;
+
+/// `BPF_XDP` of enum bpf_attach_type.
+const ATTACH_XDP: u32 = 37;
 
 #[repr(C)]
 struct ObjGet {
@@ -57,6 +63,14 @@ struct Batch {
 }
 
 #[repr(C)]
+struct LinkCreate {
+    prog_fd: u32,
+    target_ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+#[repr(C)]
 struct LinkUpdate {
     link_fd: u32,
     new_prog_fd: u32,
@@ -69,7 +83,8 @@ struct LinkDetach {
     link_fd: u32,
 }
 
-/// The head of `struct bpf_link_info` with the union's `tcx` member.
+/// The head of `struct bpf_link_info` with the union's `tcx` member; of an XDP link's, `xdp`, only
+/// `ifindex` is filled in.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LinkInfo {
@@ -82,6 +97,8 @@ pub struct LinkInfo {
     pub attach_type: u32,
 }
 
+/// `BPF_LINK_TYPE_XDP`.
+pub const LINK_XDP: u32 = 6;
 /// `BPF_LINK_TYPE_TCX`.
 pub const LINK_TCX: u32 = 11;
 
@@ -116,6 +133,32 @@ pub fn object(path: &Path) -> io::Result<OwnedFd> {
     };
     // SAFETY: BPF_OBJ_GET reads a string, and `name` is one that lives until after the call.
     let fd = unsafe { bpf(OBJ_GET, &mut attr) }?;
+    // SAFETY: the kernel has just opened it for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Pins what `fd` is at `path`.
+pub fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = ObjGet {
+        pathname: name.as_ptr() as u64,
+        bpf_fd: raw(fd),
+        file_flags: 0,
+    };
+    // SAFETY: as in `object`.
+    unsafe { bpf(OBJ_PIN, &mut attr) }.map(drop)
+}
+
+/// Attaches an XDP program to an interface of the calling thread's namespace, with `XDP_FLAGS_*`.
+pub fn create_xdp_link(program: BorrowedFd<'_>, ifindex: u32, flags: u32) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreate {
+        prog_fd: raw(program),
+        target_ifindex: ifindex,
+        attach_type: ATTACH_XDP,
+        flags,
+    };
+    // SAFETY: BPF_LINK_CREATE takes integers only, for this attach type.
+    let fd = unsafe { bpf(LINK_CREATE, &mut attr) }?;
     // SAFETY: the kernel has just opened it for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }

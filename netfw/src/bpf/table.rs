@@ -59,6 +59,16 @@ impl<K: Pod + Eq + Hash, V: Pod> Table<K, V> {
             })
     }
 
+    /// Overwrites what is there; false where nothing is (any more).
+    pub fn replace(&mut self, key: &K, value: &V) -> Result<bool, BpfError> {
+        const BPF_EXIST: u64 = 2;
+        match self.map.insert(key, value, BPF_EXIST) {
+            Ok(()) => Ok(true),
+            Err(error) if root_errno(&error) == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(BpfError::map(self.name, "write")(error)),
+        }
+    }
+
     /// Was it there?
     pub fn remove(&mut self, key: &K) -> Result<bool, BpfError> {
         match self.map.remove(key) {

@@ -10,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 use super::{Global, need_root};
 use crate::{
     agent::{
-        config::{Config, File},
+        config::{Config, File, Xdp},
         run,
     },
     bpf::BPFFS,
@@ -28,6 +28,10 @@ pub struct Args {
     /// every interface but lo and netfw's own.
     #[arg(long = "uplink", value_name = "IF", value_parser = parse_interface)]
     uplinks: Vec<String>,
+    /// XDP on uplinks, before TC. auto: in the driver, where that costs nothing; native: in the
+    /// driver, wherever it can; generic: on every uplink, slowly. Default: auto.
+    #[arg(long, value_name = "MODE", hide_possible_values = true)]
+    xdp: Option<Xdp>,
     /// A TOML file with table sizes, timeouts, ports for masquerade and the socket's group.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -90,7 +94,13 @@ fn resolve(global: &Global, args: Args, program_log: bool) -> anyhow::Result<Con
         // Before the lock and anything else is touched.
         Namespace::at_path(path)?;
     }
-    Ok(file.resolve(global.instance.clone(), netns, args.uplinks, program_log)?)
+    Ok(file.resolve(
+        global.instance.clone(),
+        netns,
+        args.uplinks,
+        args.xdp,
+        program_log,
+    )?)
 }
 
 /// The path of a namespace that `--netns` names; absolute, because the agent's own directory is

@@ -49,13 +49,12 @@ fn table(flows: &[Flow]) -> String {
         "PROTO", "STATE", "LEFT", "ORIGINAL", "REPLY", "ORIGIN", "ENDPOINT",
     ]);
     for flow in flows {
-        let icmp = flow.protocol.starts_with("icmp");
         table.row([
             flow.protocol.clone(),
             flow.state.clone(),
             format!("{}s", flow.timeout),
-            tuple(&flow.original, icmp),
-            tuple(&flow.reply, icmp),
+            tuple(&flow.original, &flow.protocol),
+            tuple(&flow.reply, &flow.protocol),
             flow.origin.clone(),
             flow.endpoint
                 .as_ref()
@@ -65,10 +64,13 @@ fn table(flows: &[Flow]) -> String {
     table.to_string()
 }
 
-fn tuple(t: &Tuple, icmp: bool) -> String {
-    if icmp {
+fn tuple(t: &Tuple, protocol: &str) -> String {
+    if protocol.starts_with("icmp") {
         // One of the two is the identifier, the other is 0.
         format!("{} -> {} id={}", t.src, t.dst, t.sport | t.dport)
+    } else if protocol.parse::<u8>().is_ok() {
+        // One without ports has no name here.
+        format!("{} -> {}", t.src, t.dst)
     } else {
         let (src, dst) = (
             SocketAddr::new(t.src, t.sport),

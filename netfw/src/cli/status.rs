@@ -6,11 +6,24 @@ use super::{
     Global,
     output::{Table, joined, print},
 };
-use crate::api::types::Status;
+use crate::{
+    agent::config::XDP_OFF,
+    api::types::{Status, Uplink},
+};
 
 pub fn run(global: &Global) -> anyhow::Result<()> {
     let status = crate::block_on(global.client().status())?;
     print(global.output, &status, show)
+}
+
+/// What runs on an uplink that is served.
+fn with_xdp(hook: &str, uplink: &Uplink) -> String {
+    match (&uplink.xdp, &uplink.xdp_why) {
+        (Some(mode), Some(why)) => format!("{hook}+xdp {mode} ({why})"),
+        (Some(mode), None) => format!("{hook}+xdp {mode}"),
+        (None, Some(why)) if why != XDP_OFF => format!("{hook} (xdp: {why})"),
+        _ => hook.to_owned(),
+    }
 }
 
 fn show(s: &Status) -> String {
@@ -81,7 +94,7 @@ fn show(s: &Status) -> String {
             u.name.clone(),
             u.ifindex.map_or_else(|| "-".into(), |i| i.to_string()),
             match (&u.hook, &u.error) {
-                (Some(hook), None) => hook.clone(),
+                (Some(hook), None) => with_xdp(hook, u),
                 (Some(hook), Some(why)) => format!("{hook}, closed: {why}"),
                 (None, Some(error)) => format!("not served: {error}"),
                 (None, None) => "not served".into(),

@@ -2,9 +2,10 @@
 
 use std::io;
 
+use nix::libc;
 use rtnetlink::{
-    packet_core::{NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage},
-    packet_route::RouteNetlinkMessage,
+    packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage, Parseable as _},
+    packet_route::{RouteNetlinkMessage, link::LinkMessage},
     sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
 
@@ -16,14 +17,43 @@ const DONE: u16 = 3;
 /// `flags` must ask for an acknowledgement (`NLM_F_ACK`) or a dump. Returns the number of messages in
 /// the answer.
 pub(super) fn exchange(message: RouteNetlinkMessage, flags: u16) -> io::Result<usize> {
+    let mut messages = 0;
+    exchange_route(message, flags, |_| messages += 1)?;
+    Ok(messages)
+}
+
+/// The interface of an index; None where there is none.
+pub(super) fn get_link(ifindex: u32) -> io::Result<Option<LinkMessage>> {
+    let mut message = LinkMessage::default();
+    message.header.index = ifindex;
+    let mut found = None;
+    let asked = exchange_route(
+        RouteNetlinkMessage::GetLink(message),
+        NLM_F_ACK,
+        |payload| {
+            found = Some(LinkMessage::parse(payload));
+        },
+    );
+    match asked {
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+        Err(error) => Err(error),
+        Ok(()) => found
+            .transpose()
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error)),
+    }
+}
+
+fn exchange_route(
+    message: RouteNetlinkMessage,
+    flags: u16,
+    visit: impl FnMut(&[u8]),
+) -> io::Result<()> {
     let mut request = NetlinkMessage::from(message);
     request.header.flags = NLM_F_REQUEST | flags;
     request.finalize();
     let mut bytes = vec![0; request.buffer_len()];
     request.serialize(&mut bytes);
-    let mut messages = 0;
-    exchange_bytes(NETLINK_ROUTE, &bytes, |_| messages += 1)?;
-    Ok(messages)
+    exchange_bytes(NETLINK_ROUTE, &bytes, visit)
 }
 
 /// Sends a request of any netlink protocol, complete with its header, and gives the payload of each

@@ -10,6 +10,9 @@
 //! | [`namespace`] | network namespaces by name, path or process |
 //! | [`netlink`] | links, addresses and routes: reading and changing |
 //! | [`clsact`] | the queueing discipline for filters, removed |
+//! | [`ethtool`] | drivers and offloads |
+//! | [`peer`] | the other end of a veth pair |
+//! | [`xdp`] | which XDP program an interface runs, and how |
 //! | [`monitor`] | being told of changes |
 //! | [`mounts`] | whether others see what we mount |
 //! | [`sysctl`] | `/proc/sys` |
@@ -19,15 +22,18 @@
 pub mod clsact;
 mod diag;
 pub mod error;
+pub mod ethtool;
 mod exchange;
 pub mod monitor;
 pub mod mounts;
 pub mod namespace;
 pub mod netlink;
+pub mod peer;
 pub mod record;
 pub mod socket;
 pub mod subnet;
 pub mod sysctl;
+pub mod xdp;
 
 pub use error::NetError;
 pub use monitor::{Change, Monitor};

@@ -111,6 +111,10 @@ impl Visit for Counter {
     fn mapping<A: Family>(&mut self, _: &MappingKey<A>, _: &Mapping<A>) -> bool {
         self.0 == 0
     }
+
+    fn permit<A: Family>(&mut self, _: &Tuple<A>) -> bool {
+        self.0 == 0
+    }
 }
 
 #[test]
@@ -231,9 +235,10 @@ fn a_mapping_goes_with_both_sides_and_not_before_its_time() {
             let mapping = Mapping6 {
                 addr: other,
                 port,
+                state: state::ESTABLISHED,
                 reserved: 0,
-                // Only the container's packets write it.
-                seen: if side == side::INTERNAL { seen } else { 0 },
+                // Kept up to date in this side alone.
+                seen: if side == side::EXTERNAL { seen } else { 0 },
             };
             plane.insert_mapping(&key, &mapping).unwrap();
         }
@@ -251,8 +256,15 @@ fn a_mapping_goes_with_both_sides_and_not_before_its_time() {
     assert_eq!(plane.flow_usage::<Ip6>(Part::Mappings).0, 4);
     assert_eq!(sweep_all(&mut plane), 2, "one of UDP, one of TCP");
     assert_eq!(sides(&mut plane), 4);
+    let permit = Tuple::<Ip6> {
+        dst: inside,
+        ..Default::default()
+    };
+    plane.insert_permit(&permit, now()).unwrap();
+    assert_eq!(plane.flow_usage::<Ip6>(Part::Permits).0, 1);
     plane.visit_all(&mut Counter(0)).unwrap();
     assert_eq!(sides(&mut plane), 0);
+    assert_eq!(plane.flow_usage::<Ip6>(Part::Permits).0, 0);
 }
 
 #[test]

@@ -274,8 +274,8 @@ fn maps_hold_what_they_are_given() {
     locals.sort_unstable();
     assert_eq!(locals, [(addr(2), 3), (addr(4), 2)]);
 
-    let mut epoch = plane.epoch().unwrap();
-    epoch.raise().unwrap();
+    plane.epoch().raise().unwrap();
+    plane.set_mappings(true).unwrap();
 
     let uplink = Uplink {
         mtu: 1500,

@@ -5,3 +5,4 @@ mod instance;
 #[path = "../lab/mod.rs"]
 mod lab;
 mod life;
+mod xdp;

@@ -18,36 +18,54 @@ pub struct Seen {
     pub protocol: u8,
     pub ttl: u8,
     pub is_fragment: bool,
+    /// Bytes of the IP packet.
+    pub ip_len: usize,
     /// As it stands in the packet; `None` where there is none, or only in another fragment.
     pub transport_checksum: Option<u16>,
     /// All that follows the IP header and its extensions.
     pub ip_payload: Vec<u8>,
     /// What follows the transport header.
     pub payload: Vec<u8>,
-    damage: Option<String>,
+    /// Its wrong checksums.
+    pub damage: Vec<Damage>,
+}
+
+/// A wrong checksum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Damage {
+    pub what: &'static str,
+    /// The sum of all that it covers, and of itself: 0 if it were right (RFC 1071). In network
+    /// order. Of SCTP, the bits that are wrong.
+    pub off: u32,
 }
 
 impl Seen {
     /// Panics where the bytes are no Ethernet frame with a whole IP packet.
     #[track_caller]
     pub fn parse(frame: &[u8]) -> Self {
-        let packet = SlicedPacket::from_ethernet(frame)
-            .unwrap_or_else(|error| panic!("{error}, in {frame:02x?}"));
+        Self::try_parse(frame).unwrap_or_else(|error| panic!("{error}, in {frame:02x?}"))
+    }
+
+    /// The error says why the bytes are no Ethernet frame with a whole IP packet.
+    pub fn try_parse(frame: &[u8]) -> Result<Self, String> {
+        let packet = SlicedPacket::from_ethernet(frame).map_err(|error| error.to_string())?;
         let ethernet = match &packet.link {
             Some(etherparse::LinkSlice::Ethernet2(ethernet)) => ethernet.to_header(),
-            other => panic!("no Ethernet header: {other:?}"),
+            other => return Err(format!("no Ethernet header: {other:?}")),
         };
-        let mut damage = None;
-        let (source, destination, protocol, ttl, ip_payload): (IpAddr, IpAddr, _, _, _) =
+        let mut damage = Vec::new();
+        let (source, destination, protocol, ttl, ip_payload, ip_len): (IpAddr, IpAddr, _, _, _, _) =
             match &packet.net {
                 Some(NetSlice::Ipv4(ip)) => {
                     let header = ip.header();
-                    let right = header.to_header().calc_header_checksum();
-                    if header.header_checksum() != right {
-                        damage = Some(format!(
-                            "IPv4 header checksum {:#06x}, should be {right:#06x}",
-                            header.header_checksum()
-                        ));
+                    let off = Sum16BitWords::new()
+                        .add_slice(header.slice())
+                        .ones_complement();
+                    if off != 0 {
+                        damage.push(Damage {
+                            what: "IPv4 header",
+                            off: off.into(),
+                        });
                     }
                     (
                         header.source_addr().into(),
@@ -55,6 +73,7 @@ impl Seen {
                         ip.payload_ip_number(),
                         header.ttl(),
                         ip.payload().payload,
+                        usize::from(header.total_len()),
                     )
                 }
                 Some(NetSlice::Ipv6(ip)) => (
@@ -63,8 +82,9 @@ impl Seen {
                     ip.payload().ip_number,
                     ip.header().hop_limit(),
                     ip.payload().payload,
+                    40 + usize::from(ip.header().payload_length()),
                 ),
-                other => panic!("no IP packet: {other:?}"),
+                other => return Err(format!("no IP packet: {other:?}")),
             };
         let mut seen = Self {
             macs: (ethernet.source, ethernet.destination),
@@ -74,13 +94,14 @@ impl Seen {
             protocol: protocol.0,
             ttl,
             is_fragment: packet.is_ip_payload_fragmented(),
+            ip_len,
             transport_checksum: None,
             ip_payload: ip_payload.to_vec(),
             payload: Vec::new(),
             damage,
         };
         seen.look_at_transport(&packet);
-        seen
+        Ok(seen)
     }
 
     /// Puts fragments together, as their receiver does: the datagrams that become complete.
@@ -155,8 +176,13 @@ impl Seen {
                 let id = echo_id(matches!(icmp.type_u8(), 128 | 129), icmp.bytes5to8());
                 ((id, id), icmp.checksum(), icmp.payload())
             }
-            // Another protocol, or a fragment, which etherparse leaves alone.
-            _ => return,
+            // A fragment, which etherparse leaves alone.
+            _ if self.is_fragment => return,
+            _ if self.protocol == IpNumber::SCTP.0 => return self.look_at_sctp(),
+            _ => {
+                self.payload.clone_from(&self.ip_payload);
+                return;
+            }
         };
         self.source.set_port(ports.0);
         self.destination.set_port(ports.1);
@@ -169,7 +195,26 @@ impl Seen {
             &self.ip_payload,
             checksum,
         );
-        self.damage = self.damage.take().or(wrong);
+        self.damage.extend(wrong);
+    }
+
+    /// SCTP, which etherparse does not know. The chunks are the payload.
+    fn look_at_sctp(&mut self) {
+        let Some((header, chunks)) = self.ip_payload.split_first_chunk::<12>() else {
+            return;
+        };
+        let [a, b, c, d, _, _, _, _, checksum @ ..] = *header;
+        self.source.set_port(u16::from_be_bytes([a, b]));
+        self.destination.set_port(u16::from_be_bytes([c, d]));
+        self.payload = chunks.to_vec();
+        let stands = u32::from_le_bytes(checksum);
+        let mut bytes = self.ip_payload.clone();
+        bytes[8..12].fill(0);
+        let off = stands ^ crc32c::crc32c(&bytes);
+        // 0 is none: it is filled in later, or never (RFC 9653).
+        if off != 0 && stands != 0 {
+            self.damage.push(Damage { what: "SCTP", off });
+        }
     }
 
     /// An ICMP message that quotes a packet.
@@ -182,9 +227,45 @@ impl Seen {
         }
     }
 
-    /// The first wrong checksum, in words. UDP over IPv4 may have none (0).
-    pub fn damage(&self) -> Option<&str> {
-        self.damage.as_deref()
+    /// What an ICMP error quotes; of a quote cut short, zeros stand for what is missing.
+    #[track_caller]
+    pub fn quote(&self) -> Self {
+        assert!(self.is_icmp_error(), "quotes nothing: {self:?}");
+        self.try_quote()
+            .unwrap_or_else(|error| panic!("{error}, quoted in {self:?}"))
+    }
+
+    /// The error says why the message quotes no IP packet.
+    pub fn try_quote(&self) -> Result<Self, String> {
+        let mut quote = self.ip_payload.get(8..).unwrap_or_default().to_vec();
+        let (len, transport, ethertype) = match quote[..] {
+            [head, _, a, b, ..] if head >> 4 == 4 => (
+                u16::from_be_bytes([a, b]).into(),
+                usize::from(head & 0xf) * 4,
+                [0x08, 0x00],
+            ),
+            [head, _, _, _, a, b, ..] if head >> 4 == 6 => (
+                40 + usize::from(u16::from_be_bytes([a, b])),
+                40,
+                [0x86, 0xdd],
+            ),
+            _ => return Err("no IP header".to_owned()),
+        };
+        if quote.len() <= transport + 12 {
+            // Where a TCP header would have its length, and nothing of interest is otherwise.
+            quote.resize(transport + 12, 0);
+            quote.push(0x50);
+        }
+        quote.resize(len, 0);
+        Self::try_parse(&[&[0; 12], &ethertype[..], &quote].concat())
+    }
+
+    /// Type, code, and the four bytes behind the checksum of an ICMP message.
+    pub fn icmp_numbers(&self) -> (u8, u8, u32) {
+        let [kind, code, _, _, a, b, c, d, ..] = self.ip_payload[..] else {
+            panic!("no ICMP message: {self:?}");
+        };
+        (kind, code, u32::from_be_bytes([a, b, c, d]))
     }
 }
 
@@ -193,9 +274,7 @@ impl Seen {
 #[track_caller]
 pub fn assert_checksums(frame: &[u8]) {
     let seen = Seen::parse(frame);
-    if let Some(damage) = seen.damage() {
-        panic!("{damage}, in {seen:?}");
-    }
+    assert!(seen.damage.is_empty(), "{seen:?}");
 }
 
 fn echo_id(is_echo: bool, bytes: [u8; 4]) -> u16 {
@@ -213,8 +292,8 @@ fn transport_damage(
     protocol: IpNumber,
     payload: &[u8],
     stands: u16,
-) -> Option<String> {
-    let name = match protocol {
+) -> Option<Damage> {
+    let what = match protocol {
         IpNumber::UDP => "UDP",
         IpNumber::TCP => "TCP",
         IpNumber::ICMP => "ICMP",
@@ -222,9 +301,11 @@ fn transport_damage(
         _ => return None,
     };
     if protocol == IpNumber::UDP && stands == 0 {
-        return source
-            .is_ipv6()
-            .then(|| "UDP over IPv6 without a checksum".to_owned());
+        let off = 0;
+        return source.is_ipv6().then_some(Damage {
+            what: "UDP over IPv6 must have one",
+            off,
+        });
     }
     let length = u32::try_from(payload.len())
         .unwrap_or(u32::MAX)
@@ -239,10 +320,13 @@ fn transport_damage(
             (IpAddr::V6(source), IpAddr::V6(destination)) => sum
                 .add_16bytes(source.octets())
                 .add_16bytes(destination.octets()),
-            _ => return Some("addresses of two families".to_owned()),
+            _ => unreachable!("addresses of one header"),
         };
         sum = sum.add_4bytes(length).add_2bytes([0, protocol.0]);
     }
     let off = sum.add_slice(payload).ones_complement();
-    (off != 0).then(|| format!("{name} checksum {stands:#06x} is off by {off:#06x}"))
+    (off != 0).then_some(Damage {
+        what,
+        off: off.into(),
+    })
 }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use netfw_tests::{
     Namespace,
     packet::Packet,
-    programs::{UdpEcho, ask, udp_socket_of},
+    programs::{UdpEcho, ask, udp_socket_for},
     tap::Tap,
     testrun::ifindex,
     topology::{
@@ -39,7 +39,7 @@ fn ping(from: &Namespace, to: IpAddr) -> String {
 #[track_caller]
 fn asked(from: &Namespace, to: (IpAddr, u16)) -> SocketAddr {
     let message = message();
-    let answer = ask(&udp_socket_of(from, to.0), to, &message);
+    let answer = ask(&udp_socket_for(from, to.0), to, &message);
     let answer = answer.unwrap_or_else(|| panic!("no answer from {to:?}"));
     let (peer, rest) = answer.split_once(' ').expect("PEER MESSAGE");
     assert!(rest == message, "other bytes");

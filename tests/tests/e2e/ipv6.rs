@@ -71,6 +71,8 @@ fn a_container_has_an_address_and_a_way_out_at_once() {
     assert!(bridge.contains("fe80::"), "{bridge}");
     assert!(ping(&site.web, gateway.parse().expect("an address")));
     assert!(ping(&site.lab.node, site.ip6));
+    let port = text(&endpoint["host_interface"]);
+    assert_eq!(addresses(&site.lab.node, port), "", "a port has none");
 }
 
 #[test]

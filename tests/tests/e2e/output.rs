@@ -1,8 +1,16 @@
 //! What is printed: tables for people, JSON for programs.
 
+use std::io::Write as _;
+
+use netfw_tests::{
+    Agent, Lab,
+    programs::{UdpEcho, ask, udp_socket},
+    topology::WORLD,
+    wait_until,
+};
 use serde_json::{Value, json};
 
-use crate::setting::{Site, text};
+use crate::setting::{SOON, Site, attach, text};
 
 #[test]
 fn json_may_be_asked_for_before_and_after_the_command() {
@@ -122,4 +130,33 @@ fn a_closed_pipe_ends_netfw_quietly() {
         .expect("a shell");
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
     assert_eq!(output.stdout, b"{\n");
+}
+
+#[test]
+fn what_is_full_is_said_with_what_to_do() {
+    let lab = Lab::new();
+    let mut config = tempfile::NamedTempFile::new().expect("a temporary file");
+    writeln!(config, "max_flows = 1\nports = \"2000-2001\"").expect("our own file");
+    let agent = Agent::start_with(&lab, &["--config", &config.path().display().to_string()]);
+    assert_eq!(agent.json(&["status"])["warnings"], json!([]));
+    let web = lab.container("web");
+    attach(&agent, "web", &web, &[]);
+    let _echo = UdpEcho::start(&lab.world, (WORLD, 53));
+    // A talk is assured with its second question; a third port there is not.
+    let sockets = [(); 3].map(|()| udp_socket(&web));
+    wait_until("both warnings", SOON, || {
+        for socket in &sockets {
+            for _ in 0..3 {
+                ask(socket, (WORLD, 53), "x");
+            }
+        }
+        let status = agent.json(&["status"]);
+        let warnings = status["warnings"].to_string();
+        warnings.contains("max_flows") && warnings.contains("`ports`")
+    });
+    let status = agent.netfw(&["status"]);
+    assert!(status.contains("warning: "), "{status}");
+    let tables = agent.json(&["status"])["tables"].clone();
+    assert_eq!(tables[0]["name"], "flows4");
+    assert_eq!(tables[0]["max"], 1);
 }

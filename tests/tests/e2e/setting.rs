@@ -24,8 +24,13 @@ impl Site {
     /// `-p` for each of `publishes`; nginx listens on ports 80 to 82.
     #[track_caller]
     pub fn new(publishes: &[&str]) -> Self {
-        let lab = Lab::new();
-        let agent = Agent::start(&lab);
+        Self::in_lab(Lab::new(), &[], publishes)
+    }
+
+    /// In a lab as it is; `options` are the agent's.
+    #[track_caller]
+    pub fn in_lab(lab: Lab, options: &[&str], publishes: &[&str]) -> Self {
+        let agent = Agent::start_with(&lab, options);
         let web = lab.container("web");
         let nginx = Nginx::start(&web, "web", &[80, 81, 82]);
         let ip = attach(&agent, "web", &web, publishes);
@@ -39,6 +44,18 @@ impl Site {
             ip6,
             lab,
         }
+    }
+}
+
+/// Runs `test` twice: on what the client and the world send without checksums, as a veth pair does,
+/// and TC takes; and on what they send with checksums, and XDP takes.
+pub fn on_each_hook(publishes: &[&str], test: impl Fn(Site)) {
+    for state in ["on", "off"] {
+        let site = Site::new(publishes);
+        for end in [&site.lab.client, &site.lab.world] {
+            end.run(&["ethtool", "-K", "eth0", "tx", state]);
+        }
+        test(site);
     }
 }
 

@@ -1,159 +1,356 @@
 //! The node's own processes reach publishes at every address of the node, without a proxy.
 
 use std::{
-    io::{Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
-    thread,
+    io::{self, Read as _, Write as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpStream, UdpSocket},
     time::Duration,
 };
 
 use netfw_tests::{
-    Agent, Lab, Namespace,
-    topology::{NODE, NODE_OUTSIDE},
+    Namespace,
+    programs::{Drinker, Fountain, Nginx, UdpEcho, ask, ask_in_vain, curl, curl_in_vain},
+    topology::{NODE, NODE_OUTSIDE, NODE6, NODE6_OUTSIDE},
+    wait_until,
 };
+
+use crate::setting::{SOON, Site, attach, text};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Answers each of `connections` with the address that it came from.
-fn serve_tcp(web: &Namespace, connections: usize) -> thread::JoinHandle<()> {
-    let listener = web.enter(|| TcpListener::bind("0.0.0.0:80").expect("port 80 is free"));
-    thread::spawn(move || {
-        for _ in 0..connections {
-            let (mut connection, from) = listener.accept().expect("a connection");
-            write!(connection, "{from}").expect("the client is there");
-        }
-    })
+const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const LOCALHOST6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
+
+/// An IPv4 address as a socket of IPv6 has it.
+fn mapped(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().into(),
+        IpAddr::V6(ip) => panic!("{ip} is none of IPv4"),
+    }
 }
 
-fn ask_tcp(from: &Namespace, to: &str) -> std::io::Result<(String, SocketAddr)> {
-    let to: SocketAddr = to.parse().expect("an address");
+/// Asks a web server for a page: the page, and whom the socket says that it talks to.
+fn get(from: &Namespace, to: SocketAddr) -> io::Result<(String, SocketAddr)> {
     from.enter(|| {
         let mut connection = TcpStream::connect_timeout(&to, PATIENCE)?;
         connection.set_read_timeout(Some(PATIENCE))?;
         let peer = connection.peer_addr()?;
+        connection.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
         let mut answer = String::new();
         connection.read_to_string(&mut answer)?;
-        Ok((answer, peer))
+        let page = answer.split("\r\n\r\n").nth(1).unwrap_or_default();
+        Ok((page.to_owned(), peer))
     })
+}
+
+/// Is refused at once, by the node itself.
+fn is_refused(from: &Namespace, to: IpAddr, port: u16) -> bool {
+    matches!(get(from, (to, port).into()), Err(error) if error.kind() == io::ErrorKind::ConnectionRefused)
+}
+
+/// A link-local address of the node, with the interface that it is of.
+fn link_local(node: &Namespace, link: &str) -> (Ipv6Addr, u32) {
+    // `2: up0    inet6 fe80::1/64 scope link …`
+    let line = node.ip(&["-6", "-o", "addr", "show", "dev", link, "scope", "link"]);
+    let index = line.split(':').next().expect("a line");
+    let words: Vec<_> = line.split([' ', '/']).collect();
+    let at = words.iter().position(|word| *word == "inet6");
+    let addr = words[at.expect("an address") + 1];
+    (
+        addr.parse().expect("an address"),
+        index.parse().expect("a number"),
+    )
 }
 
 #[test]
 fn a_process_of_the_node_reaches_publishes_on_every_local_address() {
-    let lab = Lab::new();
-    let web = lab.container("web");
-    let agent = Agent::start(&lab);
-    let netns = web.path();
-    let netns = netns.to_str().expect("a path of ours");
-    agent.netfw(&["endpoint", "add", "web", "--netns", netns, "-p", "8080:80"]);
-    let addresses = [
-        "127.0.0.1:8080".to_owned(),
-        "127.0.0.2:8080".to_owned(),
-        format!("{NODE}:8080"),
-        format!("{NODE_OUTSIDE}:8080"),
+    let site = Site::new(&["8080:80"]);
+    let Site {
+        agent, nginx, lab, ..
+    } = &site;
+    let node = &lab.node;
+    let endpoint = agent.json(&["endpoint", "inspect", "web"]);
+    let gateway = |field: &str| text(&endpoint[field]).parse().expect("an address");
+    let all = [
+        LOCALHOST,
+        Ipv4Addr::new(127, 1, 2, 3).into(),
+        NODE,
+        NODE_OUTSIDE,
+        gateway("gateway"),
+        LOCALHOST6,
+        NODE6,
+        NODE6_OUTSIDE,
+        gateway("gateway6"),
+        mapped(LOCALHOST),
+        mapped(NODE),
     ];
-    let server = serve_tcp(&web, addresses.len());
-    for address in &addresses {
-        let (_, peer) = ask_tcp(&lab.node, address).unwrap_or_else(|e| panic!("{address}: {e}"));
-        assert_eq!(
-            peer.to_string(),
-            *address,
-            "getpeername tells what was asked for"
-        );
+    for ip in all {
+        let to = SocketAddr::new(ip, 8080);
+        let (page, peer) = get(node, to).unwrap_or_else(|e| panic!("{to}: {e}"));
+        assert_eq!(page, nginx.page(80), "{to}");
+        assert_eq!(peer, to, "getpeername tells what was asked for");
+        // What is not published is refused, as before.
+        assert!(is_refused(node, ip, 8081), "{ip}");
     }
-    server.join().expect("the server served");
+    // "This host", to the kernel.
+    for (any, localhost) in [
+        (Ipv4Addr::UNSPECIFIED.into(), LOCALHOST),
+        (Ipv6Addr::UNSPECIFIED.into(), LOCALHOST6),
+    ] {
+        let (page, peer) = get(node, SocketAddr::new(any, 8080)).expect("published");
+        assert_eq!((page, peer.ip()), (nginx.page(80), localhost));
+    }
+    let (ip, scope) = link_local(node, "up0");
+    let to = SocketAddrV6::new(ip, 8080, 0, scope).into();
+    let (page, peer) = get(node, to).expect("published");
+    assert_eq!(
+        (page, peer.ip(), peer.port()),
+        (nginx.page(80), to.ip(), 8080)
+    );
 
-    // What is not published is refused, as before.
-    assert!(ask_tcp(&lab.node, "127.0.0.1:8081").is_err());
     // Other namespaces have a localhost of their own.
-    assert!(ask_tcp(&lab.client, "127.0.0.1:8080").is_err());
-
-    agent.netfw(&["unpublish", "web", "8080:80"]);
-    assert!(ask_tcp(&lab.node, "127.0.0.1:8080").is_err());
+    let other = Nginx::start(&lab.client, "other", &[8080]);
+    for ip in [LOCALHOST, LOCALHOST6, mapped(LOCALHOST)] {
+        let (page, _) = get(&lab.client, SocketAddr::new(ip, 8080)).expect("it is there");
+        assert_eq!(page, other.page(8080), "{ip}");
+        assert!(is_refused(&lab.world, ip, 8080), "{ip}");
+        assert!(is_refused(&site.web, ip, 8080), "{ip}");
+    }
 }
 
 #[test]
 fn a_publish_on_localhost_is_the_nodes_alone() {
-    let lab = Lab::new();
-    let web = lab.container("web");
-    let agent = Agent::start(&lab);
-    let netns = web.path();
-    let netns = netns.to_str().expect("a path of ours");
-    agent.netfw(&[
-        "endpoint",
-        "add",
-        "web",
-        "--netns",
-        netns,
-        "-p",
-        "127.0.0.1:8080:80",
-    ]);
-    let server = serve_tcp(&web, 1);
-    ask_tcp(&lab.node, "127.0.0.1:8080").expect("published");
-    server.join().expect("the server served");
-    assert!(ask_tcp(&lab.node, &format!("{NODE}:8080")).is_err());
-    assert!(ask_tcp(&lab.client, &format!("{NODE}:8080")).is_err());
-    // Not even for one who routes localhost to the node.
+    let site = Site::new(&["127.0.0.1:8080:80", "[::1]:8081:81"]);
+    let Site { nginx, lab, .. } = &site;
+    assert_eq!(curl(&lab.node, LOCALHOST, 8080, "/"), Some(nginx.page(80)));
+    assert_eq!(curl(&lab.node, LOCALHOST6, 8081, "/"), Some(nginx.page(81)));
+    let to = SocketAddr::new(mapped(LOCALHOST), 8080);
+    assert_eq!(get(&lab.node, to).expect("published"), (nginx.page(80), to));
+    // Each is of its own address.
+    for (ip, port) in [
+        (LOCALHOST6, 8080),
+        (Ipv4Addr::new(127, 0, 0, 2).into(), 8080),
+        (NODE, 8080),
+        (LOCALHOST, 8081),
+        (mapped(LOCALHOST), 8081),
+        (NODE6, 8081),
+    ] {
+        assert!(is_refused(&lab.node, ip, port), "{ip} {port}");
+    }
+
+    // From outside: not even for one who routes localhost to the node.
     lab.client.sysctl("ipv4/conf/all/route_localnet", "1");
-    lab.client.ip(&[
-        "route",
-        "add",
-        "127.0.0.1/32",
-        "via",
-        &NODE.to_string(),
-        "table",
-        "77",
-    ]);
-    lab.client.ip(&[
-        "rule",
-        "add",
-        "to",
-        "127.0.0.1",
-        "lookup",
-        "77",
-        "pref",
-        "0",
-    ]);
-    assert!(ask_tcp(&lab.client, "127.0.0.1:8080").is_err());
+    for (family, localhost, via) in [("-4", "127.0.0.1", NODE), ("-6", "::1", NODE6)] {
+        let via = via.to_string();
+        lab.client.ip(&[
+            family, "route", "add", localhost, "via", &via, "table", "77",
+        ]);
+        lab.client.ip(&[
+            family, "rule", "add", "to", localhost, "lookup", "77", "pref", "0",
+        ]);
+    }
+    for (ip, port) in [
+        (NODE, 8080),
+        (LOCALHOST, 8080),
+        (NODE6, 8081),
+        (LOCALHOST6, 8081),
+    ] {
+        assert!(curl_in_vain(&lab.client, ip, port), "{ip} {port}");
+        assert!(curl_in_vain(&site.web, ip, port), "{ip} {port}");
+    }
 }
 
 #[test]
 fn datagrams_of_the_node_come_back_from_where_they_were_sent() {
-    let lab = Lab::new();
-    let web = lab.container("web");
-    let agent = Agent::start(&lab);
-    let netns = web.path();
-    let netns = netns.to_str().expect("a path of ours");
-    agent.netfw(&[
-        "endpoint",
-        "add",
-        "web",
-        "--netns",
-        netns,
-        "-p",
-        "5300:53/udp",
-    ]);
-    let server = web.enter(|| UdpSocket::bind("0.0.0.0:53").expect("port 53 is free"));
-    let server = thread::spawn(move || {
-        let mut buffer = [0; 64];
-        for _ in 0..3 {
-            let (len, from) = server.recv_from(&mut buffer).expect("a datagram");
-            server.send_to(&buffer[..len], from).expect("a way back");
+    let site = Site::new(&["5300:53/udp"]);
+    let Site { lab, web, .. } = &site;
+    let _four = UdpEcho::start(web, (site.ip, 53));
+    let _six = UdpEcho::start(web, (site.ip6, 53));
+    for (own, all) in [
+        ("0.0.0.0:0", &[LOCALHOST, NODE][..]),
+        (
+            "[::]:0",
+            &[LOCALHOST6, NODE6, mapped(LOCALHOST), mapped(NODE)],
+        ),
+    ] {
+        let socket = lab.node.enter(|| UdpSocket::bind(own).expect("a socket"));
+        // One socket for all: `ask` looks where each answer comes from.
+        for &ip in all {
+            assert!(ask(&socket, (ip, 5300), "x").is_some(), "{ip}");
         }
-    });
-    lab.node.enter(|| {
-        let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
-        socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-        let mut buffer = [0; 64];
-        for to in ["127.0.0.1:5300".to_owned(), format!("{NODE}:5300")] {
-            socket.send_to(b"hello", &to).expect("sent");
-            let (len, from) = socket.recv_from(&mut buffer).expect("an answer");
-            assert_eq!(&buffer[..len], b"hello");
-            assert_eq!(from.to_string(), to);
+        for &ip in all {
+            let socket = lab.node.enter(|| UdpSocket::bind(own).expect("a socket"));
+            lab.node
+                .enter(|| socket.connect((ip, 5300)).expect("connected"));
+            assert_eq!(socket.peer_addr().expect("a peer"), (ip, 5300).into());
+            socket.set_read_timeout(Some(PATIENCE)).expect("not 0");
+            let mut buffer = [0; 256];
+            socket.send(b"x").expect("sent");
+            let (_, from) = socket.recv_from(&mut buffer).expect("an answer");
+            assert_eq!(from, (ip, 5300).into());
+            // With an address, though it is connected.
+            assert!(ask(&socket, (ip, 5300), "x").is_some(), "{ip}");
         }
-        socket.connect("127.0.0.1:5300").expect("connected");
-        socket.send(b"again").expect("sent");
-        let len = socket.recv(&mut buffer).expect("an answer");
-        assert_eq!(&buffer[..len], b"again");
+    }
+    // The kernel has chosen the link by the scope: that is no way to a container.
+    let (ip, scope) = link_local(&lab.node, "up0");
+    let to: SocketAddr = SocketAddrV6::new(ip, 5300, 0, scope).into();
+    let _own = UdpEcho::start(&lab.node, (Ipv6Addr::UNSPECIFIED.into(), 5300));
+    let socket = lab
+        .node
+        .enter(|| UdpSocket::bind("[::]:0").expect("a socket"));
+    socket.set_read_timeout(Some(PATIENCE)).expect("not 0");
+    socket.send_to(b"x", to).expect("sent");
+    let (_, from) = socket.recv_from(&mut [0; 256]).expect("an answer");
+    assert_eq!(from, to);
+
+    // Elsewhere it is not published.
+    let socket = lab
+        .world
+        .enter(|| UdpSocket::bind("[::]:0").expect("a socket"));
+    for ip in [LOCALHOST6, mapped(LOCALHOST)] {
+        assert!(ask_in_vain(&socket, (ip, 5300), "x"), "{ip}");
+    }
+}
+
+#[test]
+fn a_publish_that_comes_and_goes_is_seen_by_the_next_call() {
+    let site = Site::new(&["8080:80", "5300:53/udp", "7000:70"]);
+    let Site {
+        agent, nginx, lab, ..
+    } = &site;
+    let _fountain = Fountain::start(&site.web, 70);
+    let _echo = UdpEcho::start(&site.web, (site.ip6, 53));
+    let other = lab.container("other");
+    let second = Nginx::start(&other, "other", &[80]);
+    attach(agent, "other", &other, &[]);
+    let at = agent.json(&["endpoint", "inspect", "other"]);
+    let _other_echo = UdpEcho::start(&other, (text(&at["ip6"]).parse().expect("an address"), 53));
+
+    let mut drinker = Drinker::connect(&lab.node, (LOCALHOST, 7000));
+    drinker.drink(10);
+    let socket = lab
+        .node
+        .enter(|| UdpSocket::bind("[::]:0").expect("a socket"));
+    assert!(ask(&socket, (LOCALHOST6, 5300), "x").is_some());
+
+    for publish in ["8080:80", "5300:53/udp", "7000:70"] {
+        agent.netfw(&["unpublish", "web", publish]);
+    }
+    for ip in [LOCALHOST, LOCALHOST6, NODE6, mapped(NODE)] {
+        assert!(is_refused(&lab.node, ip, 8080), "{ip}");
+    }
+    assert!(ask_in_vain(&socket, (LOCALHOST6, 5300), "x"));
+    // Connections are the container's own, and go on.
+    drinker.drink(100);
+
+    // The same socket, another container.
+    agent.netfw(&["publish", "other", "8080:80"]);
+    agent.netfw(&["publish", "other", "5300:53/udp"]);
+    for ip in [LOCALHOST, LOCALHOST6, NODE6] {
+        assert_eq!(
+            curl(&lab.node, ip, 8080, "/"),
+            Some(second.page(80)),
+            "{ip}"
+        );
+    }
+    assert!(ask(&socket, (LOCALHOST6, 5300), "x").is_some());
+    agent.netfw(&["endpoint", "rm", "other"]);
+    assert!(is_refused(&lab.node, LOCALHOST6, 8080));
+
+    // The node may lose an address, and get it back.
+    agent.netfw(&["publish", "web", "8080:80"]);
+    let own = format!("{NODE6_OUTSIDE}/64");
+    lab.node.ip(&["addr", "del", &own, "dev", "up1"]);
+    wait_until("the address to be a stranger's", SOON, || {
+        curl_in_vain(&lab.node, NODE6_OUTSIDE, 8080)
     });
-    server.join().expect("the server served");
+    lab.node.ip(&["addr", "add", &own, "dev", "up1", "nodad"]);
+    wait_until("the address to be served again", SOON, || {
+        curl(&lab.node, NODE6_OUTSIDE, 8080, "/") == Some(nginx.page(80))
+    });
+}
+
+#[test]
+fn programs_find_localhost_in_both_families() {
+    let site = Site::new(&["8080:80", "5201:5201", "5201:5201/udp"]);
+    let Site { nginx, lab, .. } = &site;
+    for family in ["--ipv4", "--ipv6"] {
+        let url = "http://localhost:8080/";
+        let peer = "%{remote_ip}";
+        let told = lab
+            .node
+            .run(&["curl", "--silent", family, "--write-out", peer, url]);
+        let localhost = if family == "--ipv4" {
+            LOCALHOST
+        } else {
+            LOCALHOST6
+        };
+        assert_eq!(told, format!("{}{localhost}", nginx.page(80)));
+    }
+    let server = site.web.spawn(&["iperf3", "--server", "--forceflush"]);
+    let mut tests = 0;
+    for to in ["127.0.0.1", "::1", "fd00:1::1"] {
+        for udp in [&[][..], &["--udp", "--bitrate", "10M"]] {
+            tests += 1;
+            wait_until("iperf3 to listen", SOON, || {
+                server.stdout().contains(&format!("(test #{tests})"))
+            });
+            let mut words = vec!["iperf3", "--client", to, "--bytes", "1M"];
+            words.extend(udp);
+            let told = lab.node.run(&words);
+            assert!(
+                told.contains(&format!("connected to {to} port 5201")),
+                "{told}"
+            );
+            assert!(told.contains("iperf Done."), "{told}");
+        }
+    }
+}
+
+/// It would send to the container by that interface, or from that address, in vain.
+#[test]
+fn a_socket_that_is_bound_where_no_container_is_is_left_alone() {
+    let site = Site::new(&["8080:80"]);
+    let own = Nginx::start(&site.lab.node, "node", &[8080]);
+    for (bound, url) in [
+        ("127.0.0.1", "http://127.0.0.1:8080/"),
+        ("::1", "http://[::1]:8080/"),
+        ("if!up0", "http://10.1.0.1:8080/"),
+        ("if!up0", "http://[fd00:1::1]:8080/"),
+    ] {
+        let words = ["curl", "--silent", "--interface", bound, url];
+        assert_eq!(site.lab.node.run(&words), own.page(8080), "{words:?}");
+    }
+    // To another address of the node's there is a way back.
+    for (bound, url) in [
+        ("10.2.0.1", "http://127.0.0.1:8080/"),
+        ("fd00:2::1", "http://[::1]:8080/"),
+    ] {
+        let words = ["curl", "--silent", "--interface", bound, url];
+        assert_eq!(site.lab.node.run(&words), site.nginx.page(80), "{words:?}");
+    }
+}
+
+/// The kernel gives processes ports of their own without knowing what is published.
+#[test]
+fn an_answer_between_processes_of_the_node_is_no_question_to_a_container() {
+    let site = Site::new(&["5300:53/udp"]);
+    let node = &site.lab.node;
+    for ip in [LOCALHOST, NODE, LOCALHOST6, NODE6] {
+        let any: IpAddr = if ip.is_ipv4() {
+            Ipv4Addr::UNSPECIFIED.into()
+        } else {
+            Ipv6Addr::UNSPECIFIED.into()
+        };
+        let _server = UdpEcho::start(node, (any, 7777));
+        let client = node.enter(|| UdpSocket::bind((ip, 5300)).expect("netfw holds no socket"));
+        node.enter(|| client.connect((ip, 7777)).expect("connected"));
+        client.set_read_timeout(Some(PATIENCE)).expect("not 0");
+        client.send(b"x").expect("sent");
+        let mut buffer = [0; 256];
+        let len = client
+            .recv(&mut buffer)
+            .unwrap_or_else(|e| panic!("{ip}: {e}"));
+        assert!(buffer[..len].ends_with(b" x"));
+    }
 }

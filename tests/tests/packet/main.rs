@@ -5,14 +5,24 @@
 //! drop has exactly one reason; a packet that is sent keeps its length, payload and the state of
 //! its checksums, right or wrong.
 
+mod answers;
+mod errors;
 mod fragments;
+mod fuzz;
 mod guard;
 mod hairpin;
 mod icmp;
+mod independent;
+mod ipv6;
 mod masquerade;
 mod mended;
 mod network;
+mod other_protocols;
 mod publish;
+mod rfc;
 mod rig;
 mod sanity;
+mod sctp;
+mod shadow;
 mod state;
+mod xdp;

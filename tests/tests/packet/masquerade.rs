@@ -1,8 +1,9 @@
 //! Containers to the world, from the node's address.
 
 use netfw_common::drop::Drop;
+use netfw_tests::packet::IcmpError;
 
-use crate::rig::{At, WEB_COUNTER, at, icmp, ping, pong, raw, tcp, udp, with_rig};
+use crate::rig::{At, Family, WEB_COUNTER, at, family, icmp, ping, pong, raw, tcp, udp, with_rig};
 
 #[test]
 fn a_connection_to_the_world_leaves_from_the_nodes_address() {
@@ -120,14 +121,17 @@ fn a_port_of_a_process_of_the_node_is_not_taken() {
 }
 
 #[test]
-fn where_every_port_is_taken_the_packet_is_dropped() {
+fn where_every_port_is_taken_the_packet_is_dropped_and_its_sender_told() {
     with_rig(|rig| {
         rig.configure(|config| (config.port_min, config.port_max) = (2000, 2001));
         for source in ["web:1", "web:2"] {
             rig.send(At::Web, udp(source, "server:53")).sent();
         }
-        rig.send(At::Web, udp("web:3", "server:53"))
-            .dropped(Drop::PortsExhausted);
+        let told = rig
+            .send(At::Web, udp("web:3", "server:53"))
+            .answered(Drop::PortsExhausted);
+        let ipv4 = family() == Family::V4;
+        assert_eq!(told.icmp_numbers(), IcmpError::Prohibited.numbers(ipv4));
         // Another destination has ports of its own.
         rig.send(At::Web, udp("web:3", "client:53")).sent();
         // And flows that exist go on.
@@ -154,8 +158,8 @@ fn a_published_range_leaves_ports_for_masquerade() {
 fn what_cannot_be_translated_does_not_leave() {
     with_rig(|rig| {
         for packet in [
-            raw("web", "server", 47, &[0; 20]),
-            raw("web", "server", 132, &[0; 20]),
+            raw("web", "server", 51, &[0; 20]),
+            raw("web", "server", 132, &[0; 11]),
             // An ICMP error, and a segment cut short.
             raw("web", "server", icmp(), &[3, 1, 0, 0, 0, 0, 0, 0]),
             raw("web", "server", 6, &[0; 12]),

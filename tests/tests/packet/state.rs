@@ -193,3 +193,143 @@ fn a_flood_pushes_out_embryos_only() {
         rig.connect("client:4001", "node:8080", "web:80");
     });
 }
+
+/// A connection of client:4000 to node:8080, `.` and data on it: `own` numbers of the next segment.
+fn established(rig: &mut crate::rig::Rig) {
+    rig.send(
+        At::World,
+        tcp("client:4000", "node:8080", "S").numbers(999, 0),
+    )
+    .sent();
+    rig.send(
+        At::Web,
+        tcp("web:80", "client:4000", "S.").numbers(4999, 1000),
+    )
+    .sent();
+    let segment = tcp("client:4000", "node:8080", "P.").payload(&[7; 100]);
+    rig.send(At::World, segment.numbers(1000, 5000)).sent();
+    let segment = tcp("web:80", "client:4000", "P.").payload(&[7; 1000]);
+    rig.send(At::Web, segment.numbers(5000, 1100)).sent();
+}
+
+#[track_caller]
+fn is_in(rig: &crate::rig::Rig, wanted: u8) {
+    let (flows, embryos) = rig.entries();
+    let states: Vec<u8> = flows.iter().chain(&embryos).map(|(_, f)| f.state).collect();
+    assert_eq!(states, [wanted; 2]);
+}
+
+#[test]
+fn a_guessed_reset_or_fin_does_not_end_a_flow() {
+    with_rig(|rig| {
+        established(rig);
+        // Of the client the next byte is 1100, and the container's is 6000.
+        for guess in [0, 999, 1000, 1099, 1101, 5000, u32::MAX / 2] {
+            let forged = tcp("client:4000", "node:8080", "R").numbers(guess, 0);
+            rig.send(At::World, forged).sent();
+            is_in(rig, state::ESTABLISHED);
+        }
+        for guess in [10_000_000, u32::MAX / 2] {
+            let forged = tcp("client:4000", "node:8080", "F.").numbers(guess, 6000);
+            rig.send(At::World, forged).sent();
+            is_in(rig, state::ESTABLISHED);
+        }
+        let real = tcp("client:4000", "node:8080", "R").numbers(1100, 0);
+        rig.send(At::World, real).sent();
+        is_in(rig, state::CLOSE);
+    });
+}
+
+#[test]
+fn a_reset_that_the_peer_did_not_believe_did_not_happen() {
+    with_rig(|rig| {
+        established(rig);
+        let reset = tcp("client:4000", "node:8080", "R").numbers(1100, 0);
+        rig.send(At::World, reset).sent();
+        is_in(rig, state::CLOSE);
+        // The container's stack has answered it by a challenge (RFC 5961 3.2), and talks on.
+        let segment = tcp("web:80", "client:4000", "P.").numbers(6000, 1100);
+        rig.send(At::Web, segment).sent();
+        is_in(rig, state::ESTABLISHED);
+        assert_eq!(rig.entries().0.len(), 2, "assured again");
+    });
+}
+
+#[test]
+fn both_sides_reset_from_either_end() {
+    with_rig(|rig| {
+        established(rig);
+        let reset = tcp("web:80", "client:4000", "R.").numbers(6000, 1100);
+        rig.send(At::Web, reset).sent();
+        is_in(rig, state::CLOSE);
+    });
+}
+
+/// RFC 5382 REQ-2, RFC 9293 figure 8.
+#[test]
+fn a_simultaneous_open_is_a_connection() {
+    with_rig(|rig| {
+        let segment = |flags| tcp("web:20000", "server:20000", flags);
+        let answer = |flags| tcp("server:20000", "node:20000", flags);
+        rig.send(At::Web, segment("S").numbers(100, 0)).sent();
+        rig.send(At::World, answer("S").numbers(300, 0)).sent();
+        rig.send(At::Web, segment("S.").numbers(100, 301)).sent();
+        rig.send(At::World, answer("S.").numbers(300, 101)).sent();
+        rig.send(At::Web, segment("P.").numbers(101, 301)).sent();
+        is_in(rig, state::ESTABLISHED);
+        rig.send(At::World, answer("P.").numbers(301, 106)).sent();
+    });
+}
+
+#[test]
+fn what_answers_an_old_connection_is_not_the_new_ones() {
+    with_rig(|rig| {
+        established(rig);
+        for (at, packet) in [
+            (
+                At::World,
+                tcp("client:4000", "node:8080", "F.").numbers(1095, 6000),
+            ),
+            (
+                At::Web,
+                tcp("web:80", "client:4000", "F.").numbers(5995, 1101),
+            ),
+            (
+                At::World,
+                tcp("client:4000", "node:8080", ".").numbers(1101, 6001),
+            ),
+        ] {
+            rig.send(at, packet.payload(b"closed")).sent();
+        }
+        is_in(rig, state::TIME_WAIT);
+        // The port is used again, far from the old numbers.
+        rig.send(
+            At::World,
+            tcp("client:4000", "node:8080", "S").numbers(77_000_000, 0),
+        )
+        .sent();
+        // What was under way of the old connection neither assures nor ends the new one.
+        rig.send(
+            At::Web,
+            tcp("web:80", "client:4000", "F.").numbers(5995, 1101),
+        )
+        .sent();
+        rig.send(
+            At::World,
+            tcp("client:4000", "node:8080", "R").numbers(1101, 0),
+        )
+        .sent();
+        rig.send(
+            At::Web,
+            tcp("web:80", "client:4000", "S.").numbers(88_000_000, 77_000_001),
+        )
+        .sent();
+        rig.send(
+            At::World,
+            tcp("client:4000", "node:8080", ".").numbers(77_000_001, 88_000_001),
+        )
+        .sent();
+        is_in(rig, state::ESTABLISHED);
+        assert_eq!(rig.entries().0.len(), 2, "assured");
+    });
+}

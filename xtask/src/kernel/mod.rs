@@ -11,6 +11,8 @@
 //! * [`initramfs`]: the archive that the kernel unpacks
 //! * [`guest`]: what runs in there, and qemu around it
 //!
+//! The guest has two virtio-net interfaces, wired to each other.
+//!
 //! Nothing of this needs root but the installation of missing packages, and all of it stays below
 //! target/. qemu emulates the processor, which takes some ten times as long as running on it does.
 //! `NETFW_QEMU_ACCEL=kvm` has it use KVM, where that works.
@@ -59,7 +61,10 @@ pub const DEMO: Step = Step {
 };
 
 /// The test programs that can run in the guest.
-pub const TESTS: &[&str] = &["verifier", "packet"];
+pub const TESTS: &[&str] = &["verifier", "packet", "virtio"];
+
+/// Native XDP on virtio-net. One test after the other: there is one pair of interfaces.
+pub const VIRTIO: Step = tests("virtio", "--nocapture --test-threads=1");
 
 pub fn run(plan: &Plan) -> Result<()> {
     let began = Instant::now();

@@ -1,6 +1,6 @@
 //! Which of the kernel's modules go along: those of networking, and what they depend on.
 //!
-//! Nothing is loaded beforehand. The kernel asks for what it needs, as on any node: veth when a
+//! Nothing is loaded beforehand but the guest's devices' drivers. The kernel asks for what it needs, as on any node: veth when a
 //! pair is made, sch_ingress when a filter is attached. So nothing in netfw can rely on a module
 //! that only the tests brought.
 
@@ -20,6 +20,8 @@ const WANTED: &[&str] = &[
     "kernel/crypto/crc32c",
     "kernel/drivers/net/dummy.",
     "kernel/drivers/net/veth.",
+    "kernel/drivers/net/virtio_net.",
+    "kernel/drivers/virtio/virtio_pci.",
     "kernel/net/8021q/",
     "kernel/net/bridge/",
     "kernel/net/ipv4/",

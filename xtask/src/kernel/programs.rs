@@ -17,7 +17,7 @@ use crate::{
 pub const OWN: &str = "/netfw";
 
 /// What tests and netfw start, and busybox has not or has not all of.
-const SYSTEM: &[&str] = &["ip", "tc", "nsenter"];
+const SYSTEM: &[&str] = &["ip", "tc", "nsenter", "ethtool"];
 
 /// Compiles the test programs of those names; name and file of each.
 pub fn build_tests(toolchain: &Toolchain, names: &[&str]) -> Result<Vec<(String, PathBuf)>> {

@@ -19,8 +19,9 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
+use etherparse::checksum::Sum16BitWords;
 use netfw_common::tuple::proto;
-use netfw_tests::packet::Packet;
+use netfw_tests::packet::{IcmpError, Packet};
 
 /// What a test runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,12 +112,22 @@ pub fn udp(from: &str, to: &str) -> Packet {
     Packet::udp(&at(from).to_string(), &at(to).to_string())
 }
 
+pub fn sctp(from: &str, to: &str, chunk: u8, tag: u32) -> Packet {
+    Packet::sctp(&at(from).to_string(), &at(to).to_string(), chunk, tag)
+}
+
 pub fn ping(from: &str, to: &str, id: u16) -> Packet {
     Packet::ping(&ip(from).to_string(), &ip(to).to_string(), id)
 }
 
 pub fn pong(from: &str, to: &str, id: u16) -> Packet {
     Packet::pong(&ip(from).to_string(), &ip(to).to_string(), id)
+}
+
+/// An ICMP error about a packet, quoted whole.
+pub fn error(from: &str, to: &str, error: IcmpError, about: &Packet) -> Packet {
+    let (from, to) = (ip(from).to_string(), ip(to).to_string());
+    Packet::icmp_error(&from, &to, error, &about.ip())
 }
 
 pub fn raw(from: &str, to: &str, protocol: u8, payload: &[u8]) -> Packet {
@@ -142,4 +153,20 @@ pub fn header_len() -> u64 {
         Family::V4 => 20,
         Family::V6 => 40,
     }
+}
+
+/// The checksum of a packet of `len` bytes (without its network header) whose sender leaves it to
+/// the device: that of the pseudo-header alone, not inverted.
+pub fn pseudo_sum(from: &str, to: &str, protocol: u8, len: u16) -> [u8; 2] {
+    let sum = match (ip(from), ip(to)) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => Sum16BitWords::new()
+            .add_4bytes(from.octets())
+            .add_4bytes(to.octets()),
+        (IpAddr::V6(from), IpAddr::V6(to)) => Sum16BitWords::new()
+            .add_16bytes(from.octets())
+            .add_16bytes(to.octets()),
+        (from, to) => panic!("{from} and {to} are of two families"),
+    };
+    let sum = sum.add_2bytes([0, protocol]).add_2bytes(len.to_be_bytes());
+    (!sum.ones_complement()).to_ne_bytes()
 }

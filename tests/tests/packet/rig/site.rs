@@ -17,8 +17,8 @@ use netfw_common::{
     flow::Flow,
     fragment::{Datagram, FragmentKey, Held, HeldKey},
     record::{
-        Config, Counter, Endpoint, Local, Mapping, MappingKey, Publish, PublishKey, Subnet, Uplink,
-        endpoint_flag, network_flag,
+        Config, Counter, Endpoint, Local, Mapping, MappingKey, Permit, Publish, PublishKey, Subnet,
+        Uplink, endpoint_flag, network_flag,
     },
     tuple::{Tuple, proto},
 };
@@ -97,8 +97,10 @@ impl Site {
             self.clear::<Tuple<A>, Flow<A>>(&format!("{name}{digit}"));
         }
         self.clear::<FragmentKey<A>, [u8; size_of::<Datagram>()]>(&format!("FRAGMENTS{digit}"));
+        self.clear::<Tuple<A>, u32>(&format!("TALKS{digit}"));
         self.clear::<PublishKey<A>, Publish<A>>(&format!("PUBLISHES{digit}"));
         self.clear::<MappingKey<A>, Mapping<A>>(&format!("MAPPINGS{digit}"));
+        self.clear::<Tuple<A>, Permit>(&format!("PERMITS{digit}"));
         self.clear::<A, u32>(&format!("ADDRESSES{digit}"));
         self.clear::<A, Local>(&format!("LOCALS{digit}"));
     }

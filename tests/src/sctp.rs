@@ -1,0 +1,77 @@
+//! SCTP between namespaces, by usrsctp: a whole stack in user space, on raw sockets, for kernels that
+//! have none. It checks every CRC32c that it receives.
+
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    net::IpAddr,
+    process::{Child, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use crate::netns::{Namespace, Running};
+
+/// The examples of the Debian package libusrsctp-examples.
+const PROGRAMS: &str = "/usr/lib/usrsctp";
+
+/// What the server listens on; it takes no other.
+pub const ECHO: u16 = 7;
+
+const SOON: Duration = Duration::from_secs(10);
+
+fn program(name: &str) -> String {
+    format!("{PROGRAMS}/{name}")
+}
+
+/// Sends back what it gets, on port [`ECHO`] of every address.
+pub fn echo_server(namespace: &Namespace) -> Running {
+    namespace.spawn(&[&program("echo_server")])
+}
+
+/// An association with an [`echo_server`].
+pub struct Association {
+    child: Child,
+    answers: mpsc::Receiver<String>,
+}
+
+impl Association {
+    pub fn open(namespace: &Namespace, to: (IpAddr, u16)) -> Self {
+        let mut child = namespace
+            .command(program("client"))
+            .args([to.0.to_string(), to.1.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("usrsctp's client can be started");
+        let stdout = BufReader::new(child.stdout.take().expect("a pipe"));
+        let (tell, answers) = mpsc::channel();
+        thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                let _ = tell.send(line);
+            }
+        });
+        Self { child, answers }
+    }
+
+    /// Sends a line of at most 78 bytes and returns what comes back.
+    pub fn ask(&mut self, line: &str) -> Option<String> {
+        let stdin = self.child.stdin.as_mut().expect("a pipe");
+        writeln!(stdin, "{line}").ok()?;
+        self.answers.recv_timeout(SOON).ok()
+    }
+
+    /// Ends it, in good order; whether it was.
+    pub fn close(mut self) -> bool {
+        drop(self.child.stdin.take());
+        self.child.wait().is_ok_and(|status| status.success())
+    }
+}
+
+impl Drop for Association {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
