@@ -1,7 +1,7 @@
 //! Datagrams in pieces: all go the way of the first, which alone has the ports.
 //!
-//! The first fragment finds or makes its flow as a whole packet does, and leaves its ports under what
-//! names the datagram. A later one is given these, and then goes as a whole packet does, but that it
+//! The first fragment leaves its ports under what names the datagram, and finds or makes its flow as a
+//! whole packet does. A later one is given the ports, and then goes as a whole packet does, but that it
 //! has no transport header to be rewritten. One that comes before the first waits as a copy
 //! ([`Verdict::Held`]).
 //!
@@ -11,15 +11,20 @@
 //!
 //! A piece that overlaps one before it, or a first one without the whole of what NAT and filters look
 //! at, is dropped (RFC 1858, 3128, 5722, 8200 4.5): what was first is what counts, here and at the
-//! receiver, so nobody is shown one header and another one later.
+//! receiver, so nobody is shown one header and another one later. Where the first piece is dropped, the
+//! others find no flow.
 //!
 //! # Concurrency
 //!
 //! Pieces of a datagram may be at several CPUs at once. A piece that waits is put into `HELD` first;
 //! then it inserts the datagram's record, unless there is one. The first fragment inserts its own
-//! record in any case. Both take the lock of that entry. If the piece was earlier, it is seen from
-//! then on by whoever sees the first fragment's record, and so by the piece before it; if it was
-//! later, it finds that record and waits no longer. To be removed from `HELD` happens once.
+//! record in any case, and looks for the piece behind it after that. Both take the lock of that entry.
+//! If the piece was earlier, it is seen by whoever sees the first fragment's record, and so by the
+//! piece before it; if it was later, it finds that record and waits no longer. To be removed from
+//! `HELD` happens once.
+//!
+//! The first fragment's record is there before its flow is. Until it is settled, pieces at other CPUs
+//! are received once more at once, which takes a moment.
 //!
 //! What the record says of the pieces are plain integers: two CPUs that write at once may lose a bit,
 //! and with it an overlap among pieces that met. The receiver looks again.
@@ -187,8 +192,8 @@ fn join<P: Packet, F: Family>(
     work: &mut Work<F::Addr>,
     datagram: &Datagram,
 ) -> Fate {
+    // The flow is being made, by another CPU. Nothing takes it a tick.
     if datagram.settled.get() == 0 && datagram.seen.get() == work.now {
-        // Its flow is being made, on another CPU.
         return if packet.receive_copy(packet.ifindex()) {
             Fate::Held
         } else {
