@@ -2,7 +2,7 @@
 //!
 //! Every record that lies in a BPF map is defined here, once, with its layout; so are the drop
 //! reasons, the counters, and the checksum arithmetic. The crate is `no_std` and free of unsafe
-//! code but for the POD declarations, so that all of it is tested on the host.
+//! code but for the POD declarations and [`fragment::Shared`], so that all of it is tested on the host.
 //!
 //! | module | what |
 //! |---|---|
@@ -13,6 +13,7 @@
 //! | [`drop`] | why a packet was dropped |
 //! | [`csum`] | RFC 1624 checksum arithmetic |
 //! | [`crc32c`] | SCTP's checksum, changed without reading the packet |
+//! | [`fragment`] | datagrams in pieces, and pieces that wait |
 //! | [`port`] | the choice of a port for masquerade |
 #![no_std]
 
@@ -21,6 +22,7 @@ pub mod crc32c;
 pub mod csum;
 pub mod drop;
 pub mod flow;
+pub mod fragment;
 pub mod port;
 pub mod record;
 pub mod tuple;

@@ -282,7 +282,11 @@ impl core::ops::AddAssign for Counter {
 #[cfg(feature = "user")]
 mod pod {
     use super::*;
-    use crate::{flow::Flow, tuple::Tuple};
+    use crate::{
+        flow::Flow,
+        fragment::{FragmentKey, Held, HeldKey},
+        tuple::Tuple,
+    };
 
     // SAFETY (all of these): `repr(C)` or transparent over integers, without padding, as the size
     // assertions beside each record say; any bytes are a valid value.
@@ -316,6 +320,10 @@ mod pod {
         SocketKey<Ip4>,
         SocketKey<Ip6>,
         SocketPeer<Ip4>,
-        SocketPeer<Ip6>
+        SocketPeer<Ip6>,
+        FragmentKey<Ip4>,
+        FragmentKey<Ip6>,
+        HeldKey,
+        Held
     );
 }

@@ -12,6 +12,7 @@ use netfw_common::{
     addr::{Ip4, Ip6},
     drop::SLOTS,
     flow::{Flow4, Flow6},
+    fragment::{Datagram, FragmentKey4, FragmentKey6, Held, HeldKey},
     port,
     record::{
         Config, Counter, Endpoint, EndpointIfindex, Local, Mapping4, Mapping6, MappingKey4,
@@ -30,6 +31,7 @@ const PUBLISH_ENTRIES: u32 = 1 << 18;
 const PERMIT_ENTRIES: u32 = 1 << 15;
 const ENDPOINT_ENTRIES: u32 = 1 << 14;
 const COUNTER_ENTRIES: u32 = 1 << 15;
+const DATAGRAMS: u32 = 1 << 11;
 const TALK_ENTRIES: u32 = 1 << 13;
 
 /// `BPF_F_NO_PREALLOC`: tables that are mostly empty and written by the agent alone.
@@ -88,6 +90,21 @@ pub static UPLINKS: HashMap<u32, Uplink> = HashMap::with_max_entries(1024, ON_DE
 pub static SOCKETS4: LruHashMap<SocketKey4, SocketPeer4> = LruHashMap::with_max_entries(1 << 16, 0);
 #[map]
 pub static SOCKETS6: LruHashMap<SocketKey6, SocketPeer6> = LruHashMap::with_max_entries(1 << 16, 0);
+/// Datagrams of which not all has come: 2 MiB for each family.
+#[map]
+pub static FRAGMENTS4: LruHashMap<FragmentKey4, Datagram> =
+    LruHashMap::with_max_entries(DATAGRAMS, 0);
+#[map]
+pub static FRAGMENTS6: LruHashMap<FragmentKey6, Datagram> =
+    LruHashMap::with_max_entries(DATAGRAMS, 0);
+/// Fragments that wait for the first of their datagram, of both families: 4.5 MiB.
+#[map]
+pub static HELD: LruHashMap<HeldKey, Held> = LruHashMap::with_max_entries(512, 0);
+/// Not pinned: what is to be inserted into the maps of fragments. The bits of the datagram stay 0.
+#[map]
+pub static NEW_DATAGRAM: PerCpuArray<Datagram> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+pub static NEW_HELD: PerCpuArray<Held> = PerCpuArray::with_max_entries(1, 0);
 /// Talks of the node: see [`crate::talk`]. Answers' tuples, and the tick of the last packet. Not pinned:
 /// the next packet makes a new one.
 #[map]

@@ -10,11 +10,7 @@ use netfw_common::{
     tuple::proto,
 };
 
-use crate::{
-    family::Family,
-    packet::Packet,
-    work::{Work, fragment},
-};
+use crate::{family::Family, packet::Packet, work::Work};
 
 pub const ETH_LEN: usize = 14;
 
@@ -39,17 +35,18 @@ pub struct Ethernet {
 pub struct Malformed;
 
 /// Reads the transport header into `work`; false where netfw does not translate it: what signs
-/// or sums up its addresses in unknown ways, fragments, ICMP but echo, headers cut short.
+/// or sums up its addresses in unknown ways, ICMP but echo, headers cut short.
 ///
-/// The network header has been read.
+/// The network header has been read. A fragment without transport header has been given what its
+/// first one said ([`crate::nat::fragment::arrive`]).
 #[inline(always)]
 pub fn transport<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> bool {
     const NONE: Be16 = Be16::new(0);
-    (work.key.sport, work.key.dport) = (NONE, NONE);
     (work.flags, work.opens, work.related) = (0, false, false);
-    if work.fragment != fragment::NONE {
-        return false;
+    if work.is_later_fragment() {
+        return true;
     }
+    (work.key.sport, work.key.dport) = (NONE, NONE);
     // What follows the packet in its frame is padding.
     let room = (P::NETWORK as u32 + work.len).saturating_sub(work.l4);
     match work.key.proto {
@@ -113,6 +110,16 @@ pub fn transport<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> 
         _ => return false,
     }
     true
+}
+
+/// Does a first fragment hold what is looked at of the transport header (RFC 1858 3.1)?
+#[inline(always)]
+pub fn has_header<P: Packet, A>(work: &Work<A>) -> bool {
+    let least = match work.key.proto {
+        proto::TCP => size_of::<Tcp>() as u32,
+        _ => Udp::LEN,
+    };
+    work.l4 + least <= P::NETWORK as u32 + work.len
 }
 
 /// The transport header, if it lies within the `room` that is left in the packet.

@@ -13,6 +13,8 @@ pub enum Verdict {
     /// Dropped and counted. What is at hand now is an ICMP error that goes back to where the packet
     /// came from.
     Answer(Drop),
+    /// Kept, to be received once more when the first fragment of its datagram has come.
+    Held,
     /// Into the container behind the host side of this veth pair.
     Peer { ifindex: u32 },
     /// Out of this interface; the link-layer header is in place.

@@ -13,6 +13,7 @@ use netfw_common::{
     addr::{Address, Be16},
     csum::fold,
     flow::{Flow, Segment},
+    fragment::{FragmentKey, Units},
     record::{Mapping, MappingKey},
     tuple::{Tuple, proto},
 };
@@ -75,6 +76,11 @@ pub struct Work<A> {
     pub quote_change: u32,
     /// TCP's and SCTP's numbers; of other protocols, whatever was there.
     pub segment: Segment,
+    /// What names a fragment's datagram, and the hash of that.
+    pub datagram: FragmentKey<A>,
+    pub datagram_hash: u64,
+    /// Which part of it the fragment is.
+    pub units: Units,
     /// Copy of another entry that is to be judged: the flow's other half, or whoever holds a tuple.
     pub other: Flow<A>,
     /// The entry of a holder that has to give way, and the key of its other half.
@@ -110,9 +116,11 @@ pub struct Work<A> {
     pub l4: u32,
     /// Hash of the internal endpoint, see [`netfw_common::port`].
     pub hash: u32,
-    /// Names the datagram that a fragment is part of.
+    /// Names the datagram that a fragment is part of, among those of its source and destination.
     pub id: u32,
-    /// Where a fragment's bytes belong in its datagram.
+    /// Offset, from the start of the frame, of what a fragment holds of its datagram.
+    pub fragment_at: u32,
+    /// Where that belongs in the datagram.
     pub fragment_offset: u16,
     /// One of [`fragment`].
     pub fragment: u8,
@@ -126,6 +134,8 @@ pub struct Work<A> {
     /// May it open a flow: a TCP SYN, an SCTP INIT, an ICMP echo request, any packet of UDP or of a
     /// protocol without ports?
     pub opens: bool,
+    /// Has it a transport header that netfw translates?
+    pub translatable: bool,
     /// It is an ICMP error, and the flow is that of the packet it quotes.
     pub related: bool,
     /// The flow that is being made sends from an address of the node, which sockets and publishes
@@ -154,6 +164,23 @@ impl<A> Work<A> {
     #[inline(always)]
     pub fn quoted_transport(&self) -> usize {
         self.quote_l4 as usize & Self::MAX_QUOTE
+    }
+
+    #[inline(always)]
+    pub fn is_fragment(&self) -> bool {
+        self.fragment != fragment::NONE
+    }
+
+    /// Is it a fragment without transport header?
+    #[inline(always)]
+    pub fn is_later_fragment(&self) -> bool {
+        self.fragment == fragment::LATER
+    }
+
+    /// Is it the fragment with the transport header?
+    #[inline(always)]
+    pub fn is_first_fragment(&self) -> bool {
+        self.fragment == fragment::FIRST
     }
 
     /// Offset of the transport header from the start of the frame.

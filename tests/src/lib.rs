@@ -11,6 +11,7 @@
 //! * [`sockets`]: sockets with what the standard library has no words for
 //! * [`packet`]: builds packets, good and damaged ones, and checks those that come back
 //! * [`stun`]: how a NAT behaves, as RFC 5780 finds out
+//! * [`tap`]: what a device receives
 //! * [`testrun`]: runs TC and XDP programs on a packet, without a wire
 //! * [`tunnel`]: a wire between interfaces without Ethernet header
 //! * [`xdp`]: what shows that packets go by XDP
@@ -29,6 +30,7 @@ pub mod reaper;
 pub mod sctp;
 pub mod sockets;
 pub mod stun;
+pub mod tap;
 pub mod testrun;
 pub mod topology;
 pub mod tunnel;

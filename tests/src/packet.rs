@@ -78,6 +78,7 @@ pub struct Packet {
     vlan: Option<u16>,
     options: Vec<u8>,
     fragment: Option<Range<usize>>,
+    id: u16,
     dont_fragment: bool,
     without_checksum: bool,
     bad_ip_checksum: bool,
@@ -103,6 +104,7 @@ impl Packet {
             vlan: None,
             options: Vec::new(),
             fragment: None,
+            id: 0x4e46,
             dont_fragment: true,
             without_checksum: false,
             bad_ip_checksum: false,
@@ -236,6 +238,21 @@ impl Packet {
         self
     }
 
+    /// What names the datagram that it is a fragment of.
+    pub fn id(mut self, id: u16) -> Self {
+        self.id = id;
+        self
+    }
+
+    /// The whole in fragments of at most `len` bytes each, a multiple of eight.
+    pub fn fragments(&self, len: usize) -> Vec<Self> {
+        let whole = self.transport().len();
+        (0..whole)
+            .step_by(len)
+            .map(|start| self.clone().fragment(start..whole.min(start + len)))
+            .collect()
+    }
+
     /// UDP over IPv4 with checksum 0: none.
     pub fn udp_without_checksum(mut self) -> Self {
         self.without_checksum = true;
@@ -318,7 +335,7 @@ impl Packet {
                     destination.octets(),
                 )
                 .expect("a packet fits in 64 KiB");
-                header.identification = 0x4e46;
+                header.identification = self.id;
                 header.dont_fragment = self.dont_fragment;
                 header.more_fragments = more;
                 header.fragment_offset = offset;
@@ -342,7 +359,7 @@ impl Packet {
                     next_header: self.protocol(),
                     fragment_offset: offset,
                     more_fragments: more,
-                    identification: 0x4e46,
+                    identification: self.id.into(),
                 });
                 let extension = extension.map_or(Vec::new(), |header| header.to_bytes().to_vec());
                 let header = Ipv6Header {
@@ -599,6 +616,21 @@ mod tests {
             let (first, second) = (Seen::parse(&first), Seen::parse(&second));
             assert!(first.is_fragment && second.is_fragment);
             assert_eq!([first.ip_payload, second.ip_payload].concat(), whole);
+        }
+    }
+
+    #[test]
+    fn fragments_are_put_together() {
+        for packet in samples() {
+            let packet = packet.payload(&[7; 3000]);
+            let mut frames: Vec<Vec<u8>> =
+                packet.fragments(1000).iter().map(Packet::build).collect();
+            assert_eq!(frames.len(), 4);
+            assert_eq!(Seen::whole(frames[..3].iter().map(|f| &f[..])), []);
+            frames.rotate_left(1);
+            let whole = Seen::whole(frames.iter().map(|frame| &frame[..]));
+            let wanted = Seen::parse(&packet.build());
+            assert_eq!(whole, [wanted]);
         }
     }
 }

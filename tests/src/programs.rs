@@ -172,7 +172,7 @@ impl UdpEcho {
         let end = Arc::new(AtomicBool::new(false));
         let told = end.clone();
         let thread = thread::spawn(move || {
-            let mut buffer = [0; 2048];
+            let mut buffer = vec![0; 1 << 16];
             while !told.load(Ordering::Relaxed) {
                 if let Ok((length, peer)) = socket.recv_from(&mut buffer) {
                     let mut answer = format!("{peer} ").into_bytes();
@@ -226,7 +226,7 @@ pub fn ask_within(
 ) -> Option<String> {
     socket.set_read_timeout(Some(time)).expect("not 0");
     socket.send_to(message.as_bytes(), to).ok()?;
-    let mut buffer = [0; 2048];
+    let mut buffer = vec![0; 1 << 16];
     let (length, from) = socket.recv_from(&mut buffer).ok()?;
     (from == SocketAddr::from(to)).then(|| String::from_utf8_lossy(&buffer[..length]).into_owned())
 }

@@ -10,6 +10,7 @@ use aya_ebpf::{
 use netfw_common::{
     addr::{Address, Be16},
     flow::Flow,
+    fragment::{Datagram, FragmentKey},
     record::{
         Endpoint, EndpointIfindex, Local, Mapping, MappingKey, Permit, Publish, PublishKey,
         SocketKey, SocketPeer, Subnet, Uplink,
@@ -41,6 +42,9 @@ pub trait Family {
     const ECHO_REPLY: u8;
     /// Does its ICMP's checksum cover a pseudo-header (RFC 4443 2.3)?
     const ICMP_PSEUDO: bool;
+
+    /// Is the protocol a part of what names a datagram that comes in pieces?
+    const PROTO_NAMES_DATAGRAM: bool;
 
     /// The record of the packet at hand.
     fn work() -> Option<&'static mut Work<Self::Addr>>;
@@ -129,6 +133,7 @@ pub trait Family {
     fn permits() -> &'static LruHashMap<Tuple<Self::Addr>, Permit>;
     fn talks() -> &'static LruHashMap<Tuple<Self::Addr>, u32>;
     fn sockets() -> &'static LruHashMap<SocketKey<Self::Addr>, SocketPeer<Self::Addr>>;
+    fn fragments() -> &'static LruHashMap<FragmentKey<Self::Addr>, Datagram>;
 
     /// The subnet of one of netfw's networks that holds `addr`.
     fn subnet(addr: Self::Addr) -> Option<Subnet>;

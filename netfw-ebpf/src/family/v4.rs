@@ -12,6 +12,7 @@ use netfw_common::{
     csum,
     drop::Drop,
     flow::Flow,
+    fragment::{Datagram, FragmentKey},
     record::{
         Endpoint, EndpointIfindex, Local, Mapping, MappingKey, Permit, Publish, PublishKey,
         SocketKey, SocketPeer, Subnet, Uplink,
@@ -96,6 +97,7 @@ impl Family for V4 {
     const ECHO_REQUEST: u8 = 8;
     const ECHO_REPLY: u8 = 0;
     const ICMP_PSEUDO: bool = false;
+    const PROTO_NAMES_DATAGRAM: bool = true;
 
     #[inline(always)]
     fn work() -> Option<&'static mut Work<Ip4>> {
@@ -138,6 +140,7 @@ impl Family for V4 {
         work.fragment_offset = offset * 8;
         work.id = header.id.into();
         work.l4 = (P::NETWORK + header_len) as u32;
+        work.fragment_at = work.l4;
         work.len = len as u32;
         Ok(())
     }
@@ -380,6 +383,11 @@ impl Family for V4 {
     #[inline(always)]
     fn sockets() -> &'static LruHashMap<SocketKey<Ip4>, SocketPeer<Ip4>> {
         &maps::SOCKETS4
+    }
+
+    #[inline(always)]
+    fn fragments() -> &'static LruHashMap<FragmentKey<Ip4>, Datagram> {
+        &maps::FRAGMENTS4
     }
 
     #[inline(always)]

@@ -12,6 +12,7 @@ use netfw_common::{
     csum,
     drop::Drop,
     flow::Flow,
+    fragment::{Datagram, FragmentKey},
     record::{
         Endpoint, EndpointIfindex, Local, Mapping, MappingKey, Permit, Publish, PublishKey,
         SocketKey, SocketPeer, Subnet, Uplink,
@@ -124,12 +125,17 @@ fn walk<P: Packet>(packet: &P, work: &mut Work<Ip6>, first: u8) -> bool {
             return false;
         }
         if next == extension::FRAGMENT {
+            // Whoever sends a fragment in a fragment means to hide something.
+            if work.fragment != fragment::NONE {
+                return false;
+            }
             let offset = header.fragment.get() & !7;
             work.more_fragments = header.fragment.get() & 1 != 0;
             work.fragment = fragment::kind(offset, work.more_fragments);
             work.fragment_offset = offset;
             work.id = header.id;
             at += header.len(next);
+            work.fragment_at = P::NETWORK as u32 + at;
             next = header.next;
             if offset != 0 {
                 break;
@@ -239,6 +245,7 @@ impl Family for V6 {
     const ECHO_REQUEST: u8 = 128;
     const ECHO_REPLY: u8 = 129;
     const ICMP_PSEUDO: bool = true;
+    const PROTO_NAMES_DATAGRAM: bool = false;
 
     #[inline(always)]
     fn work() -> Option<&'static mut Work<Ip6>> {
@@ -494,6 +501,11 @@ impl Family for V6 {
     #[inline(always)]
     fn sockets() -> &'static LruHashMap<SocketKey<Ip6>, SocketPeer<Ip6>> {
         &maps::SOCKETS6
+    }
+
+    #[inline(always)]
+    fn fragments() -> &'static LruHashMap<FragmentKey<Ip6>, Datagram> {
+        &maps::FRAGMENTS6
     }
 
     #[inline(always)]

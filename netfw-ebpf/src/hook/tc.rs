@@ -114,6 +114,7 @@ fn act<const L2: usize>(packet: &Skb<L2>, verdict: Verdict) -> i32 {
             // SAFETY: a helper call that notes where the packet goes.
             unsafe { bpf_redirect(packet.ifindex(), 0) as i32 }
         }
+        Verdict::Held => TC_ACT_SHOT,
         Verdict::Peer { ifindex } => {
             packet.set_for_host();
             // SAFETY: a helper call that notes where the packet goes.

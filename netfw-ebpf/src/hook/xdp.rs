@@ -34,9 +34,11 @@ pub fn netfw_uplink_xdp(ctx: XdpContext) -> u32 {
         Verdict::Peer { ifindex } => VETHS
             .redirect(ifindex, u64::from(XDP_DROP))
             .unwrap_or_else(|action| action),
-        // Only what comes from containers goes elsewhere, and TC is it that answers.
+        // Only what comes from containers goes elsewhere, and TC is it that answers and looks at
+        // fragments.
         Verdict::Pass
         | Verdict::Answer(_)
+        | Verdict::Held
         | Verdict::Redirect { .. }
         | Verdict::Neighbour { .. } => XDP_PASS,
     }

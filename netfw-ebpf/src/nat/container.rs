@@ -10,6 +10,7 @@ use netfw_common::{
 
 use super::{
     answer::{self, Error},
+    fragment,
     mapping::{self, Mapping},
     related, translate,
     world::{asks_for_publish, endpoint_at},
@@ -49,10 +50,14 @@ pub fn receive<P: Packet, F: Family>(
         return Verdict::Pass;
     }
 
-    match flow_of::<P, F>(packet, ethernet, work, sender) {
+    let verdict = match flow_of::<P, F>(packet, ethernet, work, sender) {
         Ok(()) => send::<P, F>(packet, work, sender),
         Err(verdict) => verdict,
+    };
+    if work.is_first_fragment() {
+        fragment::settle::<F>(work);
     }
+    verdict
 }
 
 /// Puts the packet's flow into `work`, one that is made for it where it may open one. Otherwise
@@ -64,10 +69,13 @@ fn flow_of<P: Packet, F: Family>(
     work: &mut Work<F::Addr>,
     sender: &Endpoint,
 ) -> Result<(), Verdict> {
-    let translatable = parse::transport::<P, F>(packet, work);
+    work.translatable = parse::transport::<P, F>(packet, work);
     work.key.zone = zone::CONTAINER;
     flow::set_now(work);
-    if translatable {
+    if work.is_fragment() {
+        fragment::arrive::<P, F>(packet, work)?;
+    }
+    if work.translatable {
         match flow::lookup::<F>(work) {
             Ok(()) => return Ok(()),
             Err(Miss::TableFull) => return Err(Verdict::Drop(Drop::TableFull)),
@@ -83,7 +91,7 @@ fn flow_of<P: Packet, F: Family>(
     if F::is_local(&work.key.dst) {
         to_node::<P, F>(packet, work, sender)?;
     } else {
-        to_world::<P, F>(packet, work, sender, translatable)?;
+        to_world::<P, F>(packet, work, sender)?;
     }
     mapping::create::<P, F, true>(packet, work).map_err(|reason| {
         // RFC 5508 REQ-8.
@@ -121,7 +129,6 @@ fn to_world<P: Packet, F: Family>(
     packet: &mut P,
     work: &mut Work<F::Addr>,
     sender: &Endpoint,
-    translatable: bool,
 ) -> Result<(), Verdict> {
     match F::subnet(work.key.dst) {
         // Somebody on the bridge whom netfw does not know.
@@ -142,7 +149,7 @@ fn to_world<P: Packet, F: Family>(
     if work.ttl <= 1 {
         return Err(time_exceeded::<P, F>(packet, work, sender));
     }
-    if !translatable {
+    if !work.translatable {
         return Err(Verdict::Drop(Drop::Untranslatable));
     }
     if !work.opens {

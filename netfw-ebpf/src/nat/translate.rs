@@ -34,6 +34,8 @@ pub fn apply<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -> 
     }
     let l4 = work.transport();
     match from.proto {
+        // Its checksum is in the first fragment, and the difference with it.
+        _ if work.is_later_fragment() => {}
         proto::TCP => {
             if !packet.write(l4, [to.sport, to.dport]) {
                 return short;
@@ -45,6 +47,12 @@ pub fn apply<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -> 
                 return short;
             }
             packet.update_l4_checksum(l4 + Udp::CHECKSUM, addresses, ports, true);
+        }
+        // By how much the checksum changes is a matter of the whole's length, which is not known.
+        proto::SCTP
+            if work.is_first_fragment() && (from.sport, from.dport) != (to.sport, to.dport) =>
+        {
+            return Err(Drop::Untranslatable);
         }
         proto::SCTP => {
             if !rewrite_sctp::<P, F>(packet, work) {

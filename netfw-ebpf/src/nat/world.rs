@@ -10,6 +10,7 @@ use netfw_common::{
 
 use super::{
     answer::{self, Error},
+    fragment,
     mapping::{self, Mapping},
     related, translate,
 };
@@ -37,23 +38,34 @@ pub fn receive<P: Packet, F: Family>(packet: &mut P) -> Verdict {
     if F::parse(packet, work).is_err() {
         return Verdict::Pass;
     }
-    match flow_of::<P, F>(packet, work) {
+    let verdict = match flow_of::<P, F>(packet, work) {
         Ok(()) => deliver::<P, F>(packet, work),
         Err(verdict) => verdict,
+    };
+    if P::FRAGMENTS && work.is_first_fragment() {
+        fragment::settle::<F>(work);
     }
+    verdict
 }
 
 /// Puts the packet's flow into `work`, one that is made for it where it asks for a container.
 /// Otherwise the verdict on a packet without a flow.
 #[inline(always)]
-fn flow_of<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result<(), Verdict> {
+fn flow_of<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -> Result<(), Verdict> {
     if work.key.src.is_link_local() || work.key.dst.is_link_local() {
         work.key.scope = packet.ifindex() as u16;
     }
-    let translatable = parse::transport::<P, F>(packet, work);
+    work.translatable = parse::transport::<P, F>(packet, work);
     work.key.zone = zone::WORLD;
     flow::set_now(work);
-    if translatable {
+    if work.is_fragment() {
+        // What is not for the node has no flow.
+        if !P::FRAGMENTS || !F::is_local(&work.key.dst) {
+            return Err(stray::<F>(work));
+        }
+        fragment::arrive::<P, F>(packet, work)?;
+    }
+    if work.translatable {
         match flow::lookup::<F>(work) {
             Ok(()) if is_overtaken::<P, F>(packet, work) => flow::forget::<F>(work),
             Ok(()) => return Ok(()),
@@ -71,12 +83,18 @@ fn flow_of<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result
     } else if related::find::<P, F>(packet, work) {
         return Ok(());
     }
-    Err(match F::subnet(work.key.dst) {
+    Err(stray::<F>(work))
+}
+
+/// The verdict on a packet that has no flow.
+#[inline(always)]
+fn stray<F: Family>(work: &Work<F::Addr>) -> Verdict {
+    match F::subnet(work.key.dst) {
         Some(subnet) if subnet.flags & network_flag::ROUTED == 0 && !F::is_local(&work.key.dst) => {
             Verdict::Drop(Drop::DirectAccess)
         }
         _ => Verdict::Pass,
-    })
+    }
 }
 
 /// Is the packet for a socket of the node that was opened after the flow in `work` was made, or that

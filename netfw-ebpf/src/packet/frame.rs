@@ -38,6 +38,7 @@ impl Frame {
 
 impl Packet for Frame {
     const NETWORK: usize = ETH_LEN;
+    const FRAGMENTS: bool = false;
 
     #[inline(always)]
     fn len(&self) -> usize {
@@ -72,6 +73,16 @@ impl Packet for Frame {
 
     #[inline(always)]
     fn trim(&mut self, _: u32) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn replace<T>(&mut self, _: &T, _: usize) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn receive_copy(&mut self, _: u32) -> bool {
         false
     }
 

@@ -19,6 +19,9 @@ pub trait Packet {
     /// Offset of the network header: what the link-layer header takes.
     const NETWORK: usize;
 
+    /// Does the hook look at fragments? Otherwise they are left to the one behind it.
+    const FRAGMENTS: bool;
+
     /// Bytes in the frame, those outside the linear part included.
     fn len(&self) -> usize;
 
@@ -44,6 +47,13 @@ pub trait Packet {
 
     /// Cuts the frame off behind `len` bytes.
     fn trim(&mut self, len: u32) -> bool;
+
+    /// Makes the frame another one: the first `len` bytes of `frame`. `len` is not 0.
+    fn replace<T>(&mut self, frame: &T, len: usize) -> bool;
+
+    /// Has the kernel receive a copy of the frame, as it is now, on an interface: it comes to the
+    /// hook there.
+    fn receive_copy(&mut self, ifindex: u32) -> bool;
 
     /// Makes room for `len` bytes between link-layer and network header.
     fn insert(&mut self, len: u32) -> bool;

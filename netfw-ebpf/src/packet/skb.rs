@@ -6,13 +6,13 @@ use core::{ffi::c_void, hint::black_box};
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
-        __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
-        bpf_hdr_start_off::BPF_HDR_START_NET,
+        __sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_hdr_start_off::BPF_HDR_START_NET,
     },
     helpers::generated::{
-        bpf_csum_update, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_head,
-        bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_load_bytes_relative,
-        bpf_skb_pull_data, bpf_skb_store_bytes,
+        bpf_clone_redirect, bpf_csum_update, bpf_l4_csum_replace, bpf_skb_adjust_room,
+        bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes,
+        bpf_skb_load_bytes_relative, bpf_skb_pull_data, bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
@@ -91,6 +91,7 @@ impl<const L2: usize> Skb<L2> {
 
 impl<const L2: usize> Packet for Skb<L2> {
     const NETWORK: usize = L2;
+    const FRAGMENTS: bool = true;
 
     #[inline(always)]
     fn len(&self) -> usize {
@@ -140,6 +141,25 @@ impl<const L2: usize> Packet for Skb<L2> {
     fn trim(&mut self, len: u32) -> bool {
         // SAFETY: a helper call.
         unsafe { bpf_skb_change_tail(self.raw(), len, 0) == 0 }
+    }
+
+    #[inline(always)]
+    fn replace<T>(&mut self, frame: &T, len: usize) -> bool {
+        let len = bounded(len, size_of::<T>());
+        let from = core::ptr::from_ref(frame).cast();
+        // A checksum of the whole, if the kernel has one, is made right again.
+        let flags = u64::from(BPF_F_RECOMPUTE_CSUM);
+        // SAFETY: helper calls; the second reads `len` bytes, which `frame` has.
+        unsafe {
+            bpf_skb_change_tail(self.raw(), len, 0) == 0
+                && bpf_skb_store_bytes(self.raw(), 0, from, len, flags) == 0
+        }
+    }
+
+    #[inline(always)]
+    fn receive_copy(&mut self, ifindex: u32) -> bool {
+        // SAFETY: a helper call.
+        unsafe { bpf_clone_redirect(self.raw(), ifindex, BPF_F_INGRESS.into()) == 0 }
     }
 
     #[inline(always)]

@@ -2,7 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use etherparse::{IpNumber, NetSlice, SlicedPacket, TransportSlice, checksum::Sum16BitWords};
+use etherparse::{
+    EtherType, Ethernet2Header, IpNumber, Ipv4Header, Ipv6Header, NetSlice, SlicedPacket,
+    TransportSlice, checksum::Sum16BitWords, defrag::IpDefragPool,
+};
 
 /// What a frame holds. Ports are 0 where there are none; for an ICMP echo both are its id.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,6 +102,58 @@ impl Seen {
         };
         seen.look_at_transport(&packet);
         Ok(seen)
+    }
+
+    /// Puts fragments together, as their receiver does: the datagrams that become complete.
+    #[track_caller]
+    pub fn whole<'a>(frames: impl IntoIterator<Item = &'a [u8]>) -> Vec<Self> {
+        let mut pool = IpDefragPool::<(), ()>::new();
+        let mut complete = Vec::new();
+        for frame in frames {
+            let packet = SlicedPacket::from_ethernet(frame)
+                .unwrap_or_else(|error| panic!("{error}, in {frame:02x?}"));
+            let added = pool
+                .process_sliced_packet(&packet, (), ())
+                .unwrap_or_else(|error| panic!("{error}, in {frame:02x?}"));
+            if let Some(whole) = added {
+                let part = Self::parse(frame);
+                complete.push(Self::parse(&part.around(whole.ip_number, &whole.payload)));
+            }
+        }
+        complete
+    }
+
+    /// A frame of its own for a payload.
+    fn around(&self, protocol: IpNumber, payload: &[u8]) -> Vec<u8> {
+        const FITS: &str = "a packet fits in 64 KiB";
+        let (ether_type, header) = match (self.source.ip(), self.destination.ip()) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                let length = payload.len().try_into().expect(FITS);
+                let (source, destination) = (source.octets(), destination.octets());
+                let header = Ipv4Header::new(length, self.ttl, protocol, source, destination);
+                let mut header = header.expect(FITS);
+                header.header_checksum = header.calc_header_checksum();
+                (EtherType::IPV4, header.to_bytes().to_vec())
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                let header = Ipv6Header {
+                    payload_length: payload.len().try_into().expect(FITS),
+                    next_header: protocol,
+                    hop_limit: self.ttl,
+                    source: source.octets(),
+                    destination: destination.octets(),
+                    ..Ipv6Header::default()
+                };
+                (EtherType::IPV6, header.to_bytes().to_vec())
+            }
+            _ => unreachable!("of one packet"),
+        };
+        let ethernet = Ethernet2Header {
+            source: self.macs.0,
+            destination: self.macs.1,
+            ether_type,
+        };
+        [&ethernet.to_bytes()[..], &header, payload].concat()
     }
 
     fn look_at_transport(&mut self, packet: &SlicedPacket<'_>) {

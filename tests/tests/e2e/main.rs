@@ -5,6 +5,7 @@ mod ambiguity;
 mod bulk;
 mod exec;
 mod fixtures;
+mod fragments;
 mod icmp;
 mod independent;
 mod ipv6;

@@ -7,6 +7,7 @@
 
 mod answers;
 mod errors;
+mod fragments;
 mod fuzz;
 mod guard;
 mod hairpin;

@@ -5,7 +5,12 @@ use netfw_common::{
     tuple::zone,
 };
 
-use crate::rig::{At, Family, at, tcp, udp, with_rig, with_rig_in};
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
+
+use crate::rig::{At, Family, at, family, icmp, raw, tcp, udp, with_rig, with_rig_in};
 
 #[test]
 fn closed_connections_do_not_fill_the_table() {
@@ -131,5 +136,26 @@ fn a_publish_on_an_address_that_the_node_has_lost_serves_nobody() {
         rig.remove_local("node");
         rig.send(At::World, udp("client:4000", "node:9090"))
             .passed();
+    });
+}
+
+#[test]
+fn a_packet_behind_a_translated_error_is_no_error() {
+    let mut cpus = CpuSet::new();
+    cpus.set(0).expect("a first CPU");
+    with_rig(|rig| {
+        // What the programs know of a packet lies with the CPU.
+        sched_setaffinity(Pid::from_raw(0), &cpus).expect("every machine has it");
+        let (from, _) = rig.send(At::Web, udp("web:5353", "server:53")).sent();
+        let kind = match family() {
+            Family::V4 => 3,
+            Family::V6 => 1,
+        };
+        let mut error = vec![kind, 0, 0, 0, 0, 0, 0, 0];
+        error.extend(udp(&from, "server:53").ip());
+        let error = raw("router", "node", icmp(), &error);
+        assert!(rig.send(At::World, error).seen().is_icmp_error());
+        let (_, to) = rig.send(At::World, udp("server:53", &from)).sent();
+        assert_eq!(to, "web:5353");
     });
 }

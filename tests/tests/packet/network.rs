@@ -14,6 +14,7 @@ fn containers_of_one_network_reach_each_other_untranslated() {
             tcp("web:4000", "peer:80", "S"),
             tcp("web:4000", "peer:80", "."),
             udp("web:4000", "peer:80"),
+            udp("web:4000", "peer:80").payload(&[0; 64]).fragment(0..8),
             udp("web:4000", "peer:80").payload(&[0; 64]).fragment(8..72),
             ping("web", "peer", 7),
             raw("web", "peer", 47, &[0; 20]),
@@ -27,8 +28,8 @@ fn containers_of_one_network_reach_each_other_untranslated() {
             assert_eq!(after.ttl, TTL, "no router between them");
             assert_eq!(after.macs.1, rig.macs().peer);
         }
-        assert_eq!(rig.counter(WEB_COUNTER).tx_packets, 6);
-        assert_eq!(rig.counter(PEER_COUNTER).rx_packets, 6);
+        assert_eq!(rig.counter(WEB_COUNTER).tx_packets, 7);
+        assert_eq!(rig.counter(PEER_COUNTER).rx_packets, 7);
         assert_eq!(rig.entries(), (vec![], vec![]));
     });
 }

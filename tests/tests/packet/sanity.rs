@@ -127,13 +127,3 @@ fn ip_options_tos_and_padding_survive() {
         .passed();
     });
 }
-
-#[test]
-fn a_fragment_of_a_flow_is_not_taken_for_its_packet() {
-    with_rig(|rig| {
-        rig.send(At::World, udp("client:4000", "node:8080")).sent();
-        let packet = || udp("client:4000", "node:8080").payload(&[0; 64]);
-        rig.send(At::World, packet().fragment(0..32)).passed();
-        rig.send(At::World, packet().fragment(32..72)).passed();
-    });
-}

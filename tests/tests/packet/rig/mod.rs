@@ -24,6 +24,7 @@ use netfw_common::{
 use netfw_tests::{
     netns::enter,
     packet::{Packet, Seen},
+    tap::Tap,
     testrun::{
         RunOn as _, TC_DROP, TC_NEXT, TC_REDIRECT, XDP_DROP, XDP_PASS, XDP_REDIRECT, run_leaving,
         tc_verdict,
@@ -83,6 +84,8 @@ pub enum Outcome {
     /// Handed on, and not a byte changed.
     Passed,
     Dropped(Drop),
+    /// A fragment, kept until the first one of its datagram comes.
+    Held,
     /// Dropped, and its sender is told by this.
     Answered(Drop, Box<Seen>),
     /// Redirected. The checksums are as right as they were, and so is the payload.
@@ -112,6 +115,17 @@ impl Outcome {
     #[track_caller]
     pub fn passed(self) {
         assert!(matches!(self, Self::Passed), "not handed on: {self:?}");
+    }
+
+    /// A fragment, which may have no ports.
+    #[track_caller]
+    pub fn sent_on(self) {
+        self.seen();
+    }
+
+    #[track_caller]
+    pub fn held(self) {
+        assert!(matches!(self, Self::Held), "not kept: {self:?}");
     }
 
     /// The answer.
@@ -390,6 +404,55 @@ impl Rig {
         self.run(at, frame).0
     }
 
+    /// Sends packets one after the other, and whatever they wake; what came of each, and its bytes.
+    /// Those that are kept are not among them, but woken later they are.
+    #[track_caller]
+    pub fn send_all(&mut self, at: At, packets: &[Packet]) -> Vec<(Outcome, Vec<u8>)> {
+        /// For softirqs of a busy machine.
+        const SOON: Duration = Duration::from_millis(300);
+        let macs = self.macs();
+        let (from, to, ifindex) = match at {
+            At::World => (macs.client, macs.uplink, self.site.devices.uplink.ifindex),
+            At::Web => (macs.web, macs.gateway, self.site.devices.veth.ifindex),
+            At::Peer => (macs.peer, macs.gateway, PEER_IFINDEX),
+            At::Egress | At::EgressOfWeb => panic!("nothing is kept there"),
+        };
+        let tap = Tap::on(ifindex);
+        let mut kept: Vec<Vec<u8>> = Vec::new();
+        let mut all = Vec::new();
+        for (number, packet) in packets.iter().enumerate() {
+            let mut frame = packet.clone().macs(from, to).build();
+            let mut ran = self.run(at, &frame);
+            // What is late comes behind the next packet.
+            let time = if number + 1 == packets.len() {
+                SOON
+            } else {
+                Duration::ZERO
+            };
+            loop {
+                match ran {
+                    (Outcome::Held, _) => kept.push(frame),
+                    ran => all.push(ran),
+                }
+                let woken = loop {
+                    if kept.is_empty() {
+                        break None;
+                    }
+                    match tap.next(time) {
+                        // Others speak on the link, too.
+                        Some(frame) if !kept.contains(&frame) => {}
+                        woken => break woken,
+                    }
+                };
+                let Some(woken) = woken else { break };
+                kept.retain(|other| *other != woken);
+                ran = self.run_tc(at, &woken);
+                frame = woken;
+            }
+        }
+        all
+    }
+
     /// Sends a packet from the world; the bytes that come out.
     #[track_caller]
     pub fn frame(&mut self, packet: Packet) -> Vec<u8> {
@@ -407,17 +470,9 @@ impl Rig {
 
     #[track_caller]
     fn run(&mut self, at: At, frame: &[u8]) -> (Outcome, Vec<u8>) {
-        let devices = &self.site.devices;
-        let (uplink, veth) = (devices.uplink.ifindex, devices.veth.ifindex);
-        let (program, ifindex, received_on) = match at {
-            At::World => ("netfw_uplink", uplink, uplink),
-            At::Web => ("netfw_container", veth, veth),
-            At::Peer => ("netfw_container", PEER_IFINDEX, PEER_IFINDEX),
-            At::Egress => ("netfw_guard", uplink, 0),
-            At::EgressOfWeb => ("netfw_guard", uplink, veth),
-        };
         self.by_xdp = false;
         if at == At::World && self.hook == Hook::Xdp {
+            let ifindex = self.site.devices.uplink.ifindex;
             let program: &Xdp = self
                 .site
                 .ebpf
@@ -433,6 +488,20 @@ impl Rig {
                 other => panic!("no XDP verdict of netfw's: {other}"),
             }
         }
+        self.run_tc(at, frame)
+    }
+
+    #[track_caller]
+    fn run_tc(&mut self, at: At, frame: &[u8]) -> (Outcome, Vec<u8>) {
+        let devices = &self.site.devices;
+        let (uplink, veth) = (devices.uplink.ifindex, devices.veth.ifindex);
+        let (program, ifindex, received_on) = match at {
+            At::World => ("netfw_uplink", uplink, uplink),
+            At::Web => ("netfw_container", veth, veth),
+            At::Peer => ("netfw_container", PEER_IFINDEX, PEER_IFINDEX),
+            At::Egress => ("netfw_guard", uplink, 0),
+            At::EgressOfWeb => ("netfw_guard", uplink, veth),
+        };
         let program: &SchedClassifier = self
             .site
             .ebpf
@@ -454,10 +523,11 @@ impl Rig {
 
     #[track_caller]
     fn drop_of(&mut self) -> Outcome {
-        let [reason] = self.new_drops()[..] else {
-            panic!("a drop has one reason");
-        };
-        Outcome::Dropped(reason)
+        match self.new_drops()[..] {
+            [] => Outcome::Held,
+            [reason] => Outcome::Dropped(reason),
+            ref reasons => panic!("a drop has one reason: {reasons:?}"),
+        }
     }
 
     #[track_caller]

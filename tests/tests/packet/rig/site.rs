@@ -15,6 +15,7 @@ use aya::{
 use netfw_common::{
     addr::{Be16, Ip4, Ip6},
     flow::Flow,
+    fragment::{Datagram, FragmentKey, Held, HeldKey},
     record::{
         Config, Counter, Endpoint, Local, Mapping, MappingKey, Permit, Publish, PublishKey, Subnet,
         Uplink, endpoint_flag, network_flag,
@@ -63,6 +64,7 @@ impl Site {
         self.clear_family::<Ip6>("6");
         self.clear::<u32, Endpoint>("ENDPOINTS");
         self.clear::<u32, Uplink>("UPLINKS");
+        self.clear::<HeldKey, Held>("HELD");
         let mut counters: PerCpuArray<&mut MapData, Counter> =
             PerCpuArray::try_from(self.ebpf.map_mut("COUNTERS").expect("a map")).expect("an array");
         let cpus = nr_cpus().expect("CPUs");
@@ -87,12 +89,14 @@ impl Site {
         Flow<A>: Pod,
         PublishKey<A>: Pod,
         Publish<A>: Pod,
+        FragmentKey<A>: Pod,
         MappingKey<A>: Pod,
         Mapping<A>: Pod,
     {
         for name in ["FLOWS", "EMBRYOS"] {
             self.clear::<Tuple<A>, Flow<A>>(&format!("{name}{digit}"));
         }
+        self.clear::<FragmentKey<A>, [u8; size_of::<Datagram>()]>(&format!("FRAGMENTS{digit}"));
         self.clear::<Tuple<A>, u32>(&format!("TALKS{digit}"));
         self.clear::<PublishKey<A>, Publish<A>>(&format!("PUBLISHES{digit}"));
         self.clear::<MappingKey<A>, Mapping<A>>(&format!("MAPPINGS{digit}"));
