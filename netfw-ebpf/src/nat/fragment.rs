@@ -79,7 +79,7 @@ pub fn arrive<P: Packet, F: Family>(
     let fate = if work.is_later_fragment() {
         later::<P, F>(packet, work)
     } else {
-        first::<P, F>(packet, work)
+        first::<P, F>(work)
     };
     Err(match fate {
         Fate::On => return Ok(()),
@@ -224,7 +224,7 @@ fn join<P: Packet, F: Family>(
 
 /// The first fragment.
 #[inline(never)]
-fn first<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -> Fate {
+fn first<P: Packet, F: Family>(work: &mut Work<F::Addr>) -> Fate {
     if !has_header::<P, _>(work) || !identify::<P, F>(work) {
         return Fate::Bad;
     }

@@ -135,7 +135,7 @@ fn send(rig: &mut Rig, at: At, frame: &[u8]) -> String {
         Outcome::Answered(reason, _) => format!("Answered({reason:?})"),
         Outcome::Dropped(reason) => format!("Dropped({reason:?})"),
         Outcome::Sent(_) => "Sent".to_owned(),
-        Outcome::Passed | Outcome::Unreadable => format!("{outcome:?}"),
+        Outcome::Passed | Outcome::Held | Outcome::Unreadable => format!("{outcome:?}"),
     }
 }
 
