@@ -308,30 +308,55 @@ pub struct Segment {
 /// shorter, and who guesses blindly meets it once in 2^9.
 const NEAR: u32 = 1 << 22;
 
+/// Does the number `new` go on where `known` is? No number yet (0): it is the first one.
+#[inline(always)]
+fn is_near(known: u32, new: u32) -> bool {
+    known == 0 || new.wrapping_sub(known).wrapping_add(NEAR) <= 2 * NEAR
+}
+
 impl Segment {
-    /// Does it go on where its direction's segments (`own`) have come to?
+    /// Does it go on where its direction's segments (`own`) have come to, and does it answer what
+    /// they have answered to?
     #[inline(always)]
     pub fn is_near<A>(&self, own: &Flow<A>) -> bool {
-        // No number yet: the first one.
-        own.end == 0 || self.end.wrapping_sub(own.end).wrapping_add(NEAR) <= 2 * NEAR
+        is_near(own.end, self.end) && is_near(own.ack, self.ack)
     }
 
     /// May it change the flow's state? `own` is the entry of its direction, `other` that of the
-    /// opposite one.
+    /// opposite one. `trusted`: a container sends it, which can end no talk but its own.
     ///
     /// A RST must name the very next byte that its receiver waits for or its sender would send (RFC
     /// 5961 3.2 lets a receiver heed no other), so that a stranger cannot end a flow by guessing. In
-    /// answer to a SYN it acknowledges that (RFC 9293 3.10.7.1).
+    /// answer to a SYN it acknowledges that (RFC 9293 3.10.7.1). A SYN begins anew; that of a stranger
+    /// only where there is no connection yet, and a SYN-ACK if it answers a SYN.
     #[inline(always)]
-    pub fn is_plausible<A>(&self, flags: u8, own: &Flow<A>, other: &Flow<A>) -> bool {
-        if flags & tcp::RST == 0 {
-            // A SYN begins anew.
-            return flags & tcp::SYN != 0 || self.is_near(own);
+    pub fn is_plausible<A>(
+        &self,
+        flags: u8,
+        trusted: bool,
+        own: &Flow<A>,
+        other: &Flow<A>,
+    ) -> bool {
+        let ack = flags & tcp::ACK != 0;
+        if flags & tcp::RST != 0 {
+            return if own.end == 0 {
+                ack && self.ack == other.end
+            } else {
+                self.seq == own.end || self.seq == other.ack
+            };
         }
-        if own.end == 0 {
-            return flags & tcp::ACK != 0 && self.ack == other.end;
+        if flags & tcp::SYN == 0 {
+            return self.is_near(own);
         }
-        self.seq == own.end || self.seq == other.ack
+        if trusted {
+            return true;
+        }
+        if ack {
+            // Of a SYN with data (RFC 7413), perhaps the SYN alone.
+            other.end.wrapping_sub(self.ack) <= u32::from(u16::MAX)
+        } else {
+            matches!(own.state, state::NEW | state::REFUSED)
+        }
     }
 
     /// The same for a packet of SCTP: it must have its direction's tag. An ABORT of somebody who knows
@@ -468,6 +493,7 @@ mod tests {
         let own = Flow4 {
             end: 5000,
             ack: 900,
+            state: state::ESTABLISHED,
             ..Default::default()
         };
         let other = Flow4 {
@@ -475,10 +501,13 @@ mod tests {
             ack: 4990,
             ..Default::default()
         };
-        let plausible = |flags, seq: u32| {
+        let segment = |flags, seq: u32, ack| {
             let end = seq.wrapping_add(u32::from(flags & (SYN | FIN) != 0));
-            Segment { seq, end, ack: 900 }.is_plausible(flags, &own, &other)
+            Segment { seq, end, ack }
         };
+        let is_plausible =
+            |flags, seq, ack| segment(flags, seq, ack).is_plausible(flags, false, &own, &other);
+        let plausible = |flags, seq| is_plausible(flags, seq, 900);
         assert!(plausible(RST, 5000), "the next byte to send");
         assert!(plausible(RST, 4990), "the next byte waited for");
         for guess in [0, 4989, 4991, 5001, 900, u32::MAX] {
@@ -488,7 +517,12 @@ mod tests {
         assert!(plausible(ACK, 4000) && plausible(ACK, 6000));
         assert!(!plausible(FIN | ACK, 5000 + 2 * NEAR));
         assert!(!plausible(ACK, 5000_u32.wrapping_sub(2 * NEAR)));
-        assert!(plausible(SYN, 77_000_000), "a new connection");
+        assert!(!is_plausible(ACK, 5000, 900 + 2 * NEAR));
+        assert!(!plausible(SYN, 77_000_000), "anybody can ask");
+        assert!(plausible(SYN | ACK, 77_000_000), "knows what was asked");
+        assert!(!is_plausible(SYN | ACK, 77_000_000, 901));
+        let syn = segment(SYN, 77_000_000, 0);
+        assert!(syn.is_plausible(SYN, true, &own, &other), "of a container");
     }
 
     #[test]
@@ -504,13 +538,13 @@ mod tests {
             end: 0,
             ack,
         };
-        assert!(refusal(1001).is_plausible(RST | ACK, &own, &other));
+        assert!(refusal(1001).is_plausible(RST | ACK, false, &own, &other));
         let forged = Segment {
             seq: 7,
             end: 7,
             ack: 5,
         };
-        assert!(!forged.is_plausible(RST | ACK, &own, &other));
+        assert!(!forged.is_plausible(RST | ACK, false, &own, &other));
     }
 
     #[test]

@@ -19,11 +19,10 @@ use netfw_common::{
     addr::{Address, Be16, MacPair},
     drop::Drop,
     flow::{
-        Flow, Segment, TICK_SHIFT, Timeouts, flag, is_assured, next_query_state, next_tcp_state,
-        state, tcp,
+        Flow, TICK_SHIFT, Timeouts, flag, is_assured, next_query_state, next_tcp_state, state, tcp,
     },
     record::Config,
-    tuple::{Tuple, proto},
+    tuple::{Tuple, proto, zone},
 };
 
 use crate::{family::Family, independent, maps::CONFIG, work::Work};
@@ -89,13 +88,6 @@ fn copy<A>(from: *const Flow<A>, to: &mut Flow<A>) {
 pub struct Entry<A>(*mut Flow<A>);
 
 impl<A: Address> Entry<A> {
-    /// For the map helpers, which copy what it points to.
-    #[inline(always)]
-    fn as_ref<'a>(self) -> &'a Flow<A> {
-        // SAFETY: an element of a map, which lives as long as the program. Only its address is used.
-        unsafe { &*self.0 }
-    }
-
     #[inline(always)]
     fn flags(self) -> u8 {
         // SAFETY: see `set_seen`.
@@ -128,15 +120,14 @@ impl<A: Address> Entry<A> {
         unsafe { addr_of_mut!((*self.0).end).write_volatile(tag) };
     }
 
-    /// Notes how far the direction's segments have come.
+    /// Notes how far the direction's segments have come: the sequence number behind the last, and what
+    /// it acknowledged (0: not known).
     #[inline(always)]
-    fn set_segment(self, segment: &Segment, flags: u8) {
+    fn set_numbers(self, end: u32, ack: u32) {
         // SAFETY: see `set_seen`.
         unsafe {
-            addr_of_mut!((*self.0).end).write_volatile(segment.end);
-            if flags & tcp::ACK != 0 {
-                addr_of_mut!((*self.0).ack).write_volatile(segment.ack);
-            }
+            addr_of_mut!((*self.0).end).write_volatile(end);
+            addr_of_mut!((*self.0).ack).write_volatile(ack);
         }
     }
 
@@ -197,8 +188,12 @@ fn find<F: Family>(key: &Tuple<F::Addr>) -> Option<(Entry<F::Addr>, bool)> {
     if let Some(entry) = F::flows().get_ptr_mut(key) {
         return Some((Entry(entry), true));
     }
-    let entry = F::embryos().get_ptr_mut(key)?;
-    Some((Entry(entry), false))
+    if let Some(entry) = F::embryos().get_ptr_mut(key) {
+        return Some((Entry(entry), false));
+    }
+    // It may have become assured between the two looks.
+    let entry = F::flows().get_ptr_mut(key)?;
+    Some((Entry(entry), true))
 }
 
 /// Finds the flow of `work.key`, copies its entry into `work.flow`, and takes note of the packet.
@@ -206,17 +201,7 @@ fn find<F: Family>(key: &Tuple<F::Addr>) -> Option<(Entry<F::Addr>, bool)> {
 /// For an assured flow in its steady state this is one map lookup; once a tick it is two.
 #[inline(always)]
 pub fn lookup<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
-    let (entry, assured) = match F::flows().get_ptr_mut(&work.key) {
-        Some(entry) => (Entry(entry), true),
-        None => match F::embryos().get_ptr_mut(&work.key) {
-            Some(entry) => (Entry(entry), false),
-            // It may have become assured between the two looks.
-            None => match F::flows().get_ptr_mut(&work.key) {
-                Some(entry) => (Entry(entry), false),
-                None => return Err(Miss::Absent),
-            },
-        },
-    };
+    let (entry, assured) = find::<F>(&work.key).ok_or(Miss::Absent)?;
     entry.copy_to(&mut work.flow);
     let flow = &work.flow;
     let settled = if proto::has_connections(work.key.proto) {
@@ -230,7 +215,7 @@ pub fn lookup<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
         return advance::<F>(work);
     }
     if work.key.proto == proto::TCP && work.segment.is_near(flow) {
-        entry.set_segment(&work.segment, work.flags);
+        entry.set_numbers(work.segment.end, work.segment.ack);
     }
     Ok(())
 }
@@ -266,6 +251,7 @@ fn advance<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
         if work.segment.is_tagged(work.flags, &work.flow, &work.other) {
             // Of an association that is, the tags do not change: only a forged packet would.
             if work.flags & tcp::SYN != 0 && old != state::ESTABLISHED {
+                work.other.end = work.segment.ack;
                 other.set_tag(work.segment.ack);
             }
             next_tcp_state(old, work.flags, reply)
@@ -274,23 +260,22 @@ fn advance<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
         }
     } else if work.key.proto != proto::TCP {
         next_query_state(old, reply)
-    } else if work
-        .segment
-        .is_plausible(work.flags, &work.flow, &work.other)
-    {
-        if work.flags & tcp::RST == 0 {
-            entry.set_segment(&work.segment, work.flags);
-        }
+    } else if is_plausible(work) {
+        set_numbers(work);
         next_tcp_state(old, work.flags, reply)
     } else {
         old
     };
 
-    entry.set_seen(work.now);
-    other.set_seen(work.now);
-    if new != old {
-        entry.set_state(new);
-        other.set_state(new);
+    for (half, entry) in [(&mut work.flow, entry), (&mut work.other, other)] {
+        (half.seen, half.state) = (work.now, new);
+        entry.set_seen(work.now);
+        if work.key.proto == proto::TCP {
+            entry.set_numbers(half.end, half.ack);
+        }
+        if new != old {
+            entry.set_state(new);
+        }
     }
     if work.flow.has(flag::MAPPED) {
         independent::refresh::<F>(work, new);
@@ -299,10 +284,33 @@ fn advance<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
         return Ok(());
     }
     if assured {
-        retire::<F>(work, entry, other);
+        retire::<F>(work);
         return Ok(());
     }
-    assure::<F>(work, entry, other)
+    assure::<F>(work)
+}
+
+/// May the TCP segment at hand change its flow's state?
+#[inline(always)]
+fn is_plausible<A: Address>(work: &Work<A>) -> bool {
+    let trusted = work.key.zone == zone::CONTAINER;
+    let (own, other) = (&work.flow, &work.other);
+    work.segment.is_plausible(work.flags, trusted, own, other)
+}
+
+/// Notes how far the TCP segment at hand brings its flow, in the copies of both halves.
+#[inline(always)]
+fn set_numbers<A: Address>(work: &mut Work<A>) {
+    if work.flags & tcp::RST != 0 {
+        return;
+    }
+    let ack = work.flags & tcp::ACK != 0;
+    work.flow.end = work.segment.end;
+    work.flow.ack = if ack { work.segment.ack } else { 0 };
+    if ack && work.flags & tcp::SYN != 0 {
+        // What it answers begins there, whatever was before.
+        (work.other.end, work.other.ack) = (work.segment.ack, 0);
+    }
 }
 
 /// The other half of `work.flow`, under `work.reply_key`; a copy goes to `work.other`. A flow on its
@@ -335,13 +343,9 @@ fn remove_both<F: Family>(work: &Work<F::Addr>, assured: bool) {
 
 /// Moves a flow from the embryos to the assured.
 #[inline(always)]
-fn assure<F: Family>(
-    work: &Work<F::Addr>,
-    entry: Entry<F::Addr>,
-    other: Entry<F::Addr>,
-) -> Result<(), Miss> {
-    for (key, half) in [(&work.key, entry), (&work.reply_key, other)] {
-        match F::flows().insert(key, half.as_ref(), BPF_NOEXIST) {
+fn assure<F: Family>(work: &Work<F::Addr>) -> Result<(), Miss> {
+    for (key, half) in [(&work.key, &work.flow), (&work.reply_key, &work.other)] {
+        match F::flows().insert(key, half, BPF_NOEXIST) {
             // Another CPU is doing the same.
             Ok(()) | Err(EEXIST) => {}
             Err(_) => {
@@ -357,9 +361,9 @@ fn assure<F: Family>(
 
 /// Moves a flow that is over from the assured to the embryos, where it may be pushed out.
 #[inline(always)]
-fn retire<F: Family>(work: &Work<F::Addr>, entry: Entry<F::Addr>, other: Entry<F::Addr>) {
-    for (key, half) in [(&work.key, entry), (&work.reply_key, other)] {
-        let _ = F::embryos().insert(key, half.as_ref(), BPF_NOEXIST);
+fn retire<F: Family>(work: &Work<F::Addr>) {
+    for (key, half) in [(&work.key, &work.flow), (&work.reply_key, &work.other)] {
+        let _ = F::embryos().insert(key, half, BPF_NOEXIST);
     }
     remove_both::<F>(work, true);
 }
@@ -441,11 +445,14 @@ pub fn is_free<F: Family>(work: &mut Work<F::Addr>) -> bool {
 #[inline(always)]
 fn is_ours<A: Address>(work: &Work<A>) -> bool {
     let holder = &work.other;
-    holder.src == work.reply.src
-        && holder.dst == work.reply.dst
-        && holder.sport == work.reply.sport
-        && holder.dport == work.reply.dport
+    let reply = &work.reply;
+    holder.src == reply.src
+        && holder.dst == reply.dst
+        && holder.sport == reply.sport
+        && holder.dport == reply.dport
         && holder.has(flag::REPLY)
+        // Of two links, each has its own peers.
+        && (holder.ifindex == reply.ifindex || !reply.dst.is_link_local())
 }
 
 /// Has the holder of a tuple (in `work.other`) no more claim to it? One that is over gives way where

@@ -152,7 +152,7 @@ impl<A> Work<A> {
     const MAX_L4: usize = 0x1ff;
 
     /// Largest offset of anything in the packet that an ICMP error quotes.
-    const MAX_QUOTE: usize = 0x3ff;
+    pub const MAX_QUOTE: usize = 0x3ff;
 
     /// Offset of the packet that an ICMP error quotes, from the start of the frame.
     #[inline(always)]

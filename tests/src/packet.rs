@@ -125,7 +125,8 @@ impl Packet {
         let transport = Transport::Tcp {
             flags: flags.to_owned(),
             seq: 1000,
-            ack: if flags.contains('.') { 2000 } else { 0 },
+            // Of a SYN, which has the same number.
+            ack: if flags.contains('.') { 1001 } else { 0 },
         };
         let packet = Self::new(socket(source), socket(destination), transport);
         // Segments that open or end a connection carry no data.

@@ -148,7 +148,9 @@ fn walk<P: Packet>(packet: &P, work: &mut Work<Ip6>, first: u8) -> bool {
         at += header.len(next);
         next = header.next;
     }
-    if at > extension::REACH {
+    // Behind a later fragment's header is what its datagram goes on with.
+    let more = extension::is(next) && work.fragment != fragment::LATER;
+    if more || at > extension::REACH {
         return false;
     }
     work.key.proto = next;

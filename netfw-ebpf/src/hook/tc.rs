@@ -1,7 +1,9 @@
 //! TC (TCX, or clsact where the kernel has none).
 
 use aya_ebpf::{
-    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1},
+    bindings::{
+        BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
+    },
     helpers::generated::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer},
     macros::classifier,
     programs::TcContext,
@@ -35,6 +37,9 @@ pub fn netfw_tunnel(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn from_world<const L2: usize>(mut packet: Skb<L2>) -> i32 {
+    if packet.has_priority_tag() {
+        return receive_untagged(&mut packet);
+    }
     packet.make_linear(HEADERS);
     let verdict = match packet.protocol() {
         ethertype::IPV4 => nat::world::receive::<_, V4>(&mut packet),
@@ -49,6 +54,9 @@ fn from_world<const L2: usize>(mut packet: Skb<L2>) -> i32 {
 #[inline(always)]
 pub fn netfw_container(ctx: TcContext) -> i32 {
     let mut packet = Skb::<ETH_LEN>::new(ctx);
+    if packet.has_priority_tag() {
+        return receive_untagged(&mut packet);
+    }
     let verdict = from_container(&mut packet);
     act(&packet, verdict)
 }
@@ -86,6 +94,17 @@ fn from_container(packet: &mut Skb<ETH_LEN>) -> Verdict {
         ethertype::IPV6 => nat::container::receive::<_, V6>(packet, &ethernet, sender),
         _ => Verdict::Pass,
     }
+}
+
+/// Has a frame whose tag names no VLAN received once more, without that tag: to the kernel it is an
+/// untagged one, and so it must be to us.
+#[inline(always)]
+fn receive_untagged<const L2: usize>(packet: &mut Skb<L2>) -> i32 {
+    if !packet.untag() {
+        return act(packet, Verdict::Drop(Drop::Malformed));
+    }
+    // SAFETY: a helper call that notes where the packet goes.
+    unsafe { bpf_redirect(packet.ifindex(), BPF_F_INGRESS.into()) as i32 }
 }
 
 /// Egress of an uplink: the last look, so that no container's own address ever leaves the node.

@@ -92,7 +92,10 @@ fn is_within_budget(now: u32) -> bool {
 #[inline(never)]
 fn make<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -> bool {
     // Never about an error, nor about a part that nobody can know its flow by (RFC 1122 3.2.2).
-    if work.related || work.fragment == fragment::LATER || !is_within_budget(work.now) {
+    let mut kind = 0u8;
+    let error = work.key.proto == F::ICMP
+        && (!packet.load(work.transport(), &mut kind) || F::is_error(kind));
+    if work.related || error || work.fragment == fragment::LATER || !is_within_budget(work.now) {
         return false;
     }
     let mut ethernet = Ethernet::default();

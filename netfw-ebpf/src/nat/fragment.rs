@@ -266,7 +266,7 @@ fn copy<P: Packet, A>(packet: &P, work: &Work<A>) -> Option<&'static Held> {
     let copy = NEW_HELD.get_ptr_mut(0)?;
     // SAFETY: a per-CPU slot; nobody else writes it while this program runs.
     let copy = unsafe { &mut *copy };
-    let len = P::NETWORK + work.len as usize;
+    let len = packet.len();
     (copy.since, copy.ifindex, copy.len) = (work.now, packet.ifindex(), len as u32);
     if len > copy.frame.len() {
         return None;

@@ -63,9 +63,17 @@ fn set_key<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> bool {
     };
     // Eight bytes of the transport header are in every quote (RFC 792, 1812 4.3.2.3), and nothing
     // that lies behind the packet in its frame.
-    if work.quote_l4 + HEADER > P::NETWORK as u32 + work.len {
+    let end = work.quote_l4 + HEADER;
+    if end > P::NETWORK as u32 + work.len || end > Work::<F::Addr>::MAX_QUOTE as u32 {
         return false;
     }
+    // The error's own peer may have been on a link, and that of its flow not, or the other way round.
+    let on_link = work.key.src.is_link_local() || work.key.dst.is_link_local();
+    work.key.scope = if work.key.zone == zone::WORLD && on_link {
+        packet.ifindex() as u16
+    } else {
+        0
+    };
     let mut ports = [Be16::new(0); 2];
     let at = work.quoted_transport();
     if protocol == F::ICMP {

@@ -12,7 +12,7 @@ use aya_ebpf::{
     helpers::generated::{
         bpf_clone_redirect, bpf_csum_update, bpf_l4_csum_replace, bpf_skb_adjust_room,
         bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes,
-        bpf_skb_load_bytes_relative, bpf_skb_pull_data, bpf_skb_store_bytes,
+        bpf_skb_load_bytes_relative, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_pop,
     },
     programs::TcContext,
 };
@@ -30,6 +30,9 @@ use crate::{
 
 /// `skb->pkt_type` of a frame addressed to the interface that received it.
 const PACKET_HOST: u32 = 0;
+
+/// Of a VLAN tag, the VLAN's number.
+const VID: u32 = 0xfff;
 
 /// `gso_size` of SCTP: packets that were rolled into one, each in a part of its own behind the common
 /// header. To make bytes of them linear would move them from one to another (`skb_segment`).
@@ -76,11 +79,25 @@ impl<const L2: usize> Skb<L2> {
         }
     }
 
-    /// Carries a VLAN tag outside the frame's bytes?
+    /// Is the frame part of a VLAN? The kernel keeps a tag beside the frame's bytes from its receipt on.
     #[inline(always)]
     pub fn has_vlan_tag(&self) -> bool {
         // SAFETY: the kernel's context, valid for the program's run.
         unsafe { (*self.raw()).vlan_present != 0 }
+    }
+
+    /// Tells the tag a priority, and no VLAN (IEEE 802.1Q, VID 0)?
+    #[inline(always)]
+    pub fn has_priority_tag(&self) -> bool {
+        // SAFETY: as above.
+        self.has_vlan_tag() && unsafe { (*self.raw()).vlan_tci } & VID == 0
+    }
+
+    /// Takes the tag off. One behind it takes its place.
+    #[inline(always)]
+    pub fn untag(&mut self) -> bool {
+        // SAFETY: a helper call.
+        unsafe { bpf_skb_vlan_pop(self.raw()) == 0 }
     }
 
     #[inline(always)]
@@ -164,15 +181,9 @@ impl<const L2: usize> Packet for Skb<L2> {
 
     #[inline(always)]
     fn insert(&mut self, len: u32) -> bool {
-        // SAFETY: helper calls.
-        unsafe {
-            let made = if L2 == 0 {
-                bpf_skb_change_head(self.raw(), len, 0)
-            } else {
-                bpf_skb_adjust_room(self.raw(), len as i32, BPF_ADJ_ROOM_MAC, 0)
-            };
-            made == 0
-        }
+        // Behind the link-layer header, if there is one.
+        // SAFETY: a helper call.
+        unsafe { bpf_skb_adjust_room(self.raw(), len as i32, BPF_ADJ_ROOM_MAC, 0) == 0 }
     }
 
     #[inline(always)]

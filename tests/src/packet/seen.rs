@@ -104,6 +104,15 @@ impl Seen {
         Ok(seen)
     }
 
+    /// Does the checksum's field hold the sum of the pseudo-header, as it does where a device is still to
+    /// fill it in? Of other packets one in 65536 looks so.
+    pub fn looks_partial(&self) -> bool {
+        let (source, destination) = (self.source.ip(), self.destination.ip());
+        let protocol = IpNumber(self.protocol);
+        let sum = pseudo_header(source, destination, protocol, self.ip_payload.len());
+        self.transport_checksum == Some(!u16::from_be(sum.ones_complement()))
+    }
+
     /// Puts fragments together, as their receiver does: the datagrams that become complete.
     #[track_caller]
     pub fn whole<'a>(frames: impl IntoIterator<Item = &'a [u8]>) -> Vec<Self> {
@@ -307,26 +316,36 @@ fn transport_damage(
             off,
         });
     }
-    let length = u32::try_from(payload.len())
-        .unwrap_or(u32::MAX)
-        .to_be_bytes();
-    let mut sum = Sum16BitWords::new();
     // ICMP over IPv4 alone has no pseudo-header.
-    if protocol != IpNumber::ICMP {
-        sum = match (source, destination) {
-            (IpAddr::V4(source), IpAddr::V4(destination)) => sum
-                .add_4bytes(source.octets())
-                .add_4bytes(destination.octets()),
-            (IpAddr::V6(source), IpAddr::V6(destination)) => sum
-                .add_16bytes(source.octets())
-                .add_16bytes(destination.octets()),
-            _ => unreachable!("addresses of one header"),
-        };
-        sum = sum.add_4bytes(length).add_2bytes([0, protocol.0]);
-    }
+    let sum = if protocol == IpNumber::ICMP {
+        Sum16BitWords::new()
+    } else {
+        pseudo_header(source, destination, protocol, payload.len())
+    };
     let off = sum.add_slice(payload).ones_complement();
     (off != 0).then_some(Damage {
         what,
         off: off.into(),
     })
+}
+
+/// RFC 9293 3.1, 8200 8.1.
+fn pseudo_header(
+    source: IpAddr,
+    destination: IpAddr,
+    protocol: IpNumber,
+    length: usize,
+) -> Sum16BitWords {
+    let mut sum = Sum16BitWords::new();
+    sum = match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => sum
+            .add_4bytes(source.octets())
+            .add_4bytes(destination.octets()),
+        (IpAddr::V6(source), IpAddr::V6(destination)) => sum
+            .add_16bytes(source.octets())
+            .add_16bytes(destination.octets()),
+        _ => unreachable!("addresses of one header"),
+    };
+    let length = u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
+    sum.add_4bytes(length).add_2bytes([0, protocol.0])
 }

@@ -2,11 +2,14 @@
 //! port for two servers, one port for two clients, a port that is used again.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{self, ErrorKind, Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
 use netfw_tests::{
+    Namespace,
     programs::UdpEcho,
     sockets::{any, dial, exchange, is_connected, listen, set, tcp_from, udp_at, udp_to},
     topology::{CLIENT, CLIENT6, NODE, NODE_OUTSIDE, NODE6, NODE6_OUTSIDE, WORLD, WORLD6},
@@ -171,11 +174,25 @@ fn port_again(site: &Site) {
         ] {
             for end in [End::Server, End::Reset] {
                 for round in 0..20u32 {
-                    let near = tcp_from(client, 6000, (to, 9000));
+                    let near = tcp_from_free(client, 6000, (to, 9000));
                     let near = near.unwrap_or_else(|e| panic!("{what} {end:?} {round}: {e}"));
                     talk_and_close(near, accept(listener).0, round, end);
                 }
             }
+        }
+    }
+}
+
+/// From a port that may have been used a moment ago: the kernel lets go of it when it hears that the
+/// last FIN has arrived.
+fn tcp_from_free(from: &Namespace, port: u16, to: (IpAddr, u16)) -> io::Result<TcpStream> {
+    let begin = Instant::now();
+    loop {
+        match tcp_from(from, port, to) {
+            Err(error) if error.kind() == ErrorKind::AddrNotAvailable && begin.elapsed() < SOON => {
+                sleep(Duration::from_millis(1));
+            }
+            done => return done,
         }
     }
 }

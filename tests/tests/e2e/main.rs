@@ -24,5 +24,6 @@ mod setting;
 mod shadow;
 mod sockets;
 mod tunnel;
+mod vlan;
 mod walks;
 mod xdp;

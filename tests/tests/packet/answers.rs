@@ -172,6 +172,11 @@ fn nobody_is_told_about_an_error_or_a_later_fragment() {
             error("router", "node", TimeExceeded, &about).ttl(1),
         )
         .dropped(Drop::TtlExceeded);
+        // About nothing of ours, too.
+        for reply in [udp("server:53", "web:5353"), udp("server:9", "web:9")] {
+            rig.send(At::Web, error("web", "server", TimeExceeded, &reply).ttl(1))
+                .dropped(Drop::TtlExceeded);
+        }
     });
 }
 

@@ -280,6 +280,23 @@ fn pieces_that_waited_do_not_overlap_either() {
     });
 }
 
+/// A link pads short frames: neither the piece that waits nor the one that wakes it is another then.
+#[test]
+fn padding_stays() {
+    with_rig(|rig| {
+        let packet = udp("client:4000", "node:8080")
+            .payload(&bytes(16))
+            .trailer(12);
+        let pieces = [packet.clone().fragment(8..24), packet.fragment(0..8)];
+        let all = rig.send_all(At::World, &pieces);
+        assert_eq!(all.len(), 2);
+        for ((outcome, frame), piece) in all.into_iter().zip(pieces.iter().rev()) {
+            outcome.sent_on();
+            assert_eq!(frame.len(), piece.build().len());
+        }
+    });
+}
+
 #[test]
 fn headers_are_whole_in_the_first_piece() {
     with_rig(|rig| {

@@ -1,9 +1,9 @@
 //! What only IPv6 has: extension headers, neighbour discovery, link-local addresses.
 
 use netfw_common::drop::Drop;
-use netfw_tests::packet::Packet;
+use netfw_tests::packet::{IcmpError::TimeExceeded, Packet};
 
-use crate::rig::{At, Family, Hook, Rig, ip, named, tcp, udp, with_rig_in};
+use crate::rig::{At, Family, Hook, Rig, error, ip, named, tcp, udp, with_rig_in};
 
 /// IP protocol numbers.
 const HOP_BY_HOP: u8 = 0;
@@ -73,7 +73,11 @@ fn a_chain_that_cannot_be_walked_is_not_translated() {
         );
         unfinished_route[54 + 3] = 1;
         rig.send_raw(At::World, &unfinished_route).passed();
-        for chain in [&[(DESTINATION, 60)][..], &[(DESTINATION, 1); 20]] {
+        for chain in [
+            &[(DESTINATION, 60)][..],
+            &[(DESTINATION, 1); 9],
+            &[(DESTINATION, 1); 20],
+        ] {
             let packet = udp("client:4000", "node:8080").macs(macs.client, macs.uplink);
             rig.send_raw(At::World, &extended(&packet, chain)).passed();
             let packet = udp("web:20000", "server:443").macs(macs.web, macs.gateway);
@@ -148,6 +152,49 @@ fn a_container_speaks_for_itself_alone() {
         ] {
             rig.send(At::Web, packet).dropped(Drop::SpoofedAddress);
         }
+    });
+}
+
+#[test]
+fn a_long_chain_hides_nothing() {
+    with_v6(|rig| {
+        let macs = rig.macs();
+        let forged = discovery("web", "peer", 136, Some("gateway"));
+        let forged = forged.macs(macs.web, macs.gateway);
+        for (headers, reason) in [(8, Drop::SpoofedAddress), (9, Drop::Malformed)] {
+            rig.send_raw(
+                At::Web,
+                &extended(&forged, &vec![(DESTINATION, 1); headers]),
+            )
+            .dropped(reason);
+        }
+    });
+}
+
+#[test]
+fn a_router_of_the_link_tells_of_a_packet_that_went_further() {
+    with_v6(|rig| {
+        rig.send(At::Web, udp("web:5353", "server:53")).sent();
+        let about = udp("node:5353", "server:53");
+        let seen = rig
+            .send(At::World, error("fe80::9", "node", TimeExceeded, &about))
+            .seen();
+        assert_eq!(named(seen.destination), "web:0");
+    });
+}
+
+#[test]
+fn a_quote_behind_many_headers_is_nobodys() {
+    with_v6(|rig| {
+        rig.send(At::Web, udp("web:5353", "server:53")).sent();
+        let about = extended(&udp("node:5353", "server:53"), &[(DESTINATION, 30); 6]);
+        let packet = Packet::icmp_error(
+            &ip("router").to_string(),
+            &ip("node").to_string(),
+            TimeExceeded,
+            &about[14..],
+        );
+        rig.send(At::World, packet).passed();
     });
 }
 

@@ -240,6 +240,51 @@ fn a_guessed_reset_or_fin_does_not_end_a_flow() {
     });
 }
 
+/// A SYN may name any number; what its sender counts on is that the flow goes by it.
+#[test]
+fn no_number_is_learnt_from_a_stranger() {
+    with_rig(|rig| {
+        established(rig);
+        for (flags, seq, ack) in [
+            ("S", 77_000_000, 0),
+            ("S.", 77_000_000, 42_000_000),
+            (".", 1100, 77_000_000),
+        ] {
+            for (flags, seq, ack) in [(flags, seq, ack), ("R", seq + 1, 0), ("R", seq, 0)] {
+                // That one would be right.
+                if (flags, seq) != ("R", 1100) {
+                    let forged = tcp("client:4000", "node:8080", flags).numbers(seq, ack);
+                    rig.send(At::World, forged).sent();
+                    is_in(rig, state::ESTABLISHED);
+                }
+            }
+        }
+        let real = tcp("client:4000", "node:8080", "R").numbers(1100, 0);
+        rig.send(At::World, real).sent();
+        is_in(rig, state::CLOSE);
+    });
+}
+
+/// The container lost its side of a connection without a word, and the client opens it anew.
+#[test]
+fn a_new_connection_over_a_lost_one_has_its_own_numbers() {
+    with_rig(|rig| {
+        established(rig);
+        let client = |flags| tcp("client:4000", "node:8080", flags);
+        let server = |flags| tcp("web:80", "client:4000", flags);
+        for (at, packet) in [
+            (At::World, client("S").numbers(77_000_000, 0)),
+            (At::Web, server("S.").numbers(88_000_000, 77_000_001)),
+            (At::World, client(".").numbers(77_000_001, 88_000_001)),
+            (At::Web, server("F.").numbers(88_000_001, 77_000_001)),
+            (At::World, client("F.").numbers(77_000_001, 88_000_002)),
+        ] {
+            rig.send(at, packet).sent();
+        }
+        is_in(rig, state::TIME_WAIT);
+    });
+}
+
 #[test]
 fn a_reset_that_the_peer_did_not_believe_did_not_happen() {
     with_rig(|rig| {
