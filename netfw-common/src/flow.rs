@@ -278,6 +278,15 @@ pub fn is_assured(state: u8) -> bool {
     (state::ESTABLISHED..state::TIME_WAIT).contains(&state)
 }
 
+/// Elements of the maps `QUERIES4` and `QUERIES6`: entries of flows without connections in the table
+/// of assured ones, their difference being those that are there. Each has one side that writes it.
+pub mod queries {
+    /// Inserted by the programs, less those that they removed.
+    pub const MADE: u32 = 0;
+    /// Removed by the agent.
+    pub const REMOVED: u32 = 1;
+}
+
 /// The state of a flow of UDP, ICMP or a protocol without ports after a packet in the reply direction or not.
 ///
 /// An answer alone does not make it assured: else a thousand DNS queries per second would fill the

@@ -241,9 +241,12 @@ pub struct Config {
     /// Not 0 where a network of the node has endpoint-independent mappings: the ports' upper half is
     /// theirs then.
     pub mappings: u32,
+    /// Entries of the table of assured flows that are for flows without connections (UDP and such) at
+    /// most: connections always find room, whatever datagrams a flood makes somebody answer.
+    pub max_queries: u32,
 }
 
-const _: () = assert!(size_of::<Config>() == 36);
+const _: () = assert!(size_of::<Config>() == 40);
 
 impl Default for Config {
     fn default() -> Self {
@@ -253,6 +256,7 @@ impl Default for Config {
             timeouts: Timeouts::default(),
             epoch: 0,
             mappings: 0,
+            max_queries: u32::MAX,
         }
     }
 }

@@ -13,13 +13,17 @@
 //!   and a claim among the embryos looks into the assured table again after it was made, so that
 //!   no tuple can be claimed twice on the way between the tables.
 
-use core::ptr::addr_of_mut;
+use core::{
+    intrinsics::{AtomicOrdering, atomic_xadd},
+    ptr::addr_of_mut,
+};
 
 use netfw_common::{
     addr::{Address, Be16, MacPair},
     drop::Drop,
     flow::{
-        Flow, TICK_SHIFT, Timeouts, flag, is_assured, next_query_state, next_tcp_state, state, tcp,
+        Flow, TICK_SHIFT, Timeouts, flag, is_assured, next_query_state, next_tcp_state, queries,
+        state, tcp,
     },
     record::Config,
     tuple::{Tuple, proto, zone},
@@ -66,6 +70,7 @@ pub fn config() -> Config {
             },
             epoch: 0,
             mappings: 0,
+            max_queries: 0,
         },
     }
 }
@@ -209,7 +214,10 @@ pub fn lookup<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
             && flow.state == state::ESTABLISHED
             && work.flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0
     } else {
-        assured || (flow.state == state::NEW && !flow.has(flag::REPLY))
+        // That it could be assured is tried once a tick.
+        assured
+            || flow.state == state::ESTABLISHED
+            || (flow.state == state::NEW && !flow.has(flag::REPLY))
     };
     if flow.seen != work.now || !settled {
         return advance::<F>(work);
@@ -327,11 +335,29 @@ fn other_half<F: Family>(work: &mut Work<F::Addr>) -> Option<Entry<F::Addr>> {
 /// Removes one entry. Someone else may be faster: gone is gone.
 #[inline(always)]
 fn remove<F: Family>(key: &Tuple<F::Addr>, assured: bool) {
-    let _ = if assured {
-        F::flows().remove(key)
-    } else {
-        F::embryos().remove(key)
-    };
+    if !assured {
+        let _ = F::embryos().remove(key);
+    } else if F::flows().remove(key).is_ok() && !proto::has_connections(key.proto) {
+        count_query::<F>(-1);
+    }
+}
+
+/// Counts an entry of a flow without connection that came to the assured ones, or went.
+#[inline(never)]
+fn count_query<F: Family>(change: i64) {
+    if let Some(made) = F::queries().get_ptr_mut(queries::MADE) {
+        // What `AtomicI64` has for it is only for targets that compare and swap as well.
+        // SAFETY: an element of a map, which lives as long as the program; all programs write it so.
+        unsafe { atomic_xadd::<i64, i64, { AtomicOrdering::Relaxed }>(made.cast(), change) };
+    }
+}
+
+/// Have flows without connections their share of the assured ones?
+#[inline(never)]
+fn are_queries_full<F: Family>() -> bool {
+    let count = |element| F::queries().get(element).copied().unwrap_or(0);
+    let present = count(queries::MADE).wrapping_sub(count(queries::REMOVED));
+    present.cast_signed() >= config().max_queries.into()
 }
 
 /// Removes the flow of `work.key` and `work.reply_key`, whose halves belong together.
@@ -341,17 +367,23 @@ fn remove_both<F: Family>(work: &Work<F::Addr>, assured: bool) {
     remove::<F>(&work.reply_key, assured);
 }
 
-/// Moves a flow from the embryos to the assured.
+/// Moves a flow from the embryos to the assured. One without connection may stay where it is: the next
+/// packet that is pushed out there is no loss to its peers.
 #[inline(always)]
 fn assure<F: Family>(work: &Work<F::Addr>) -> Result<(), Miss> {
+    let query = !proto::has_connections(work.key.proto);
+    if query && are_queries_full::<F>() {
+        return Ok(());
+    }
     for (key, half) in [(&work.key, &work.flow), (&work.reply_key, &work.other)] {
         match F::flows().insert(key, half, BPF_NOEXIST) {
+            Ok(()) if query => count_query::<F>(1),
             // Another CPU is doing the same.
             Ok(()) | Err(EEXIST) => {}
             Err(_) => {
                 // The table is full. Neither half may stay alone.
                 remove_both::<F>(work, true);
-                return Err(Miss::TableFull);
+                return if query { Ok(()) } else { Err(Miss::TableFull) };
             }
         }
     }

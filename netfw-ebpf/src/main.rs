@@ -3,6 +3,11 @@
 //! A packet's way: parse → decide → apply verdict.
 #![no_std]
 #![no_main]
+#![feature(core_intrinsics)]
+#![expect(
+    internal_features,
+    reason = "for an atomic addition, see `flow::count_query`"
+)]
 #![expect(
     clippy::needless_borrows_for_generic_args,
     reason = "keys and flows lie in maps: by value they would be copied to the stack first"

@@ -45,6 +45,12 @@ pub static FLOWS6: HashMap<Tuple6, Flow6> = HashMap::with_max_entries(FLOW_ENTRI
 pub static EMBRYOS4: LruHashMap<Tuple4, Flow4> = LruHashMap::with_max_entries(EMBRYO_ENTRIES, 0);
 #[map]
 pub static EMBRYOS6: LruHashMap<Tuple6, Flow6> = LruHashMap::with_max_entries(EMBRYO_ENTRIES, 0);
+/// How many entries of `FLOWS*` belong to flows without connections: see
+/// [`netfw_common::flow::queries`].
+#[map]
+pub static QUERIES4: Array<u64> = Array::with_max_entries(2, 0);
+#[map]
+pub static QUERIES6: Array<u64> = Array::with_max_entries(2, 0);
 #[map]
 pub static PUBLISHES4: HashMap<PublishKey4, Publish4> =
     HashMap::with_max_entries(PUBLISH_ENTRIES, ON_DEMAND);

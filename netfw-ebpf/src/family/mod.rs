@@ -5,7 +5,7 @@ mod v6;
 
 use aya_ebpf::{
     bindings::{bpf_fib_lookup, bpf_sock, bpf_sock_tuple},
-    maps::{HashMap, LruHashMap},
+    maps::{Array, HashMap, LruHashMap},
 };
 use netfw_common::{
     addr::{Address, Be16},
@@ -125,6 +125,7 @@ pub trait Family {
     fn uplink_address(uplink: &Uplink) -> Self::Addr;
 
     fn flows() -> &'static HashMap<Tuple<Self::Addr>, Flow<Self::Addr>>;
+    fn queries() -> &'static Array<u64>;
     fn embryos() -> &'static LruHashMap<Tuple<Self::Addr>, Flow<Self::Addr>>;
     fn publishes() -> &'static HashMap<PublishKey<Self::Addr>, Publish<Self::Addr>>;
     fn addresses() -> &'static HashMap<Self::Addr, EndpointIfindex>;

@@ -5,7 +5,7 @@ use aya_ebpf::{
         bpf_fib_lookup, bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1,
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
     },
-    maps::{HashMap, LruHashMap, lpm_trie},
+    maps::{Array, HashMap, LruHashMap, lpm_trie},
 };
 use netfw_common::{
     addr::{Address as _, Be16, Be32, Ip4},
@@ -343,6 +343,11 @@ impl Family for V4 {
     #[inline(always)]
     fn flows() -> &'static HashMap<Tuple<Ip4>, Flow<Ip4>> {
         &maps::FLOWS4
+    }
+
+    #[inline(always)]
+    fn queries() -> &'static Array<u64> {
+        &maps::QUERIES4
     }
 
     #[inline(always)]

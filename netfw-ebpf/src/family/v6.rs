@@ -5,7 +5,7 @@ use aya_ebpf::{
         bpf_fib_lookup, bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1,
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
     },
-    maps::{HashMap, LruHashMap, lpm_trie},
+    maps::{Array, HashMap, LruHashMap, lpm_trie},
 };
 use netfw_common::{
     addr::{Address as _, Be16, Be32, Ip6, Mac},
@@ -463,6 +463,11 @@ impl Family for V6 {
     #[inline(always)]
     fn flows() -> &'static HashMap<Tuple<Ip6>, Flow<Ip6>> {
         &maps::FLOWS6
+    }
+
+    #[inline(always)]
+    fn queries() -> &'static Array<u64> {
+        &maps::QUERIES6
     }
 
     #[inline(always)]

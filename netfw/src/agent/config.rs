@@ -134,6 +134,7 @@ impl File {
         for name in &self.uplinks {
             parse_interface(name).map_err(ConfigError::Uplink)?;
         }
+        let max_flows = size("max_flows", self.max_flows, DEFAULT_MAX_FLOWS)?;
         Ok(Config {
             instance,
             netns,
@@ -143,7 +144,7 @@ impl File {
                 uplinks
             },
             xdp: xdp.or(self.xdp).unwrap_or_default(),
-            max_flows: size("max_flows", self.max_flows, DEFAULT_MAX_FLOWS)?,
+            max_flows,
             max_embryos: size("max_embryos", self.max_embryos, DEFAULT_MAX_EMBRYOS)?,
             dataplane: record::Config {
                 port_min,
@@ -151,6 +152,8 @@ impl File {
                 timeouts: self.timeouts.resolve()?,
                 epoch: 0,
                 mappings: 0,
+                // Of two entries a flow, three quarters.
+                max_queries: max_flows / 2 * 3,
             },
             socket_group: self.socket_group,
             program_log,

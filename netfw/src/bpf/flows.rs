@@ -13,18 +13,19 @@
 
 use std::collections::BTreeSet;
 
+use aya::maps::{Array, MapData};
 use netfw_common::{
     addr::{Ip4, Ip6},
-    flow::{Flow, TICK_SHIFT, Timeouts, flag, is_assured},
+    flow::{Flow, TICK_SHIFT, Timeouts, flag, is_assured, queries},
     record::{Mapping, MappingKey, Permit, side},
-    tuple::Tuple,
+    tuple::{Tuple, proto},
 };
 use nix::time::{ClockId, clock_gettime};
 
 use super::{
     BpfError, DataPlane,
     family::Family,
-    table::{Table, Walk},
+    table::{Table, Walk, take},
 };
 
 /// Entries that [`DataPlane::flow_usage`] counts before it extrapolates: some 0.4 % off then.
@@ -48,6 +49,8 @@ pub struct FlowTables<A: Family> {
     assured: Table<Tuple<A>, Flow<A>>,
     /// Embryonic: an LRU, which makes room by itself.
     embryos: Table<Tuple<A>, Flow<A>>,
+    /// See [`netfw_common::flow::queries`].
+    queries: Array<MapData, u64>,
     mappings: Table<MappingKey<A>, Mapping<A>>,
     permits: Table<Tuple<A>, Permit>,
     sweep: Position<A>,
@@ -140,6 +143,7 @@ impl<A: Family> FlowTables<A> {
         Ok(Self {
             assured: Table::take(ebpf, A::NAMES.flows)?,
             embryos: Table::take(ebpf, A::NAMES.embryos)?,
+            queries: take(ebpf, A::NAMES.queries)?,
             mappings: Table::take(ebpf, A::NAMES.mappings)?,
             permits: Table::take(ebpf, A::NAMES.permits)?,
             sweep: Position::default(),
@@ -161,11 +165,18 @@ impl<A: Family> FlowTables<A> {
     }
 
     fn delete(&mut self, key: &Tuple<A>, assured: bool) -> Result<bool, BpfError> {
-        if assured {
-            self.assured.remove(key)
-        } else {
-            self.embryos.remove(key)
+        if !assured {
+            return self.embryos.remove(key);
         }
+        let removed = self.assured.remove(key)?;
+        if removed && !proto::has_connections(key.proto) {
+            let failed = |what| BpfError::map(A::NAMES.queries, what);
+            let before = self.queries.get(&queries::REMOVED, 0);
+            let count = before.map_err(failed("read"))?.wrapping_add(1);
+            let written = self.queries.set(queries::REMOVED, count, 0);
+            written.map_err(failed("write"))?;
+        }
+        Ok(removed)
     }
 
     /// Removes the flow of the half under `key`, if there is one and `is_over` says so of its halves.

@@ -25,6 +25,8 @@ const PINNED: &[&str] = &[
     "FLOWS6",
     "EMBRYOS4",
     "EMBRYOS6",
+    "QUERIES4",
+    "QUERIES6",
     "PUBLISHES4",
     "PUBLISHES6",
     "ADDRESSES4",

@@ -2,13 +2,16 @@
 
 use std::{
     collections::HashSet,
+    path::Path,
     time::{Duration, Instant},
 };
 
-use netfw::bpf::{DataPlane, Family, FlowWalk, Options, Part, Visit, now};
+use aya::maps::{Array, Map, MapData};
+use netfw::bpf::{BPFFS, DataPlane, Family, FlowWalk, Options, Part, Visit, now};
 use netfw_common::{
+    ABI,
     addr::{Be16, Ip4, Ip6},
-    flow::{Flow, Flow4, flag, state},
+    flow::{Flow, Flow4, flag, queries, state},
     record::{Mapping, Mapping6, MappingKey, MappingKey6, side},
     tuple::{Tuple, Tuple4, proto, zone},
 };
@@ -155,6 +158,32 @@ fn only_what_is_over_is_swept() {
     assert_eq!(plane.visit_all(&mut Counter(0)).unwrap(), 3);
     assert_eq!(count(&mut plane), 0);
     assert_eq!(plane.flow_usage::<Ip4>(Part::Assured).0, 0);
+}
+
+/// What is removed of flows without connections is told to the programs.
+#[test]
+fn removed_queries_are_counted() {
+    if !root() {
+        return;
+    }
+    let instance = Instance::new();
+    let mut plane = DataPlane::load(&instance.options()).unwrap();
+    insert(&mut plane, flow(1, state::ESTABLISHED, now()));
+    let [(key, half), (_, reply)] = flow(2, state::ESTABLISHED, now());
+    let key = Tuple4 {
+        proto: proto::UDP,
+        ..key
+    };
+    let reverse = half.reverse_key(proto::UDP);
+    insert(&mut plane, [(key, half), (reverse, reply)]);
+    assert_eq!(plane.visit_all(&mut Counter(0)).unwrap(), 2);
+    let pin = Path::new(BPFFS)
+        .join(&instance.0)
+        .join(format!("v{ABI}/maps/QUERIES4"));
+    let map = Map::Array(MapData::from_pin(pin).unwrap());
+    let counts: Array<MapData, u64> = map.try_into().unwrap();
+    assert_eq!(counts.get(&queries::REMOVED, 0).unwrap(), 2);
+    assert_eq!(counts.get(&queries::MADE, 0).unwrap(), 0);
 }
 
 #[test]

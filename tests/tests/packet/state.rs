@@ -3,6 +3,7 @@
 use netfw_common::{
     drop::Drop,
     flow::{flag, state},
+    tuple::proto,
 };
 
 use crate::rig::{At, tcp, udp, with_rig};
@@ -171,6 +172,62 @@ fn a_full_table_refuses_new_flows_and_keeps_the_old() {
             rig.send(At::World, tcp(&client, "node:8080", ".")).sent();
             rig.send(At::Web, tcp("web:80", &client, ".")).sent();
         }
+    });
+}
+
+/// A talk of the client's datagrams from a port of its own.
+fn talk(rig: &mut crate::rig::Rig, port: u16) {
+    let client = format!("client:{port}");
+    rig.send(At::World, udp(&client, "node:8080")).sent();
+    rig.send(At::Web, udp("web:80", &client)).sent();
+    rig.send(At::World, udp(&client, "node:8080")).sent();
+}
+
+#[test]
+fn datagrams_leave_room_for_connections() {
+    with_rig(|rig| {
+        // Of the 64 entries, 32.
+        rig.configure(|config| config.max_queries = 32);
+        for port in 4000..4024 {
+            talk(rig, port);
+        }
+        assert_eq!(rig.entries().0.len(), 32);
+        for port in 5000..5016 {
+            rig.connect(&format!("client:{port}"), "node:8080", "web:80");
+        }
+        assert_eq!(rig.entries().0.len(), 64);
+        // Those that found no room go on where they are, also in the next tick.
+        for _ in 0..2 {
+            (4000..4024).for_each(|port| talk(rig, port));
+            rig.next_tick();
+        }
+        rig.configure(|config| {
+            config.max_queries = 2;
+            (config.timeouts.udp_replied, config.timeouts.udp_unreplied) = (1, 1);
+        });
+        rig.next_tick();
+        rig.next_tick();
+        // Expired ones make room.
+        for port in 4000..4020 {
+            talk(rig, port);
+        }
+        let (flows, _) = rig.entries();
+        let talks = flows.iter().filter(|(key, _)| key.proto == proto::UDP);
+        assert_eq!(talks.count(), 2);
+    });
+}
+
+#[test]
+fn a_full_table_is_no_end_to_talks() {
+    with_rig(|rig| {
+        for port in 4000..4032 {
+            rig.connect(&format!("client:{port}"), "node:8080", "web:80");
+        }
+        for _ in 0..3 {
+            talk(rig, 5000);
+            rig.next_tick();
+        }
+        assert_eq!(rig.entries().0.len(), 64);
     });
 }
 

@@ -14,7 +14,7 @@ use aya::{
 };
 use netfw_common::{
     addr::{Be16, Ip4, Ip6},
-    flow::Flow,
+    flow::{Flow, queries},
     fragment::{Datagram, FragmentKey, Held, HeldKey},
     record::{
         Config, Counter, Endpoint, Local, Mapping, MappingKey, Permit, Publish, PublishKey, Subnet,
@@ -95,6 +95,15 @@ impl Site {
     {
         for name in ["FLOWS", "EMBRYOS"] {
             self.clear::<Tuple<A>, Flow<A>>(&format!("{name}{digit}"));
+        }
+        let mut queries: Array<&mut MapData, u64> = Array::try_from(
+            self.ebpf
+                .map_mut(&format!("QUERIES{digit}"))
+                .expect("a map"),
+        )
+        .expect("an array");
+        for element in [queries::MADE, queries::REMOVED] {
+            queries.set(element, 0, 0).expect("a count");
         }
         self.clear::<FragmentKey<A>, [u8; size_of::<Datagram>()]>(&format!("FRAGMENTS{digit}"));
         self.clear::<Tuple<A>, u32>(&format!("TALKS{digit}"));
