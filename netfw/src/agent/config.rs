@@ -153,7 +153,7 @@ impl File {
                 epoch: 0,
                 mappings: 0,
                 // Of two entries a flow, three quarters.
-                max_queries: max_flows / 2 * 3,
+                max_queries: max_flows * 3 / 2,
             },
             socket_group: self.socket_group,
             program_log,

@@ -5,6 +5,7 @@ use std::io::Write as _;
 use netfw_tests::{
     Agent, Lab,
     programs::{UdpEcho, ask, udp_socket},
+    sockets::{dial, listen},
     topology::WORLD,
     wait_until,
 };
@@ -142,7 +143,9 @@ fn what_is_full_is_said_with_what_to_do() {
     let web = lab.container("web");
     attach(&agent, "web", &web, &[]);
     let _echo = UdpEcho::start(&lab.world, (WORLD, 53));
-    // A talk is assured with its second question; a third port there is not.
+    // Room for one connection, and two ports.
+    let _listener = listen(&lab.world, 9000);
+    let _connections = [4001, 4002].map(|port| dial(&web, port, (WORLD, 9000)));
     let sockets = [(); 3].map(|()| udp_socket(&web));
     wait_until("both warnings", SOON, || {
         for socket in &sockets {
