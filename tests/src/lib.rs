@@ -22,6 +22,7 @@
 //! A fixture that cannot be set up panics with the facts; a test has nothing better to do.
 
 pub mod agent;
+pub mod flood;
 pub mod netns;
 pub mod packet;
 pub mod programs;

@@ -5,6 +5,7 @@ mod ambiguity;
 mod bulk;
 mod exec;
 mod fixtures;
+mod floods;
 mod fragments;
 mod icmp;
 mod independent;

@@ -13,7 +13,7 @@ use aya::{
     util::nr_cpus,
 };
 use netfw_common::{
-    addr::{Be16, Ip4, Ip6},
+    addr::{Address, Be16, Ip4, Ip6},
     flow::{Flow, queries},
     fragment::{Datagram, FragmentKey, Held, HeldKey},
     record::{
@@ -82,9 +82,8 @@ impl Site {
         self.populate();
     }
 
-    fn clear_family<A: netfw_common::addr::Address>(&mut self, digit: &str)
+    fn clear_family<A: Address + Pod>(&mut self, digit: &str)
     where
-        A: Pod,
         Tuple<A>: Pod,
         Flow<A>: Pod,
         PublishKey<A>: Pod,
