@@ -317,6 +317,16 @@ pub struct Segment {
 /// shorter, and who guesses blindly meets it once in 2^9.
 const NEAR: u32 = 1 << 22;
 
+/// The one of two numbers that is further on.
+#[inline(always)]
+pub fn further(one: u32, other: u32) -> u32 {
+    if one.wrapping_sub(other).cast_signed() > 0 {
+        one
+    } else {
+        other
+    }
+}
+
 /// Does the number `new` go on where `known` is? No number yet (0): it is the first one.
 #[inline(always)]
 fn is_near(known: u32, new: u32) -> bool {
@@ -337,7 +347,7 @@ impl Segment {
     /// A RST must name the very next byte that its receiver waits for or its sender would send (RFC
     /// 5961 3.2 lets a receiver heed no other), so that a stranger cannot end a flow by guessing. In
     /// answer to a SYN it acknowledges that (RFC 9293 3.10.7.1). A SYN begins anew; that of a stranger
-    /// only where there is no connection yet, and a SYN-ACK if it answers a SYN.
+    /// only where there is no connection yet, and a SYN-ACK if it answers a SYN that waits for that.
     #[inline(always)]
     pub fn is_plausible<A>(
         &self,
@@ -361,8 +371,9 @@ impl Segment {
             return true;
         }
         if ack {
-            // Of a SYN with data (RFC 7413), perhaps the SYN alone.
-            other.end.wrapping_sub(self.ack) <= u32::from(u16::MAX)
+            // What has acknowledged something is no SYN. Of one with data (RFC 7413), perhaps the SYN
+            // alone is answered.
+            other.ack == 0 && other.end.wrapping_sub(self.ack) <= u32::from(u16::MAX)
         } else {
             matches!(own.state, state::NEW | state::REFUSED)
         }
@@ -528,8 +539,12 @@ mod tests {
         assert!(!plausible(ACK, 5000_u32.wrapping_sub(2 * NEAR)));
         assert!(!is_plausible(ACK, 5000, 900 + 2 * NEAR));
         assert!(!plausible(SYN, 77_000_000), "anybody can ask");
-        assert!(plausible(SYN | ACK, 77_000_000), "knows what was asked");
-        assert!(!is_plausible(SYN | ACK, 77_000_000, 901));
+        assert!(!plausible(SYN | ACK, 77_000_000), "nobody asked");
+        let asked = Flow4 { ack: 0, ..other };
+        let answer =
+            |ack| segment(SYN | ACK, 77_000_000, ack).is_plausible(SYN | ACK, false, &own, &asked);
+        assert!(answer(900) && answer(300), "of a SYN with data");
+        assert!(!answer(901));
         let syn = segment(SYN, 77_000_000, 0);
         assert!(syn.is_plausible(SYN, true, &own, &other), "of a container");
     }

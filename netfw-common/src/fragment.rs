@@ -212,7 +212,8 @@ pub struct HeldKey {
     pub datagram: u64,
     /// The unit with which the piece begins.
     pub first: u32,
-    pub reserved: u32,
+    /// Where its network header begins: a frame cannot be made one of another kind of link.
+    pub network: u32,
 }
 
 /// A frame that waits for its datagram's first fragment. Map `HELD`: LRU hash; 9032 bytes.

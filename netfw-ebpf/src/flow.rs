@@ -22,8 +22,8 @@ use netfw_common::{
     addr::{Address, Be16, MacPair},
     drop::Drop,
     flow::{
-        Flow, TICK_SHIFT, Timeouts, flag, is_assured, next_query_state, next_tcp_state, queries,
-        state, tcp,
+        Flow, TICK_SHIFT, Timeouts, flag, further, is_assured, next_query_state, next_tcp_state,
+        queries, state, tcp,
     },
     record::Config,
     tuple::{Tuple, proto, zone},
@@ -223,7 +223,8 @@ pub fn lookup<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
         return advance::<F>(work);
     }
     if work.key.proto == proto::TCP && work.segment.is_near(flow) {
-        entry.set_numbers(work.segment.end, work.segment.ack);
+        let end = further(work.segment.end, flow.end);
+        entry.set_numbers(end, work.segment.ack);
     }
     Ok(())
 }
@@ -301,9 +302,15 @@ fn advance<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
 /// May the TCP segment at hand change its flow's state?
 #[inline(always)]
 fn is_plausible<A: Address>(work: &Work<A>) -> bool {
-    let trusted = work.key.zone == zone::CONTAINER;
     let (own, other) = (&work.flow, &work.other);
-    work.segment.is_plausible(work.flags, trusted, own, other)
+    work.segment
+        .is_plausible(work.flags, is_containers(work), own, other)
+}
+
+/// Does a container send the packet at hand?
+#[inline(always)]
+fn is_containers<A>(work: &Work<A>) -> bool {
+    work.key.zone == zone::CONTAINER
 }
 
 /// Notes how far the TCP segment at hand brings its flow, in the copies of both halves.
@@ -313,9 +320,14 @@ fn set_numbers<A: Address>(work: &mut Work<A>) {
         return;
     }
     let ack = work.flags & tcp::ACK != 0;
-    work.flow.end = work.segment.end;
+    // A retransmission ends where its direction has been already; a SYN begins anew.
+    work.flow.end = if work.flags & tcp::SYN == 0 && work.flow.end != 0 {
+        further(work.segment.end, work.flow.end)
+    } else {
+        work.segment.end
+    };
     work.flow.ack = if ack { work.segment.ack } else { 0 };
-    if ack && work.flags & tcp::SYN != 0 {
+    if ack && work.flags & tcp::SYN != 0 && is_containers(work) {
         // What it answers begins there, whatever was before.
         (work.other.end, work.other.ack) = (work.segment.ack, 0);
     }

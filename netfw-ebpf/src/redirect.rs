@@ -164,8 +164,8 @@ pub fn refuse<P: Packet, F: Family>(
     let (error, reason) = match route {
         Route::TooBig { mtu } => (Error::TooBig { mtu: *mtu }, Drop::TooBig),
         Route::None => (Error::Unreachable, Drop::NoRoute),
-        Route::Prohibited => (Error::Prohibited, Drop::NoRoute),
-        Route::Via(_) | Route::Blackhole | Route::Closed => return Verdict::Drop(Drop::NoRoute),
+        Route::Prohibited | Route::Closed => (Error::Prohibited, Drop::NoRoute),
+        Route::Via(_) | Route::Blackhole => return Verdict::Drop(Drop::NoRoute),
     };
     answer::refuse::<P, F>(packet, work, error, gateway, reason)
 }

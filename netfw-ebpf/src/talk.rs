@@ -3,7 +3,8 @@
 //!
 //! A container that spoke to the same peer from the node's address would be given the answers to the
 //! node. For TCP and UDP a look for sockets prevents it; here the guard notes what leaves, and nobody
-//! gets the tuple of a talk that is not over. Where a container was first, it gives way.
+//! gets the tuple of a talk that is not over. Where a container was first, it gives way; also to a
+//! datagram of the node, whose socket is newer than the container's flow.
 
 use netfw_common::tuple::{Tuple, proto, zone};
 
@@ -48,5 +49,15 @@ pub fn note<F: Family>(leaving: &Tuple<F::Addr>) {
     let _ = F::talks().insert(&answer, &now, BPF_ANY);
     if !known {
         flow::evict_reply::<F>(&answer);
+    }
+}
+
+/// Takes answers to a datagram of the node, by its tuple as it leaves, from a container that was first.
+#[inline(never)]
+pub fn take_back<F: Family>(leaving: &Tuple<F::Addr>) {
+    let config = flow::config();
+    // No container has others.
+    if (config.port_min..=config.port_max).contains(&leaving.sport.get()) {
+        flow::evict_reply::<F>(&leaving.mirrored(zone::WORLD));
     }
 }

@@ -68,6 +68,8 @@ pub struct Work<A> {
     pub outer: [A; 2],
     /// An ICMP error of our own.
     pub answer: Header,
+    /// Is it of a kind that is sent so often and no more?
+    pub limited: bool,
     /// Offsets from the start of the frame: of the packet that an ICMP error quotes, and of that
     /// one's transport header; see [`Work::quoted`].
     pub quote: u32,

@@ -212,7 +212,7 @@ fn link_chatter<P: Packet>(packet: &P, work: &Work<Ip6>, sender: &Endpoint) -> C
     if (!local && src != sender.ip6) || src == gateway {
         return Chatter::Spoofed;
     }
-    if work.key.proto == proto::ICMPV6 && work.fragment == fragment::NONE {
+    if work.key.proto == proto::ICMPV6 && work.fragment != fragment::LATER {
         let mut header = Discovery::default();
         // Messages of other kinds may be shorter; nothing of theirs is looked at.
         packet.load(work.transport(), &mut header.kind);

@@ -100,7 +100,8 @@ fn from_container(packet: &mut Skb<ETH_LEN>) -> Verdict {
 /// untagged one, and so it must be to us.
 #[inline(always)]
 fn receive_untagged<const L2: usize>(packet: &mut Skb<L2>) -> i32 {
-    if !packet.untag() {
+    // One tag: who sends two has no good reason.
+    if !packet.untag() || packet.has_priority_tag() {
         return act(packet, Verdict::Drop(Drop::Malformed));
     }
     // SAFETY: a helper call that notes where the packet goes.

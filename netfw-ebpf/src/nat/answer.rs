@@ -24,7 +24,8 @@ use crate::{
     work::{Work, fragment},
 };
 
-/// Errors per tick and CPU (RFC 1812 4.3.2.8, 4443 2.4 (f); Linux's `icmp_msgs_per_sec` is 1000).
+/// Errors per tick and CPU (RFC 1812 4.3.2.8, 4443 2.4 (f); Linux's `icmp_msgs_per_sec` is 1000). "Too
+/// big" is beside it, as with Linux: nobody can use it up, and with it everybody's path MTU discovery.
 const BUDGET: u32 = 1000;
 
 /// What `bpf_csum_diff` takes at once (before kernel 6.13).
@@ -66,6 +67,7 @@ pub fn refuse<P: Packet, F: Family>(
 ) -> Verdict {
     work.outer = [from, work.key.src];
     work.answer = F::error(error);
+    work.limited = !matches!(error, Error::TooBig { .. });
     if make::<P, F>(packet, work) {
         Verdict::Answer(reason)
     } else {
@@ -95,7 +97,11 @@ fn make<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -> bool 
     let mut kind = 0u8;
     let error = work.key.proto == F::ICMP
         && (!packet.load(work.transport(), &mut kind) || F::is_error(kind));
-    if work.related || error || work.fragment == fragment::LATER || !is_within_budget(work.now) {
+    if work.related
+        || error
+        || work.fragment == fragment::LATER
+        || (work.limited && !is_within_budget(work.now))
+    {
         return false;
     }
     let mut ethernet = Ethernet::default();

@@ -101,17 +101,11 @@ pub fn settle<F: Family>(work: &Work<F::Addr>) {
 /// Notes in `work` which part of which datagram the fragment is; false where there is no such part.
 #[inline(always)]
 fn identify<P: Packet, F: Family>(work: &mut Work<F::Addr>) -> bool {
-    let len = (P::NETWORK as u32 + work.len).saturating_sub(work.fragment_at);
-    let offset = work.fragment_offset.into();
-    let Some(units) = Units::of(offset, len, work.more_fragments) else {
-        return false;
-    };
     let proto = if F::PROTO_NAMES_DATAGRAM {
         work.key.proto
     } else {
         0
     };
-    work.units = units;
     work.datagram = FragmentKey {
         src: work.key.src,
         dst: work.key.dst,
@@ -121,7 +115,15 @@ fn identify<P: Packet, F: Family>(work: &mut Work<F::Addr>) -> bool {
         scope: work.key.scope,
     };
     work.datagram_hash = work.datagram.hash();
-    true
+    let len = (P::NETWORK as u32 + work.len).saturating_sub(work.fragment_at);
+    let offset = work.fragment_offset.into();
+    match Units::of(offset, len, work.more_fragments) {
+        Some(units) => {
+            work.units = units;
+            true
+        }
+        None => false,
+    }
 }
 
 /// The datagram's record, if there is one.
@@ -178,7 +180,11 @@ fn later<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -> Fate
         let _ = F::fragments().insert(&work.datagram, &*record, BPF_NOEXIST);
     }
     match find_known::<F>(work) {
-        Some(datagram) if HELD.remove(held_key(work, work.units.first)).is_ok() => {
+        Some(datagram)
+            if HELD
+                .remove(held_key::<P, _>(work, work.units.first))
+                .is_ok() =>
+        {
             join::<P, F>(packet, work, datagram)
         }
         _ => Fate::Held,
@@ -225,7 +231,7 @@ fn join<P: Packet, F: Family>(
 /// The first fragment.
 #[inline(never)]
 fn first<P: Packet, F: Family>(work: &mut Work<F::Addr>) -> Fate {
-    if !has_header::<P, _>(work) || !identify::<P, F>(work) {
+    if !identify::<P, F>(work) || !has_header::<P, _>(work) {
         return Fate::Bad;
     }
     if let Some(datagram) = find_known::<F>(work) {
@@ -252,11 +258,11 @@ fn first<P: Packet, F: Family>(work: &mut Work<F::Addr>) -> Fate {
 
 /// Under what the piece of the datagram that begins with a unit waits.
 #[inline(always)]
-fn held_key<A>(work: &Work<A>, first: u32) -> HeldKey {
+fn held_key<P: Packet, A>(work: &Work<A>, first: u32) -> HeldKey {
     HeldKey {
         datagram: work.datagram_hash,
         first,
-        reserved: 0,
+        network: P::NETWORK as u32,
     }
 }
 
@@ -278,10 +284,10 @@ fn copy<P: Packet, A>(packet: &P, work: &Work<A>) -> Option<&'static Held> {
 /// Keeps a copy of the fragment. False where there is no room, or one like it that waits already.
 #[inline(never)]
 fn hold<P: Packet, A>(packet: &P, work: &Work<A>) -> bool {
-    let key = held_key(work, work.units.first);
+    let key = held_key::<P, _>(work, work.units.first);
     // SAFETY: an element of a map, which lives as long as the program; plain integers.
     if let Some(held) = unsafe { HELD.get(&key) }
-        && !is_over(held.since, work.now, false)
+        && !is_over(held.since, work.now, true)
     {
         return false;
     }
@@ -292,13 +298,14 @@ fn hold<P: Packet, A>(packet: &P, work: &Work<A>) -> bool {
 /// hand: false where it could not be made again what it was.
 #[inline(never)]
 fn wake<P: Packet, A>(packet: &mut P, work: &Work<A>) -> bool {
-    let key = held_key(work, work.units.end);
+    let key = held_key::<P, _>(work, work.units.end);
     // SAFETY: an element of a map, which lives as long as the program; plain integers. Another piece
     // may be written there meanwhile: then this one is not there any more to be removed.
     let Some(held) = (unsafe { HELD.get(&key) }) else {
         return true;
     };
-    let (ifindex, expired) = (held.ifindex, is_over(held.since, work.now, false));
+    // What waits longer is of another datagram, whose first one was lost.
+    let (ifindex, expired) = (held.ifindex, is_over(held.since, work.now, true));
     let Some(own) = copy(packet, work) else {
         return true;
     };

@@ -25,7 +25,7 @@ pub fn send<P: Packet, F: Family>(packet: &P) -> Verdict {
         }
         _ => {}
     }
-    if talk::is_of_kind::<F>(key.proto) {
+    if key.proto == proto::UDP || talk::is_of_kind::<F>(key.proto) {
         note::<P, F>(packet, &mut key, l4);
     }
     Verdict::Pass
@@ -37,7 +37,7 @@ fn note<P: Packet, F: Family>(packet: &P, key: &mut Tuple<F::Addr>, l4: usize) {
     if !F::is_local(&key.src) || ENDPOINTS.get_ptr(packet.received_on()).is_some() {
         return;
     }
-    if key.proto == proto::SCTP {
+    if matches!(key.proto, proto::UDP | proto::SCTP) {
         let mut ports = [Be16::new(0); 2];
         if !packet.load_network(l4, &mut ports) {
             return;
@@ -51,5 +51,9 @@ fn note<P: Packet, F: Family>(packet: &P, key: &mut Tuple<F::Addr>, l4: usize) {
         }
         key.sport = header.id;
     }
-    talk::note::<F>(key);
+    if key.proto == proto::UDP {
+        talk::take_back::<F>(key);
+    } else {
+        talk::note::<F>(key);
+    }
 }

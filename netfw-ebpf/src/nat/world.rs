@@ -35,8 +35,10 @@ pub fn receive<P: Packet, F: Family>(packet: &mut P) -> Verdict {
     let Some(work) = F::work() else {
         return Verdict::Pass;
     };
+    work.key.dst = F::Addr::ANY;
     if F::parse(packet, work).is_err() {
-        return Verdict::Pass;
+        // What cannot be walked through, the stack may forward all the same.
+        return stray::<F>(work);
     }
     let verdict = match flow_of::<P, F>(packet, work) {
         Ok(()) => deliver::<P, F>(packet, work),

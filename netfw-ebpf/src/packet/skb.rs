@@ -66,14 +66,16 @@ impl<const L2: usize> Skb<L2> {
         }
     }
 
-    /// Makes the first `len` bytes of the frame directly accessible, where they exist.
+    /// Makes the first `len` bytes of the frame directly accessible, where they exist. What was rolled
+    /// up has its headers there, and may have segments behind them whose bytes must stay where they
+    /// are (a list of them, of UDP or SCTP).
     #[inline(always)]
     pub fn make_linear(&mut self, len: usize) {
         let len = len.min(self.len());
         let (start, end) = self.bounds();
         // SAFETY: the kernel's context, valid for the program's run.
         let segment = unsafe { (*self.raw()).gso_size };
-        if start + len > end && segment != GSO_BY_FRAGS {
+        if start + len > end && segment == 0 {
             // SAFETY: a helper call. A failure shows as reads that find nothing.
             unsafe { bpf_skb_pull_data(self.raw(), len as u32) };
         }
@@ -162,14 +164,17 @@ impl<const L2: usize> Packet for Skb<L2> {
 
     #[inline(always)]
     fn replace<T>(&mut self, frame: &T, len: usize) -> bool {
-        let len = bounded(len, size_of::<T>());
-        let from = core::ptr::from_ref(frame).cast();
-        // A checksum of the whole, if the kernel has one, is made right again.
+        let rest = bounded(len.saturating_sub(L2), size_of::<T>() - L2);
+        let from: *const u8 = core::ptr::from_ref(frame).cast();
+        // A checksum of the whole, if the kernel has one, is made right again; it begins behind the
+        // link-layer header.
         let flags = u64::from(BPF_F_RECOMPUTE_CSUM);
-        // SAFETY: helper calls; the second reads `len` bytes, which `frame` has.
+        let (l2, packet) = (L2 as u32, self.raw());
+        // SAFETY: helper calls; what they read, `frame` has.
         unsafe {
-            bpf_skb_change_tail(self.raw(), len, 0) == 0
-                && bpf_skb_store_bytes(self.raw(), 0, from, len, flags) == 0
+            bpf_skb_change_tail(packet, l2 + rest, 0) == 0
+                && (L2 == 0 || bpf_skb_store_bytes(packet, 0, from.cast(), l2, 0) == 0)
+                && bpf_skb_store_bytes(packet, l2, from.add(L2).cast(), rest, flags) == 0
         }
     }
 

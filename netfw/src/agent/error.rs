@@ -129,6 +129,10 @@ pub enum AgentError {
         "instance \"{instance}\" serves another namespace ({netns}): `netfw down --instance {instance}` first, or choose another --instance"
     )]
     OtherNamespace { instance: Name, netns: String },
+    #[error(
+        "instance \"{other}\" serves this namespace ({interface} is its): two would take each other's packets; `netfw down --instance {other}` first, or serve another namespace"
+    )]
+    OtherInstance { other: String, interface: String },
     #[error("the group {0:?} (socket_group) does not exist")]
     NoGroup(String),
     #[error("{path}: {source}")]
@@ -185,6 +189,7 @@ impl AgentError {
             | E::NoFreePort { .. }
             | E::Gone(_)
             | E::OtherNamespace { .. }
+            | E::OtherInstance { .. }
             | E::Lock(LockError::Held { .. }) => FailureKind::Conflict,
             _ => FailureKind::Internal,
         }

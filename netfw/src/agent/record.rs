@@ -155,6 +155,12 @@ pub fn alias(instance: &Name, object: &Name) -> String {
     format!("netfw:{instance}:{object}")
 }
 
+/// The instance that an interface with this alias belongs to, if it is any's.
+pub fn instance_of(alias: Option<&str>) -> Option<&str> {
+    let (instance, _) = alias?.strip_prefix("netfw:")?.split_once(':')?;
+    Some(instance)
+}
+
 /// The object that an interface with this alias belongs to, if it is one of the instance's.
 pub fn object_of<'a>(instance: &Name, alias: Option<&'a str>) -> Option<&'a str> {
     alias?
@@ -213,6 +219,8 @@ mod tests {
         let alias = alias(&instance, &"web".parse().unwrap());
         assert_eq!(alias, "netfw:a:web");
         assert_eq!(object_of(&instance, Some(&alias)), Some("web"));
+        assert_eq!(instance_of(Some(&alias)), Some("a"));
+        assert_eq!(instance_of(Some("netfw demo")), None);
         assert_eq!(object_of(&instance, Some("netfw:ab:web")), None);
         assert_eq!(object_of(&instance, Some("other")), None);
         assert_eq!(object_of(&instance, None), None);

@@ -14,7 +14,7 @@ use super::{
     counter::{self, Indexes},
     network, node,
     purge::{Doomed, Then},
-    record::{self, Node, host_mac, is_object, object_of},
+    record::{self, Node, host_mac, instance_of, is_object, object_of},
     store::{Change, Store},
 };
 use crate::{
@@ -28,6 +28,8 @@ impl Agent {
     pub async fn start(config: Config, store_path: &Path) -> Result<Self, AgentError> {
         // Before anything is written.
         DataPlane::check_layout(&config.instance)?;
+        let netlink = Netlink::current()?;
+        check_other_instances(&config.instance, &netlink.links().await?)?;
         let store = Store::open(store_path)?;
         let mut wanted = store.load()?;
         let mut node = this_node(&config)?;
@@ -39,7 +41,6 @@ impl Agent {
             store.commit(&[Change::Node(&node)])?;
             wanted.node = Some(node);
         }
-        let netlink = Netlink::current()?;
         let dataplane = DataPlane::load(&Options {
             instance: config.instance.to_string(),
             max_flows: config.max_flows,
@@ -296,6 +297,18 @@ fn this_node(config: &Config) -> Result<Node, AgentError> {
         boot: boot.trim().to_owned(),
         prefix6: None,
     })
+}
+
+/// Every data plane takes each packet for itself, and knows no ports but those that it gave away.
+fn check_other_instances(own: &Name, links: &[Link]) -> Result<(), AgentError> {
+    let others = links.iter().filter_map(|link| {
+        let other = instance_of(link.alias.as_deref())?;
+        (other != own.as_str()).then(|| AgentError::OtherInstance {
+            other: other.to_owned(),
+            interface: link.name.clone(),
+        })
+    });
+    others.into_iter().next().map_or(Ok(()), Err)
 }
 
 /// An instance's pins, bridges and veths lie in one namespace; another agent must not take its

@@ -1,6 +1,6 @@
 //! The agent's life: it starts, answers, dies, comes back, and leaves nothing.
 
-use std::{collections::BTreeMap, fs};
+use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
 use netfw_tests::{
     Agent, Lab, Namespace,
@@ -223,6 +223,37 @@ fn a_second_agent_for_an_instance_is_refused() {
     let other = site.lab.client.name();
     let said = site.agent.refuses(FAILED, &["agent", "--netns", other]);
     assert!(said.contains("serves another namespace"), "{said}");
+    site.agent.start_again();
+}
+
+#[test]
+fn a_second_instance_for_a_namespace_is_refused() {
+    let mut site = Site::new(&["8080:80"]);
+    let node = site.lab.node.name().to_owned();
+    let instance = site.agent.instance().to_owned();
+    let other = format!("{instance}-2");
+    for running in [true, false] {
+        if !running {
+            site.agent.stop();
+        }
+        let words = ["agent", "--netns", &node];
+        let refused = Command::new(netfw_tests::agent::binary())
+            .args(words)
+            .args(["--instance", &other])
+            .output()
+            .expect("netfw runs");
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(
+            said.contains(&format!("instance \"{instance}\" serves this namespace")),
+            "{said}"
+        );
+        let page = curl(&site.lab.client, NODE, 8080, "/");
+        assert_eq!(page, Some(site.nginx.page(80)));
+    }
+    for left in ["/run/netfw", "/var/lib/netfw", "/sys/fs/bpf"] {
+        let left = Path::new(left).join(&other);
+        assert!(!left.exists(), "{} is left behind", left.display());
+    }
     site.agent.start_again();
 }
 

@@ -51,7 +51,7 @@ fn a_tag_of_no_vlan_changes_nothing() {
         (CLIENT6, NODE6, WORLD6, site.ip6),
     ] {
         let (inside, outside) = (udp_at(web, (own, 53)), udp_at(&lab.world, (world, 53)));
-        for tags in 0..3 {
+        for tags in 0..2 {
             let port = 4000 + tags as u16;
             let asking = [(client, port), (node, 5300)];
             send(&site, &lab.client, "up0", tags, asking);
@@ -73,6 +73,16 @@ fn a_tag_of_no_vlan_changes_nothing() {
                 let more = || drops(agent, reason) == before + 1;
                 wait_until(&format!("{reason} behind {tags} tags"), SOON, more);
             }
+        }
+        // Two are one too many, to whomever it is sent.
+        for (from, link, ends) in [
+            (web, "netfw0", [(own, 4002), (world, 53)]),
+            (&lab.client, "up0", [(client, 4002), (own, 53)]),
+        ] {
+            let before = drops(agent, "malformed");
+            send(&site, from, link, 2, ends);
+            let more = || drops(agent, "malformed") == before + 1;
+            wait_until("a frame with two tags to be dropped", SOON, more);
         }
     }
 }

@@ -192,6 +192,11 @@ fn no_more_than_a_thousand_a_second() {
         }
         let cpus = std::thread::available_parallelism().unwrap().get() as u32;
         assert!((1000..=4000 * cpus).contains(&told), "{told}");
+        // Whoever used them up took nobody's path MTU with them.
+        rig.change_web(|web| web.mtu = 1400);
+        rig.send(At::Web, udp("web:5353", "server:53").ttl(1));
+        let big = udp("client:4000", "node:8080").payload(&[7; 1400]);
+        rig.send(At::World, big).answered(Drop::TooBig);
         rig.next_tick();
     });
 }

@@ -357,6 +357,33 @@ fn an_identifier_is_used_again() {
     });
 }
 
+/// A piece whose first one was lost is not another datagram's, which comes with the same identifier
+/// seconds later.
+#[test]
+fn what_waited_in_vain_wakes_for_nobody() {
+    with_rig(|rig| {
+        let datagram = |byte| {
+            let packet = udp("client:4000", "node:8080").payload(&[byte; 3000]);
+            packet.fragments(PIECE)
+        };
+        rig.send(At::World, datagram(1).remove(1)).held();
+        for byte in 2..4 {
+            for _ in 0..3 {
+                rig.next_tick();
+            }
+            // What waited is dropped as the next one wakes it, and that goes on.
+            let all = rig.send_all(At::World, &datagram(byte));
+            let frames = all.iter().filter_map(|(outcome, frame)| match outcome {
+                Outcome::Sent(_) | Outcome::Answered(Drop::LostFragment, _) => Some(&frame[..]),
+                _ => None,
+            });
+            let whole = Seen::whole(frames);
+            assert_eq!(whole.len(), 1);
+            assert!(whole[0].payload.iter().all(|&is| is == byte));
+        }
+    });
+}
+
 #[test]
 fn nobody_waits_for_a_first_piece_that_was_dropped() {
     with_rig(|rig| {

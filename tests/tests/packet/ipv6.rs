@@ -171,6 +171,26 @@ fn a_long_chain_hides_nothing() {
     });
 }
 
+/// The stack forwards what netfw cannot walk through.
+#[test]
+fn a_long_chain_is_no_way_into_a_container() {
+    with_v6(|rig| {
+        let macs = rig.macs();
+        let packet = udp("client:4000", "web:80").macs(macs.client, macs.uplink);
+        for headers in [0, 8, 9, 20] {
+            rig.send_raw(
+                At::World,
+                &extended(&packet, &vec![(DESTINATION, 1); headers]),
+            )
+            .dropped(Drop::DirectAccess);
+        }
+        let mut unfinished = extended(&packet, &[(ROUTING, 3)]);
+        unfinished[54 + 3] = 1;
+        rig.send_raw(At::World, &unfinished)
+            .dropped(Drop::DirectAccess);
+    });
+}
+
 #[test]
 fn a_router_of_the_link_tells_of_a_packet_that_went_further() {
     with_v6(|rig| {

@@ -191,7 +191,7 @@ fn an_interface_that_is_not_served_is_closed() {
     with_rig(|rig| {
         rig.close_uplink();
         rig.send(At::Web, udp("web:5353", "server:53"))
-            .dropped(Drop::NoRoute);
+            .answered(Drop::NoRoute);
         rig.send(At::World, udp("client:4000", "node:8080"))
             .passed();
         rig.send(At::World, udp("client:4000", "web:80"))

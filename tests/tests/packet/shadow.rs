@@ -106,6 +106,31 @@ fn without_a_server_a_simultaneous_open_goes_on() {
     });
 }
 
+/// Not with the next tick: its answer is on the way.
+#[test]
+fn a_datagram_of_the_nodes_own_is_answered_to_the_node() {
+    with_rig(|rig| {
+        for _ in 0..2 {
+            rig.send(At::Web, udp("web:4500", "server:53")).sent();
+            rig.send(At::World, udp("server:53", "node:4500")).sent();
+        }
+        rig.send(At::Egress, udp("node:4500", "server:54")).passed();
+        assert_eq!(rig.entries().0.len(), 2, "another talk");
+        // A container's, translated, takes nothing back.
+        rig.send(At::EgressOfWeb, udp("node:4500", "server:53"))
+            .passed();
+        assert_eq!(rig.entries().0.len(), 2);
+        rig.send(At::Egress, udp("node:4500", "server:53")).passed();
+        rig.send(At::World, udp("server:53", "node:4500")).passed();
+        // Of a publish, which the node cannot speak for, nothing is taken.
+        rig.send(At::World, udp("client:4000", "node:8080")).sent();
+        rig.send(At::Egress, udp("node:8080", "client:4000"))
+            .passed();
+        let (_, to) = rig.send(At::World, udp("client:4000", "node:8080")).sent();
+        assert_eq!(to, "web:80");
+    });
+}
+
 #[test]
 fn a_datagram_socket_of_the_node_that_is_opened_later_gets_its_datagrams() {
     with_rig(|rig| {

@@ -322,6 +322,37 @@ fn no_number_is_learnt_from_a_stranger() {
     });
 }
 
+/// Whoever answers a SYN knows its number; afterwards there is nothing to be known, and to be guessed.
+#[test]
+fn a_connection_is_answered_once() {
+    with_rig(|rig| {
+        let own = |flags| tcp("web:20000", "server:443", flags);
+        let world = |flags| tcp("server:443", "node:20000", flags);
+        rig.send(At::Web, own("S").numbers(99, 0)).sent();
+        for guess in [0, 99, 101, u32::MAX] {
+            let forged = world("S.").numbers(77_000_000, guess);
+            rig.send(At::World, forged).sent();
+        }
+        rig.send(At::World, world("S.").numbers(299, 100)).sent();
+        rig.send(At::Web, own(".").numbers(100, 300)).sent();
+        rig.send(At::Web, own("P.").numbers(100, 300)).sent();
+        is_in(rig, state::ESTABLISHED);
+        for ack in [100, 105] {
+            let forged = world("S.").numbers(77_000_000, ack);
+            rig.send(At::World, forged).sent();
+            let forged = world("R").numbers(77_000_001, 0);
+            rig.send(At::World, forged).sent();
+            is_in(rig, state::ESTABLISHED);
+        }
+        // A retransmission is behind what comes next.
+        rig.send(At::World, world("P.").numbers(300, 105)).sent();
+        rig.send(At::World, world("P.").numbers(305, 105)).sent();
+        rig.send(At::World, world("P.").numbers(300, 105)).sent();
+        rig.send(At::World, world("R").numbers(310, 0)).sent();
+        is_in(rig, state::CLOSE);
+    });
+}
+
 /// The container lost its side of a connection without a word, and the client opens it anew.
 #[test]
 fn a_new_connection_over_a_lost_one_has_its_own_numbers() {
