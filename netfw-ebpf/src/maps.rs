@@ -24,7 +24,8 @@ use netfw_common::{
 
 use crate::{nat::answer::PART, work::Work};
 
-/// Default sizes; the agent overrides those of the flow tables (two entries a flow).
+/// Default sizes; the agent overrides those of the flow tables (two entries a flow), and of small LRUs
+/// where there are many CPUs.
 const FLOW_ENTRIES: u32 = 1 << 19;
 const EMBRYO_ENTRIES: u32 = 1 << 17;
 const PUBLISH_ENTRIES: u32 = 1 << 18;
@@ -33,6 +34,9 @@ const ENDPOINT_ENTRIES: u32 = 1 << 14;
 const COUNTER_ENTRIES: u32 = 1 << 15;
 const DATAGRAMS: u32 = 1 << 11;
 const TALK_ENTRIES: u32 = 1 << 13;
+
+/// `BPF_F_NO_COMMON_LRU`: each CPU makes room among its own entries.
+const PER_CPU_LRU: u32 = 2;
 
 /// `BPF_F_NO_PREALLOC`: tables that are mostly empty and written by the agent alone.
 const ON_DEMAND: u32 = 1;
@@ -96,16 +100,16 @@ pub static UPLINKS: HashMap<u32, Uplink> = HashMap::with_max_entries(1024, ON_DE
 pub static SOCKETS4: LruHashMap<SocketKey4, SocketPeer4> = LruHashMap::with_max_entries(1 << 16, 0);
 #[map]
 pub static SOCKETS6: LruHashMap<SocketKey6, SocketPeer6> = LruHashMap::with_max_entries(1 << 16, 0);
-/// Datagrams of which not all has come: 2 MiB for each family.
+/// Datagrams of which not all has come: 2 MiB for each family, on up to 8 CPUs.
 #[map]
 pub static FRAGMENTS4: LruHashMap<FragmentKey4, Datagram> =
     LruHashMap::with_max_entries(DATAGRAMS, 0);
 #[map]
 pub static FRAGMENTS6: LruHashMap<FragmentKey6, Datagram> =
     LruHashMap::with_max_entries(DATAGRAMS, 0);
-/// Fragments that wait for the first of their datagram, of both families: 4.5 MiB.
+/// Fragments that wait for the first of their datagram, of both families: 4.5 MiB, on up to 16 CPUs.
 #[map]
-pub static HELD: LruHashMap<HeldKey, Held> = LruHashMap::with_max_entries(512, 0);
+pub static HELD: LruHashMap<HeldKey, Held> = LruHashMap::with_max_entries(512, PER_CPU_LRU);
 /// Not pinned: what is to be inserted into the maps of fragments. The bits of the datagram stay 0.
 #[map]
 pub static NEW_DATAGRAM: PerCpuArray<Datagram> = PerCpuArray::with_max_entries(1, 0);

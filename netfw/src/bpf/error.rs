@@ -134,6 +134,12 @@ pub enum BpfError {
     #[error("no cgroup v2 hierarchy is mounted (`mount -t cgroup2 none /sys/fs/cgroup`)")]
     NoCgroup,
 
+    #[error("cannot tell how many CPUs there are ({path}): {source}")]
+    Cpus {
+        path: &'static str,
+        source: io::Error,
+    },
+
     #[error("cannot tell this network namespace's cookie: {source}")]
     Cookie { source: io::Error },
 

@@ -10,6 +10,7 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::{MapError, MapInfo},
     programs::SchedClassifier,
+    util::nr_cpus,
 };
 use aya_obj::Object;
 
@@ -63,16 +64,36 @@ const SIZED: [(&str, &str); 4] = [
     ("EMBRYOS6", MAX_EMBRYOS),
 ];
 
-/// Loads maps and programs of an instance; its directories must be there.
-pub fn load(options: &Options, pins: &Pins) -> Result<Ebpf, BpfError> {
-    // Two entries a flow, one for each direction.
-    let sizes = SIZED.map(|(name, option)| {
+/// Small LRU maps, and how many entries they have room for at least, and for each CPU. Before 6.17
+/// (d4adf1c9ee77) every CPU that inserts into one keeps 128 free ones to itself.
+const SHARED: [(&str, u32, u32); 5] = [
+    ("FRAGMENTS4", 1 << 11, 256),
+    ("FRAGMENTS6", 1 << 11, 256),
+    ("TALKS4", 1 << 13, 256),
+    ("TALKS6", 1 << 13, 256),
+    // Each CPU has a list of its own (`BPF_F_NO_COMMON_LRU`).
+    ("HELD", 1 << 9, 32),
+];
+
+/// The sizes of maps that are not what the object says.
+fn sizes(options: &Options, cpus: u32) -> impl Iterator<Item = (&'static str, u32)> {
+    let flows = SIZED.map(|(name, option)| {
         let flows = match option {
             MAX_FLOWS => options.max_flows,
             _ => options.max_embryos,
         };
+        // Two entries a flow, one for each direction.
         (name, flows.saturating_mul(2))
     });
+    // A multiple, or the kernel makes one of it.
+    let shared = SHARED.map(|(name, least, each)| (name, cpus * each.max(least.div_ceil(cpus))));
+    flows.into_iter().chain(shared)
+}
+
+/// Loads maps and programs of an instance; its directories must be there.
+pub fn load(options: &Options, pins: &Pins) -> Result<Ebpf, BpfError> {
+    let cpus = nr_cpus().map_err(|(path, source)| BpfError::Cpus { path, source })?;
+    let sizes: Vec<_> = sizes(options, cpus as u32).collect();
     let object = Object::parse(PROGRAMS_OBJECT).map_err(|error| BpfError::object(error.into()))?;
     let directory = pins.maps();
     for &name in PINNED {
