@@ -11,6 +11,7 @@
 //!   What Docker adds in the filter table is left out, and `bridge-nf-call-iptables` is off: both
 //!   would only slow it down.
 //! * **netfw**: an agent for the node, an endpoint with as many publishes, by TC.
+//! * **redirect-xdp** and **netfw-xdp**: the same two by native XDP on the uplink.
 //!
 //! The publish that is measured is the one in the middle: the average, where the number of rules
 //! before it matters.
@@ -28,16 +29,25 @@ use netfw_tests::{Agent, Lab, Namespace, topology::NODE};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Kind {
     Redirect,
+    RedirectXdp,
     Routing,
     Iptables,
     Netfw,
+    NetfwXdp,
 }
 
 impl Kind {
-    pub const ALL: [Self; 4] = [Self::Redirect, Self::Routing, Self::Iptables, Self::Netfw];
+    pub const ALL: [Self; 6] = [
+        Self::Redirect,
+        Self::RedirectXdp,
+        Self::Routing,
+        Self::Iptables,
+        Self::Netfw,
+        Self::NetfwXdp,
+    ];
 
     pub fn has_addresses(self) -> bool {
-        self != Self::Redirect
+        !matches!(self, Self::Redirect | Self::RedirectXdp)
     }
 }
 
@@ -45,9 +55,11 @@ impl fmt::Display for Kind {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.pad(match self {
             Self::Redirect => "bare redirect (TC)",
+            Self::RedirectXdp => "bare redirect (XDP)",
             Self::Routing => "routing, no NAT",
             Self::Iptables => "iptables",
             Self::Netfw => "netfw (TC)",
+            Self::NetfwXdp => "netfw (XDP)",
         })
     }
 }
@@ -98,6 +110,11 @@ impl Contender {
         };
         match kind {
             Kind::Redirect => contender.attach(),
+            Kind::RedirectXdp => {
+                contender.attach();
+                let container = &contender.container;
+                container.run(&["ethtool", "-K", "eth0", "gro", "on"]);
+            }
             Kind::Routing => {
                 contender.bridge();
                 contender.udp.0 = SocketAddr::new(CONTAINER, UDP);
@@ -107,8 +124,12 @@ impl Contender {
                 contender.bridge();
                 contender.docker_rules(publishes)?;
             }
-            Kind::Netfw => {
-                let agent = Agent::start(&contender.lab).lenient();
+            Kind::Netfw | Kind::NetfwXdp => {
+                let mode = match kind {
+                    Kind::NetfwXdp => "native",
+                    _ => "off",
+                };
+                let agent = Agent::start_with(&contender.lab, &["--xdp", mode]).lenient();
                 let path = contender.container.path();
                 let last_served = FIRST_SERVED + (publishes - 1);
                 agent.netfw(&[

@@ -24,7 +24,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun as _, TestRunAttrs, TestRunOptions,
     maps::{Array, PerCpuArray},
-    programs::{SchedClassifier, TcAttachType, Xdp, tc::SchedClassifierLinkId},
+    programs::{SchedClassifier, TcAttachType, Xdp, XdpMode, tc::SchedClassifierLinkId},
 };
 use netfw_tests::{
     packet::Packet,
@@ -62,7 +62,7 @@ impl Lane {
         }
         let lab = &contender.lab;
         let redirect_to = match contender.kind {
-            Kind::Redirect => ifindex(&lab.node, HOST_SIDE),
+            Kind::Redirect | Kind::RedirectXdp => ifindex(&lab.node, HOST_SIDE),
             _ => 0,
         };
         let mut ebpf = EbpfLoader::new()
@@ -87,6 +87,16 @@ impl Lane {
             lab.node
                 .enter(|| redirect.attach("up0", TcAttachType::Ingress))
                 .context("attaching the redirect")?;
+        }
+        if contender.kind == Kind::RedirectXdp {
+            let redirect: &mut Xdp = ebpf
+                .program_mut("redirect_xdp")
+                .context("program redirect_xdp")?
+                .try_into()?;
+            redirect.load().context("loading redirect_xdp")?;
+            lab.node
+                .enter(|| redirect.attach("up0", XdpMode::Driver))
+                .context("attaching the redirect by XDP")?;
         }
         generator(&mut ebpf)?.load().context("the generator")?;
         Ok(Self {

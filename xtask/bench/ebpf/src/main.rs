@@ -9,8 +9,8 @@
 
 use aya_ebpf::{
     Global,
-    bindings::{TC_ACT_SHOT, xdp_action},
-    helpers::bpf_redirect_peer,
+    bindings::{TC_ACT_OK, TC_ACT_SHOT, xdp_action},
+    helpers::{bpf_redirect, bpf_redirect_peer},
     macros::{classifier, map, xdp},
     maps::{Array, PerCpuArray},
     programs::{TcContext, XdpContext},
@@ -18,6 +18,9 @@ use aya_ebpf::{
 
 /// A frame of 60 bytes, 64 with the checksum that a wire would add, in words for a quick copy.
 type Frame = [u32; 15];
+
+/// An EtherType.
+const IPV4: u16 = 0x0800;
 
 /// Where the UDP source port and checksum are: Ethernet, IPv4 without options, UDP.
 const SOURCE_PORT: usize = 14 + 20;
@@ -84,9 +87,13 @@ pub fn generate(ctx: XdpContext) -> u32 {
 }
 
 /// Counts and drops, as soon as the container has the packet: what a server would do with it is
-/// the same for all and not what is measured.
+/// the same for all and not what is measured. ARP goes on: the node must not forget its neighbour.
 #[classifier]
-pub fn sink(_ctx: TcContext) -> i32 {
+pub fn sink(ctx: TcContext) -> i32 {
+    // SAFETY: the kernel's context, valid for the program's run.
+    if unsafe { (*ctx.skb.skb).protocol } != u32::from(IPV4.to_be()) {
+        return TC_ACT_OK;
+    }
     if let Some(delivered) = DELIVERED.get_ptr_mut(0) {
         // SAFETY: an entry of this CPU's own.
         unsafe { *delivered += 1 };
@@ -99,6 +106,13 @@ pub fn sink(_ctx: TcContext) -> i32 {
 pub fn redirect(_ctx: TcContext) -> i32 {
     // SAFETY: a helper without pointers.
     unsafe { bpf_redirect_peer(REDIRECT_TO.load(), 0) as i32 }
+}
+
+/// The same by XDP.
+#[xdp]
+pub fn redirect_xdp(_ctx: XdpContext) -> u32 {
+    // SAFETY: a helper without pointers.
+    unsafe { bpf_redirect(REDIRECT_TO.load(), 0) as u32 }
 }
 
 #[cfg(not(test))]
