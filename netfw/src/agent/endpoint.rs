@@ -501,6 +501,7 @@ impl Agent {
         if let Err(error) = self.withdraw_publishes(&endpoint.publishes) {
             report("its publishes were not withdrawn", &error);
         }
+        self.hang_up(endpoint, &endpoint.publishes);
         let found = match self.netlink.link(&endpoint.host_interface).await {
             Ok(link) => link.map(|l| l.index),
             Err(error) => {

@@ -1,6 +1,6 @@
 //! Publishes: who may have which port, and the map entries that say so.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use netfw_common::{
     addr::{Be16, Ip4, Ip6},
@@ -18,7 +18,11 @@ use crate::{
     api::types,
     bpf::Family,
     name::Name,
-    net::{socket, sysctl},
+    net::{
+        diag,
+        socket::{self, Protocol},
+        sysctl,
+    },
     publish::{Families, PortRange, Publish, Spec},
 };
 
@@ -116,6 +120,7 @@ impl Agent {
             return Err(error);
         }
         self.wanted.endpoints.insert(name.clone(), after);
+        self.hang_up(&before, &gone);
         let counters: Vec<u32> = gone.iter().map(|p| p.counter).collect();
         self.purge(
             Doomed::Counters(counters.iter().copied().collect()),
@@ -147,6 +152,45 @@ impl Agent {
         let four = self.dataplane.unpublish(keys::<Ip4>(published));
         let six = self.dataplane.unpublish(keys::<Ip6>(published));
         Ok(four.and(six)?)
+    }
+
+    /// Ends what processes of the node have with a container by publishes that are withdrawn: no packet
+    /// of theirs belongs to a flow, and whoever gets the address next is somebody else. Goes on past
+    /// errors.
+    pub(super) fn hang_up(&mut self, endpoint: &Endpoint, gone: &[Published]) {
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let publishes = || {
+                let all = gone.iter().map(|published| published.publish);
+                all.filter(|publish| publish.protocol == protocol)
+            };
+            if publishes().next().is_none() {
+                continue;
+            }
+            let is_over = |container: SocketAddr, asked: SocketAddr| {
+                endpoint.ips().any(|ip| ip == container.ip())
+                    && publishes().any(|publish| {
+                        publish.container_ports.contains(container.port())
+                            && publish.host_ports.contains(asked.port())
+                    })
+            };
+            let ended = self
+                .dataplane
+                .sockets(is_over)
+                .map_err(|error| crate::chain(&error))
+                .and_then(|sockets| match sockets.is_empty() {
+                    true => Ok(0),
+                    false => diag::abort(protocol, &sockets).map_err(|error| error.to_string()),
+                });
+            match ended {
+                Ok(0) => {}
+                Ok(sockets) => {
+                    tracing::info!(endpoint = %endpoint.name, sockets, "ended: their publish is gone");
+                }
+                Err(error) => {
+                    tracing::warn!(endpoint = %endpoint.name, error, "sockets of the node stay connected to it");
+                }
+            }
+        }
     }
 
     /// The publishes that `specs` ask for, for a container that has addresses of `families` in

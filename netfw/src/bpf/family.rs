@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use netfw_common::{
     addr::{Address, Ip4, Ip6},
     flow::Flow,
-    record::{Endpoint, Mapping, MappingKey, Publish, PublishKey},
+    record::{Endpoint, Mapping, MappingKey, Publish, PublishKey, SocketKey, SocketPeer},
     tuple::Tuple,
 };
 
@@ -33,6 +33,7 @@ pub struct Names {
     pub addresses: &'static str,
     pub subnets: &'static str,
     pub locals: &'static str,
+    pub sockets: &'static str,
 }
 
 /// [`Ip4`] or [`Ip6`], the key of a family's maps. Sealed: there is no third.
@@ -50,6 +51,8 @@ pub trait Family:
     + Records<Publish<Self>, Is: Pod>
     + Records<MappingKey<Self>, Is: Pod>
     + Records<Mapping<Self>, Is: Pod>
+    + Records<SocketKey<Self>, Is: Pod>
+    + Records<SocketPeer<Self>, Is: Pod>
 {
     const NAMES: Names;
     /// Bits of an address.
@@ -89,6 +92,7 @@ impl Family for Ip4 {
         addresses: "ADDRESSES4",
         subnets: "SUBNETS4",
         locals: "LOCALS4",
+        sockets: "SOCKETS4",
     };
     const BITS: u8 = 32;
 
@@ -139,6 +143,7 @@ impl Family for Ip6 {
         addresses: "ADDRESSES6",
         subnets: "SUBNETS6",
         locals: "LOCALS6",
+        sockets: "SOCKETS6",
     };
     const BITS: u8 = 128;
 

@@ -19,7 +19,8 @@ use netfw_common::{
     addr::{Ip4, Ip6},
     drop::Drop,
     record::{
-        Config, Counter, Endpoint, Local, Publish, PublishKey, Subnet, Uplink, endpoint_flag,
+        Config, Counter, Endpoint, Local, Publish, PublishKey, SocketKey, SocketPeer, Subnet,
+        Uplink, endpoint_flag,
     },
 };
 use nix::libc;
@@ -49,6 +50,8 @@ pub struct FamilyMaps<A: Family> {
     publishes: Table<PublishKey<A>, Publish<A>>,
     locals: Table<A, Local>,
     subnets: LpmTrie<MapData, A, Subnet>,
+    /// What sockets of the node asked for that were connected to a container.
+    pub(super) sockets: Table<SocketKey<A>, SocketPeer<A>>,
 }
 
 impl Maps {
@@ -75,6 +78,7 @@ impl<A: Family> FamilyMaps<A> {
             publishes: Table::take(ebpf, A::NAMES.publishes)?,
             locals: Table::take(ebpf, A::NAMES.locals)?,
             subnets: take(ebpf, A::NAMES.subnets)?,
+            sockets: Table::take(ebpf, A::NAMES.sockets)?,
         })
     }
 

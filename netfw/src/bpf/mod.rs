@@ -31,6 +31,7 @@ mod load;
 mod maps;
 mod napi;
 mod pin;
+mod sockets;
 mod stats;
 mod sys;
 mod table;
@@ -47,6 +48,7 @@ pub use self::{
     load::PROGRAMS_OBJECT,
     maps::Epoch,
     pin::BPFFS,
+    sockets::Connected,
     stats::{ProgramStats, enable_stats},
     xdp::XdpMode,
 };

@@ -20,7 +20,7 @@
 //! | [`subnet`] | the choice of a subnet that is in nobody's way |
 
 pub mod clsact;
-mod diag;
+pub mod diag;
 pub mod error;
 pub mod ethtool;
 mod exchange;

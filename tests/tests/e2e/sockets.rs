@@ -8,10 +8,12 @@ use std::{
 
 use netfw_tests::{
     Namespace,
-    programs::{Drinker, Fountain, Nginx, UdpEcho, ask, ask_in_vain, curl, curl_in_vain},
+    programs::{Fountain, Nginx, UdpEcho, ask, ask_in_vain, curl, curl_in_vain},
     topology::{NODE, NODE_OUTSIDE, NODE6, NODE6_OUTSIDE},
     wait_until,
 };
+
+use nix::libc;
 
 use crate::setting::{SOON, Site, attach, text};
 
@@ -214,11 +216,10 @@ fn datagrams_of_the_node_come_back_from_where_they_were_sent() {
 
 #[test]
 fn a_publish_that_comes_and_goes_is_seen_by_the_next_call() {
-    let site = Site::new(&["8080:80", "5300:53/udp", "7000:70"]);
+    let site = Site::new(&["8080:80", "5300:53/udp"]);
     let Site {
         agent, nginx, lab, ..
     } = &site;
-    let _fountain = Fountain::start(&site.web, 70);
     let _echo = UdpEcho::start(&site.web, (site.ip6, 53));
     let other = lab.container("other");
     let second = Nginx::start(&other, "other", &[80]);
@@ -226,22 +227,18 @@ fn a_publish_that_comes_and_goes_is_seen_by_the_next_call() {
     let at = agent.json(&["endpoint", "inspect", "other"]);
     let _other_echo = UdpEcho::start(&other, (text(&at["ip6"]).parse().expect("an address"), 53));
 
-    let mut drinker = Drinker::connect(&lab.node, (LOCALHOST, 7000));
-    drinker.drink(10);
     let socket = lab
         .node
         .enter(|| UdpSocket::bind("[::]:0").expect("a socket"));
     assert!(ask(&socket, (LOCALHOST6, 5300), "x").is_some());
 
-    for publish in ["8080:80", "5300:53/udp", "7000:70"] {
+    for publish in ["8080:80", "5300:53/udp"] {
         agent.netfw(&["unpublish", "web", publish]);
     }
     for ip in [LOCALHOST, LOCALHOST6, NODE6, mapped(NODE)] {
         assert!(is_refused(&lab.node, ip, 8080), "{ip}");
     }
     assert!(ask_in_vain(&socket, (LOCALHOST6, 5300), "x"));
-    // Connections are the container's own, and go on.
-    drinker.drink(100);
 
     // The same socket, another container.
     agent.netfw(&["publish", "other", "8080:80"]);
@@ -268,6 +265,75 @@ fn a_publish_that_comes_and_goes_is_seen_by_the_next_call() {
     wait_until("the address to be served again", SOON, || {
         curl(&lab.node, NODE6_OUTSIDE, 8080, "/") == Some(nginx.page(80))
     });
+}
+
+/// Has the socket no peer any more, and does it say why?
+#[track_caller]
+fn is_aborted(socket: &UdpSocket) {
+    let error = socket.take_error().expect("a socket");
+    assert_eq!(
+        error.map(|error| error.kind()),
+        Some(io::ErrorKind::ConnectionAborted)
+    );
+    let error = socket.send(b"x").expect_err("no peer");
+    assert_eq!(error.raw_os_error(), Some(libc::EDESTADDRREQ));
+}
+
+/// Whoever gets the container's address next is not the one that they were connected to.
+#[test]
+fn what_is_connected_to_a_publish_ends_with_it() {
+    let site = Site::new(&["7000:70", "5300:53/udp", "5400:53/udp", "53:53"]);
+    let Site { agent, lab, .. } = &site;
+    let fountain = Fountain::start(&site.web, 70);
+    let _four = UdpEcho::start(&site.web, (site.ip, 53));
+    let _six = UdpEcho::start(&site.web, (site.ip6, 53));
+    let connected = |ip: IpAddr, port: u16| {
+        let any = if ip.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let socket = lab.node.enter(|| {
+            let socket = UdpSocket::bind(any).expect("a socket");
+            socket.connect((ip, port)).expect("connected");
+            socket
+        });
+        socket.set_read_timeout(Some(PATIENCE)).expect("not 0");
+        socket
+    };
+    let is_answered = |socket: &UdpSocket| {
+        socket.send(b"x").expect("sent");
+        socket.recv(&mut [0; 256]).expect("an answer");
+    };
+    let locals = [LOCALHOST, LOCALHOST6, mapped(NODE)];
+    let [first, second, direct] = [5300, 5400, 0].map(|port| {
+        locals.map(|ip| match port {
+            0 => connected(if ip.is_ipv4() { site.ip } else { site.ip6 }, 53),
+            port => connected(ip, port),
+        })
+    });
+    let streams = locals.map(|ip| {
+        let to = SocketAddr::new(ip, 7000);
+        lab.node
+            .enter(|| TcpStream::connect_timeout(&to, PATIENCE).expect("connected"))
+    });
+    // Of another protocol, or another publish: not theirs.
+    agent.netfw(&["unpublish", "web", "53:53"]);
+    agent.netfw(&["unpublish", "web", "5300:53/udp"]);
+    first.iter().for_each(is_aborted);
+    second.iter().chain(&direct).for_each(is_answered);
+    for mut stream in &streams {
+        stream.read_exact(&mut [0; 4096]).expect("it goes on");
+    }
+    agent.netfw(&["endpoint", "rm", "web"]);
+    second.iter().for_each(is_aborted);
+    for mut stream in &streams {
+        stream.set_read_timeout(Some(PATIENCE)).expect("not 0");
+        let error = loop {
+            match stream.read(&mut [0; 4096]) {
+                Ok(bytes) => assert_ne!(bytes, 0, "an end without a word"),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
+    }
+    drop(fountain);
 }
 
 #[test]
