@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use crate::netns::{Namespace, Running};
+use crate::{
+    netns::{Namespace, Running},
+    wait::wait_for,
+};
 
 /// The examples of the Debian package libusrsctp-examples.
 const PROGRAMS: &str = "/usr/lib/usrsctp";
@@ -36,7 +39,16 @@ pub struct Association {
 }
 
 impl Association {
+    /// The server may be just starting: then it aborts what it is asked, and is asked again.
+    #[track_caller]
     pub fn open(namespace: &Namespace, to: (IpAddr, u16)) -> Self {
+        wait_for("an association", SOON, || {
+            let mut association = Self::try_open(namespace, to);
+            association.ask("hello").is_some().then_some(association)
+        })
+    }
+
+    fn try_open(namespace: &Namespace, to: (IpAddr, u16)) -> Self {
         let mut child = namespace
             .command(program("client"))
             .args([to.0.to_string(), to.1.to_string()])
