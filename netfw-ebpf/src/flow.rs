@@ -270,7 +270,7 @@ fn advance<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
     } else if work.key.proto != proto::TCP {
         next_query_state(old, reply)
     } else if is_plausible(work) {
-        set_numbers(work);
+        set_numbers(work, entry, other);
         next_tcp_state(old, work.flags, reply)
     } else {
         old
@@ -279,9 +279,6 @@ fn advance<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
     for (half, entry) in [(&mut work.flow, entry), (&mut work.other, other)] {
         (half.seen, half.state) = (work.now, new);
         entry.set_seen(work.now);
-        if work.key.proto == proto::TCP {
-            entry.set_numbers(half.end, half.ack);
-        }
         if new != old {
             entry.set_state(new);
         }
@@ -313,9 +310,9 @@ fn is_containers<A>(work: &Work<A>) -> bool {
     work.key.zone == zone::CONTAINER
 }
 
-/// Notes how far the TCP segment at hand brings its flow, in the copies of both halves.
+/// Notes how far the TCP segment at hand brings its flow, in both halves and their copies.
 #[inline(always)]
-fn set_numbers<A: Address>(work: &mut Work<A>) {
+fn set_numbers<A: Address>(work: &mut Work<A>, entry: Entry<A>, other: Entry<A>) {
     if work.flags & tcp::RST != 0 {
         return;
     }
@@ -327,9 +324,11 @@ fn set_numbers<A: Address>(work: &mut Work<A>) {
         work.segment.end
     };
     work.flow.ack = if ack { work.segment.ack } else { 0 };
+    entry.set_numbers(work.flow.end, work.flow.ack);
     if ack && work.flags & tcp::SYN != 0 && is_containers(work) {
         // What it answers begins there, whatever was before.
         (work.other.end, work.other.ack) = (work.segment.ack, 0);
+        other.set_numbers(work.other.end, 0);
     }
 }
 

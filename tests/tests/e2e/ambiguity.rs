@@ -4,8 +4,6 @@
 use std::{
     io::{self, ErrorKind, Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    thread::sleep,
-    time::{Duration, Instant},
 };
 
 use netfw_tests::{
@@ -13,6 +11,7 @@ use netfw_tests::{
     programs::UdpEcho,
     sockets::{any, dial, exchange, is_connected, listen, set, tcp_from, udp_at, udp_to},
     topology::{CLIENT, CLIENT6, NODE, NODE_OUTSIDE, NODE6, NODE6_OUTSIDE, WORLD, WORLD6},
+    wait::wait_for,
     wait_until,
 };
 use nix::{libc, sys::socket::sockopt};
@@ -186,15 +185,10 @@ fn port_again(site: &Site) {
 /// From a port that may have been used a moment ago: the kernel lets go of it when it hears that the
 /// last FIN has arrived.
 fn tcp_from_free(from: &Namespace, port: u16, to: (IpAddr, u16)) -> io::Result<TcpStream> {
-    let begin = Instant::now();
-    loop {
-        match tcp_from(from, port, to) {
-            Err(error) if error.kind() == ErrorKind::AddrNotAvailable && begin.elapsed() < SOON => {
-                sleep(Duration::from_millis(1));
-            }
-            done => return done,
-        }
-    }
+    wait_for("the port", SOON, || match tcp_from(from, port, to) {
+        Err(error) if error.kind() == ErrorKind::AddrNotAvailable => None,
+        done => Some(done),
+    })
 }
 
 /// One question, one answer, then the end.
