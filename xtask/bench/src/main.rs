@@ -1,127 +1,143 @@
-//! netfw beside iptables and plain routing, in one run on one machine (`cargo xtask bench`).
+//! netfw beside its alternatives, in one run on one machine (`cargo xtask bench`).
 //!
-//! Two measures, each for every [`contender`]:
-//! * [`packets`]: small UDP packets per second that one core brings into a container;
-//! * [`connections`]: new HTTP connections per second, with few publishes and with many.
+//! * [`contender`]: the ways from a client to a container that are compared
+//! * [`load`]: what they are loaded with
+//! * [`stage`]: all contenders under one load after the other, in turns
+//! * [`report`]: the figures
 //!
-//! All contenders stand at the same time, each in namespaces of its own, and take turns round by
-//! round: what the machine does meanwhile hits all alike. Medians are compared, and the spread is
-//! shown. Figures from different runs are not comparable, and none is a promise for other machines.
+//! Medians are compared, and the spread is shown. Figures from different runs are hardly comparable,
+//! and none is a promise for other machines.
 
-mod connections;
 mod contender;
 mod cpu;
-mod packets;
+mod frames;
+mod load;
+mod plan;
+mod progress;
 mod report;
+mod stage;
 
-use std::{path::PathBuf, time::Duration};
+use std::path::PathBuf;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Result, ensure};
 use clap::Parser;
 
-use crate::{
-    contender::{Contender, Kind},
-    report::{Measure, Report},
-};
+use crate::{contender::Kind, plan::Plan, progress::Progress, report::Report};
 
 #[derive(Parser)]
-#[command(about = "netfw beside iptables and plain routing")]
+#[command(name = "cargo xtask bench", about = "netfw beside its alternatives")]
 struct Arguments {
-    /// One short round each: shows that it works, not how fast it is
+    /// Two minutes: fewer and shorter rounds, fewer points
     #[arg(long)]
     quick: bool,
-    /// Only these contenders
-    #[arg(long, value_enum, value_delimiter = ',')]
-    only: Vec<Kind>,
-    /// Numbers of publishes to measure connections with
-    #[arg(long, value_delimiter = ',', default_values_t = [10, 10_000])]
-    publishes: Vec<u16>,
-    /// Where the figures go, as JSON
-    #[arg(long, default_value = "target/bench/datapath.json")]
-    json: PathBuf,
-}
-
-struct Plan {
-    rounds: usize,
-    packets: Duration,
-    connections: Duration,
+    /// Only these loads and contenders: names of either, separated by commas
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    only: Vec<String>,
+    /// Numbers of publishes, instead of the plan's
+    #[arg(long, value_delimiter = ',')]
+    publishes: Vec<u32>,
+    /// Rounds, instead of the plan's
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Where the report goes: report.json
+    #[arg(long, default_value = "target/bench", value_name = "DIRECTORY")]
+    into: PathBuf,
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     netfw_tests::require_root();
-    let plan = if arguments.quick {
-        Plan {
-            rounds: 1,
-            packets: Duration::from_millis(300),
-            connections: Duration::from_millis(500),
-        }
+    let mut plan = if arguments.quick {
+        Plan::quick()
     } else {
-        Plan {
-            rounds: 7,
-            packets: Duration::from_secs(1),
-            connections: Duration::from_secs(2),
-        }
+        Plan::full()
     };
-    let kinds: Vec<Kind> = Kind::ALL
-        .into_iter()
-        .filter(|kind| arguments.only.is_empty() || arguments.only.contains(kind))
-        .collect();
-
-    let mut report = Report::new();
-    report.push(measure_packets(&kinds, &plan)?);
-    for &publishes in &arguments.publishes {
-        report.push(measure_connections(&kinds, publishes, &plan)?);
+    if !arguments.publishes.is_empty() {
+        plan.publishes.clone_from(&arguments.publishes);
     }
+    plan.rounds = arguments.rounds.unwrap_or(plan.rounds);
+    let only = Only::parse(&arguments.only)?;
+
+    let stages: Vec<_> = plan
+        .publishes
+        .iter()
+        .enumerate()
+        .map(|(place, &publishes)| {
+            let mut loads = load::all(&plan, publishes, place == 0);
+            loads.retain(|load| only.takes_load(load.name()));
+            (publishes, loads)
+        })
+        .filter(|(_, loads)| !loads.is_empty())
+        .collect();
+    let kinds = only.kinds();
+    let seconds = stages
+        .iter()
+        .map(|(_, loads)| stage::seconds(&kinds, loads, plan.rounds))
+        .sum();
+    let progress = Progress::new(seconds);
+    let mut report = Report::new(report::machine::now());
+    for (publishes, loads) in &stages {
+        stage::run(
+            &kinds,
+            *publishes,
+            loads,
+            plan.rounds,
+            &progress,
+            &mut report,
+        )?;
+    }
+    progress.finish();
     println!("\n{report}");
-    report
-        .write(&arguments.json)
-        .with_context(|| format!("cannot write {}", arguments.json.display()))?;
-    println!("figures: {}", arguments.json.display());
+    let file = arguments.into.join("report.json");
+    report.write(&file)?;
+    println!("figures: {}", file.display());
     Ok(())
 }
 
-fn measure_packets(kinds: &[Kind], plan: &Plan) -> Result<Measure> {
-    println!("small UDP packets: setting up {} contenders", kinds.len());
-    let mut lanes = Vec::new();
-    for &kind in kinds {
-        let contender = Contender::set_up(kind, 10)
-            .and_then(packets::Lane::new)
-            .with_context(|| format!("setting up {kind}"))?;
-        lanes.push((kind, contender));
-    }
-    let mut measure = Measure::new("small UDP packets on one core", "packets/s");
-    for round in 1..=plan.rounds {
-        for (kind, lane) in &mut lanes {
-            let rate = lane
-                .run(plan.packets)
-                .with_context(|| format!("packets through {kind}"))?;
-            println!("round {round}: {kind:<24} {:>8.3} M packets/s", rate / 1e6);
-            measure.add(*kind, rate);
-        }
-    }
-    Ok(measure)
+/// What `--only` leaves.
+struct Only {
+    loads: Vec<String>,
+    kinds: Vec<Kind>,
 }
 
-fn measure_connections(kinds: &[Kind], publishes: u16, plan: &Plan) -> Result<Measure> {
-    println!("new HTTP connections, {publishes} publishes: setting up");
-    let mut lanes = Vec::new();
-    for &kind in kinds.iter().filter(|kind| kind.has_addresses()) {
-        let lane = Contender::set_up(kind, publishes)
-            .and_then(connections::Lane::new)
-            .with_context(|| format!("setting up {kind} with {publishes} publishes"))?;
-        lanes.push((kind, lane));
-    }
-    let name = format!("new HTTP connections, {publishes} publishes");
-    let mut measure = Measure::new(&name, "connections/s");
-    for round in 1..=plan.rounds {
-        for (kind, lane) in &mut lanes {
-            let rate = lane
-                .run(plan.connections)
-                .with_context(|| format!("connections through {kind}"))?;
-            println!("round {round}: {kind:<24} {rate:>8.0} connections/s");
-            measure.add(*kind, rate);
+impl Only {
+    fn parse(names: &[String]) -> Result<Self> {
+        let mut only = Self {
+            loads: Vec::new(),
+            kinds: Vec::new(),
+        };
+        for name in names {
+            if let Ok(kind) = <Kind as clap::ValueEnum>::from_str(name, false) {
+                only.kinds.push(kind);
+            } else {
+                ensure!(
+                    load::NAMES.contains(&name.as_str()),
+                    "{name:?} is neither a load ({}) nor a contender ({})",
+                    load::NAMES.join(", "),
+                    kind_names().join(", ")
+                );
+                only.loads.push(name.clone());
+            }
         }
+        Ok(only)
     }
-    Ok(measure)
+
+    fn takes_load(&self, name: &str) -> bool {
+        self.loads.is_empty() || self.loads.iter().any(|load| load == name)
+    }
+
+    fn kinds(&self) -> Vec<Kind> {
+        Kind::ALL
+            .into_iter()
+            .filter(|kind| self.kinds.is_empty() || self.kinds.contains(kind))
+            .collect()
+    }
+}
+
+fn kind_names() -> Vec<String> {
+    <Kind as clap::ValueEnum>::value_variants()
+        .iter()
+        .filter_map(clap::ValueEnum::to_possible_value)
+        .map(|value| value.get_name().to_owned())
+        .collect()
 }

@@ -1,5 +1,5 @@
-//! What the bench needs in the kernel: a packet generator, a sink that counts, and the fastest
-//! forwarding there can be, as the limit to compare with.
+//! What the bench needs in the kernel: a packet generator, the two ends that count what arrives,
+//! and the fastest forwarding and dropping there can be, as the limit to compare with.
 //!
 //! The generator runs in `BPF_PROG_TEST_RUN` with live frames. The kernel hands the same pages
 //! round again and again, with whatever the last receiver left in them: every packet is written
@@ -19,36 +19,55 @@ use aya_ebpf::{
 /// A frame of 60 bytes, 64 with the checksum that a wire would add, in words for a quick copy.
 type Frame = [u32; 15];
 
-/// An EtherType.
+/// An EtherType, and an IP protocol.
 const IPV4: u16 = 0x0800;
+const UDP: u8 = 17;
 
-/// Where the UDP source port and checksum are: Ethernet, IPv4 without options, UDP.
+/// Offsets: Ethernet, IPv4 without options, UDP.
+const PROTOCOL: usize = 14 + 9;
+const IP_CHECKSUM: usize = 14 + 10;
+const SOURCE_ADDRESS: usize = 14 + 12;
 const SOURCE_PORT: usize = 14 + 20;
 const CHECKSUM: usize = SOURCE_PORT + 6;
+const HEADERS: usize = SOURCE_PORT + 8;
 
-/// The packet to send, with source port 0 and the UDP checksum that goes with it.
+/// Flows differ in so many low bits of their source port, and beyond that in the word at `FURTHER_AT`.
+const PORT_BITS: u32 = 14;
+
+/// The packet to send: the first flow's.
 #[map]
 static TEMPLATE: Array<Frame> = Array::with_max_entries(1, 0);
 
-/// How many the generator has sent.
+/// The number of the next packet.
 #[map]
-static SENT: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+static NEXT: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
 
-/// How many the sink has received.
+/// The two ends.
+const CONTAINER: u32 = 0;
+const CLIENT: u32 = 1;
+
+/// How many packets each end has received.
 #[map]
-static DELIVERED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+static DELIVERED: PerCpuArray<u64> = PerCpuArray::with_max_entries(2, 0);
 
-/// Source ports go from this one …
+/// Whether an end sends back what it receives; otherwise it drops it.
+#[map]
+static REFLECTS: Array<u32> = Array::with_max_entries(2, 0);
+
+/// Flows to send in turn.
 #[unsafe(no_mangle)]
-static FIRST_PORT: Global<u16> = Global::new(0);
+static FLOWS: Global<u32> = Global::new(1);
 
-/// … over so many, in turn; a power of two less one.
+/// Offset of the word that tells apart flows that have the same source port: the low half of the
+/// source address, or the destination port.
 #[unsafe(no_mangle)]
-static FLOW_MASK: Global<u16> = Global::new(0);
+static FURTHER_AT: Global<u32> = Global::new(0);
 
-/// The device to whose peer `redirect` sends all.
+/// The device to whose peer `redirect` sends all, and the one that `redirect_out` sends out of.
 #[unsafe(no_mangle)]
 static REDIRECT_TO: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static REDIRECT_OUT: Global<u32> = Global::new(0);
 
 /// Writes the next packet and sends it out.
 #[xdp]
@@ -57,48 +76,129 @@ pub fn generate(ctx: XdpContext) -> u32 {
     if data + size_of::<Frame>() > ctx.data_end() {
         return xdp_action::XDP_ABORTED;
     }
-    let (Some(template), Some(sent)) = (TEMPLATE.get_ptr(0), SENT.get_ptr_mut(0)) else {
+    let (Some(template), Some(next)) = (TEMPLATE.get_ptr(0), NEXT.get_ptr_mut(0)) else {
         return xdp_action::XDP_ABORTED;
     };
     // SAFETY: an entry of this CPU's own, and a program is not preempted by itself.
-    let number = unsafe {
-        *sent += 1;
-        *sent
+    let number = unsafe { *next };
+    let following = number.wrapping_add(1);
+    // SAFETY: as above.
+    unsafe {
+        *next = if following < FLOWS.load() {
+            following
+        } else {
+            0
+        }
     };
-    let port = FIRST_PORT
-        .load()
-        .wrapping_add(number as u16 & FLOW_MASK.load());
-    // SAFETY: the bounds were checked above; live frames start 256 bytes into a page, so words are
-    // aligned; ports and checksum lie inside the frame, at even offsets.
+    let port = (number & ((1 << PORT_BITS) - 1)) as u16;
+    let further = (number >> PORT_BITS) as u16;
+    let further_at = FURTHER_AT.load() as usize;
+    // SAFETY: the bounds were checked above, and `further_at` is the loader's; live frames start 256
+    // bytes into a page, so words are aligned, and the fields lie at even offsets.
     unsafe {
         // Not an assignment: that is a memmove, and a call, as the two could be one.
         core::ptr::copy_nonoverlapping(template, data as *mut Frame, 1);
-        *((data + SOURCE_PORT) as *mut u16) = port.to_be();
-        let checksum = (data + CHECKSUM) as *mut u16;
-        // RFC 1624, eqn. 3, from port 0.
-        let mut sum = u32::from(!u16::from_be(*checksum)) + u32::from(port);
-        sum = (sum & 0xffff) + (sum >> 16);
-        *checksum = match !(sum as u16) {
-            0 => u16::MAX,
-            other => other.to_be(),
-        };
+        let field = |offset: usize| (data + offset) as *mut u16;
+        add(field(SOURCE_PORT), port);
+        add(field(further_at), further);
+        let changed = u32::from(port) + u32::from(further);
+        correct(field(CHECKSUM), changed);
+        if further_at < SOURCE_PORT {
+            correct(field(IP_CHECKSUM), further.into());
+        }
     }
     xdp_action::XDP_TX
 }
 
-/// Counts and drops, as soon as the container has the packet: what a server would do with it is
-/// the same for all and not what is measured. ARP goes on: the node must not forget its neighbour.
+/// Adds to a number in network order.
+///
+/// # Safety
+///
+/// `field` is in the packet, and aligned.
+#[inline(always)]
+unsafe fn add(field: *mut u16, number: u16) {
+    // SAFETY: the caller's.
+    unsafe { *field = u16::from_be(*field).wrapping_add(number).to_be() };
+}
+
+/// Makes a checksum right again after words that it covers grew by `difference` in all (RFC 1624,
+/// eqn. 3).
+///
+/// # Safety
+///
+/// `field` is in the packet, and aligned.
+#[inline(always)]
+unsafe fn correct(field: *mut u16, difference: u32) {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut sum = u32::from(!u16::from_be(*field)) + difference;
+        sum = (sum & 0xffff) + (sum >> 16);
+        sum = (sum & 0xffff) + (sum >> 16);
+        *field = match !(sum as u16) {
+            0 => u16::MAX,
+            other => other.to_be(),
+        };
+    }
+}
+
+/// Ingress of the container's interface.
 #[classifier]
-pub fn sink(ctx: TcContext) -> i32 {
+pub fn container(ctx: TcContext) -> i32 {
+    arrive(&ctx, CONTAINER)
+}
+
+/// Ingress of the client's interface.
+#[classifier]
+pub fn client(ctx: TcContext) -> i32 {
+    arrive(&ctx, CLIENT)
+}
+
+/// Counts a UDP packet, then drops it or sends it back: what a program would do with it is the same
+/// for all and not what is measured. Everything else goes on: ARP, and other loads' TCP.
+#[inline(always)]
+fn arrive(ctx: &TcContext, end: u32) -> i32 {
     // SAFETY: the kernel's context, valid for the program's run.
     if unsafe { (*ctx.skb.skb).protocol } != u32::from(IPV4.to_be()) {
         return TC_ACT_OK;
     }
-    if let Some(delivered) = DELIVERED.get_ptr_mut(0) {
+    let data = ctx.data();
+    if data + HEADERS > ctx.data_end() {
+        return TC_ACT_OK;
+    }
+    // SAFETY: the bounds were checked.
+    if unsafe { *((data + PROTOCOL) as *const u8) } != UDP {
+        return TC_ACT_OK;
+    }
+    if let Some(delivered) = DELIVERED.get_ptr_mut(end) {
         // SAFETY: an entry of this CPU's own.
         unsafe { *delivered += 1 };
     }
-    TC_ACT_SHOT
+    if REFLECTS.get(end).is_none_or(|&reflects| reflects == 0) {
+        return TC_ACT_SHOT;
+    }
+    // SAFETY: the bounds were checked. The checksums cover sums of what changes places.
+    unsafe {
+        let mac = |offset: usize| (data + offset) as *mut [u16; 3];
+        swap(mac(0), mac(6));
+        let address = |offset: usize| (data + offset) as *mut [u16; 2];
+        swap(address(SOURCE_ADDRESS), address(SOURCE_ADDRESS + 4));
+        let port = |offset: usize| (data + offset) as *mut u16;
+        swap(port(SOURCE_PORT), port(SOURCE_PORT + 2));
+        bpf_redirect((*ctx.skb.skb).ifindex, 0) as i32
+    }
+}
+
+/// # Safety
+///
+/// Both point into the packet, at different fields.
+#[inline(always)]
+unsafe fn swap<T: Copy>(one: *mut T, other: *mut T) {
+    // SAFETY: the caller's.
+    unsafe {
+        let (left, right) = (one.read_unaligned(), other.read_unaligned());
+        one.write_unaligned(right);
+        other.write_unaligned(left);
+    }
 }
 
 /// The limit: into the container without a look at the packet.
@@ -108,7 +208,14 @@ pub fn redirect(_ctx: TcContext) -> i32 {
     unsafe { bpf_redirect_peer(REDIRECT_TO.load(), 0) as i32 }
 }
 
-/// The same by XDP.
+/// The limit on the way out.
+#[classifier]
+pub fn redirect_out(_ctx: TcContext) -> i32 {
+    // SAFETY: a helper without pointers.
+    unsafe { bpf_redirect(REDIRECT_OUT.load(), 0) as i32 }
+}
+
+/// The limit by XDP.
 #[xdp]
 pub fn redirect_xdp(_ctx: XdpContext) -> u32 {
     // SAFETY: a helper without pointers.

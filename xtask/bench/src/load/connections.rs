@@ -22,31 +22,84 @@ use netfw_tests::{Running, wait_until};
 use tempfile::TempDir;
 
 use self::client::{Client, SOURCES, source};
-use crate::{contender::Contender, cpu};
+use super::{Load, heading};
+use crate::{
+    contender::{Contender, Kind},
+    cpu,
+    plan::Plan,
+    report::{Better, Heading},
+};
 
-pub struct Lane {
-    // Dropped in this order: nginx before its files and its namespace.
+pub struct Connections {
+    publishes: u32,
+    duration: Duration,
+}
+
+impl Connections {
+    pub fn new(plan: &Plan, publishes: u32) -> Self {
+        Self {
+            publishes,
+            duration: plan.connections,
+        }
+    }
+}
+
+impl Load for Connections {
+    fn name(&self) -> &'static str {
+        "connections"
+    }
+
+    fn measures(&self) -> Vec<Heading> {
+        let title = "New HTTP connections";
+        let axis = Some("publishes");
+        vec![heading(
+            "connections",
+            title,
+            "connections/s",
+            Better::Higher,
+            axis,
+        )]
+    }
+
+    fn at(&self) -> Option<u64> {
+        Some(self.publishes.into())
+    }
+
+    fn suits(&self, kind: Kind) -> bool {
+        kind.has_addresses()
+    }
+
+    fn lane<'a>(&self, contender: &'a Contender) -> Result<Box<dyn super::Lane + 'a>> {
+        Ok(Box::new(Lane::new(contender, self.duration)?))
+    }
+
+    fn seconds(&self) -> f64 {
+        self.duration.as_secs_f64()
+    }
+}
+
+struct Lane<'a> {
+    // Dropped in this order: nginx before its files.
     _nginx: Running,
     _directory: TempDir,
     client: Client,
-    contender: Contender,
+    contender: &'a Contender,
+    duration: Duration,
 }
 
-impl Lane {
-    pub fn new(contender: Contender) -> Result<Self> {
+impl<'a> Lane<'a> {
+    fn new(contender: &'a Contender, duration: Duration) -> Result<Self> {
         // The client's own address is the first.
         for n in 1..SOURCES {
             let address = format!("{}/24", source(n));
-            contender
-                .lab
-                .client
-                .ip(&["addr", "add", &address, "dev", "eth0"]);
+            let add = ["ip", "addr", "replace", &address, "dev", "eth0"];
+            contender.lab.client.run(&add);
         }
-        let SocketAddr::V4(target) = contender.http.0 else {
-            bail!("{}: the client speaks IPv4", contender.http.0);
+        let SocketAddr::V4(target) = contender.tcp.published else {
+            bail!("{}: the client speaks IPv4", contender.tcp.published);
         };
         let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
-        let nginx = nginx(&contender, &directory)?;
+        let nginx = nginx(contender, &directory)?;
         let mut client = Client::new(target);
         wait_until("nginx to answer", Duration::from_secs(10), || {
             let tried = contender
@@ -60,16 +113,18 @@ impl Lane {
             _directory: directory,
             client,
             contender,
+            duration,
         })
     }
+}
 
-    /// Connections per second.
-    pub fn run(&mut self, duration: Duration) -> Result<f64> {
+impl super::Lane for Lane<'_> {
+    fn run(&mut self) -> Result<Vec<f64>> {
         /// Enough that neither client nor server ever waits for the other.
         const AT_ONCE: usize = 64;
         self.contender.forget_flows();
         let cpu = cpu::sender()?;
-        let client = &mut self.client;
+        let (client, duration) = (&mut self.client, self.duration);
         let (counts, took) = self.contender.lab.client.enter(|| {
             cpu::pin(cpu)?;
             let start = Instant::now();
@@ -82,7 +137,7 @@ impl Lane {
             counts.failed,
             counts.done
         );
-        Ok(f64::from(counts.done) / took.as_secs_f64())
+        Ok(vec![f64::from(counts.done) / took.as_secs_f64()])
     }
 }
 
@@ -98,12 +153,12 @@ fn nginx(contender: &Contender, directory: &TempDir) -> Result<Running> {
            uwsgi_temp_path {path}; scgi_temp_path {path};\n\
            server {{ listen {} backlog=4096; return 200 \"netfw\\n\"; }}\n\
          }}\n",
-        contender.http.1
+        contender.tcp.served
     );
     let file = directory.path().join("nginx.conf");
     fs::write(&file, configuration).with_context(|| format!("cannot write {}", file.display()))?;
-    contender.container.sysctl("core/somaxconn", "4096");
-    let mut command = contender.container.command("taskset");
+    contender.server().sysctl("core/somaxconn", "4096");
+    let mut command = contender.server().command("taskset");
     command
         .args(["-c", &cpu::server()?.to_string(), "nginx", "-e", "stderr"])
         .arg("-p")

@@ -1,0 +1,69 @@
+//! What contenders are loaded with, and what is measured of it.
+//!
+//! * [`packets`]: small UDP packets per second through one core
+//! * [`connections`]: new HTTP connections per second
+//!
+//! A [`Load`] makes a [`Lane`] for each contender; the [`crate::stage`] has the lanes run in turns.
+
+pub mod connections;
+pub mod packets;
+
+use anyhow::Result;
+
+use crate::{
+    contender::{Contender, Kind},
+    plan::Plan,
+    report::{Better, Heading},
+};
+
+/// A kind of load.
+pub trait Load {
+    /// A word for `--only` and for the progress bar.
+    fn name(&self) -> &'static str;
+
+    /// What a round measures, in the order of its figures.
+    fn measures(&self) -> Vec<Heading>;
+
+    /// Where on the axis of its measures the figures lie.
+    fn at(&self) -> Option<u64>;
+
+    /// Can it be put on such a contender?
+    fn suits(&self, kind: Kind) -> bool;
+
+    /// Gets ready for rounds on a contender.
+    fn lane<'a>(&self, contender: &'a Contender) -> Result<Box<dyn Lane + 'a>>;
+
+    /// Seconds that a round takes, as far as the progress bar needs to know.
+    fn seconds(&self) -> f64;
+}
+
+/// One contender under one load.
+pub trait Lane {
+    /// A round: a figure for each of [`Load::measures`].
+    fn run(&mut self) -> Result<Vec<f64>>;
+}
+
+/// All of [`Load::name`].
+pub const NAMES: &[&str] = &["packets", "connections"];
+
+/// The loads for contenders with so many publishes; `first` are those with the fewest, which the loads
+/// run on that have nothing to do with publishes.
+pub fn all(plan: &Plan, publishes: u32, first: bool) -> Vec<Box<dyn Load>> {
+    let mut loads: Vec<Box<dyn Load>> = Vec::new();
+    if first {
+        loads.extend(packets::loads(plan));
+    }
+    loads.push(Box::new(connections::Connections::new(plan, publishes)));
+    loads
+}
+
+/// A heading in few words.
+fn heading(id: &str, title: &str, unit: &str, better: Better, axis: Option<&str>) -> Heading {
+    Heading {
+        id: id.to_owned(),
+        title: title.to_owned(),
+        unit: unit.to_owned(),
+        better,
+        axis: axis.map(str::to_owned),
+    }
+}

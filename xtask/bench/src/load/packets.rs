@@ -1,0 +1,107 @@
+//! Small UDP packets per second that one core brings through: into the container, there and back,
+//! out of it; and those that it turns away. See [`crate::frames`].
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::{Lane, Load, heading};
+use crate::{
+    contender::{Contender, Kind},
+    frames::{Direction, Frames},
+    plan::Plan,
+    report::{Better, Heading},
+};
+
+/// Flows for the loads that do not ask how the cost grows with them.
+const FEW: u32 = 256;
+
+struct Packets {
+    direction: Direction,
+    flows: u32,
+    duration: Duration,
+}
+
+pub fn loads(plan: &Plan) -> Vec<Box<dyn Load>> {
+    let load = |direction, flows| -> Box<dyn Load> {
+        Box::new(Packets {
+            direction,
+            flows,
+            duration: plan.packets,
+        })
+    };
+    let mut loads = Vec::new();
+    for &flows in &plan.flows {
+        loads.push(load(Direction::In, flows));
+    }
+    loads.push(load(Direction::Both, FEW));
+    for &flows in &plan.flows {
+        loads.push(load(Direction::Out, flows));
+    }
+    loads.push(load(Direction::Direct, FEW));
+    loads
+}
+
+impl Load for Packets {
+    fn name(&self) -> &'static str {
+        "packets"
+    }
+
+    fn measures(&self) -> Vec<Heading> {
+        let (id, title, axis) = match self.direction {
+            Direction::In => ("packets-in", "Small UDP packets to a publish", true),
+            Direction::Both => (
+                "packets-both",
+                "Small UDP packets to a publish, and answers",
+                false,
+            ),
+            Direction::Out => (
+                "packets-out",
+                "Small UDP packets from a container, masqueraded",
+                true,
+            ),
+            Direction::Direct => (
+                "packets-refused",
+                "Small UDP packets straight to a container's address, turned away",
+                false,
+            ),
+        };
+        let axis = axis.then_some("flows");
+        let title = format!("{title}, on one core");
+        vec![heading(id, &title, "packets/s", Better::Higher, axis)]
+    }
+
+    fn at(&self) -> Option<u64> {
+        matches!(self.direction, Direction::In | Direction::Out).then_some(self.flows.into())
+    }
+
+    fn suits(&self, kind: Kind) -> bool {
+        match self.direction {
+            Direction::In | Direction::Both => true,
+            Direction::Out => kind.has_container(),
+            Direction::Direct => kind.translates(),
+        }
+    }
+
+    fn lane<'a>(&self, contender: &'a Contender) -> Result<Box<dyn Lane + 'a>> {
+        Ok(Box::new(Running {
+            frames: Frames::new(contender, self.direction, self.flows)?,
+            duration: self.duration,
+        }))
+    }
+
+    fn seconds(&self) -> f64 {
+        self.duration.as_secs_f64()
+    }
+}
+
+struct Running<'a> {
+    frames: Frames<'a>,
+    duration: Duration,
+}
+
+impl Lane for Running<'_> {
+    fn run(&mut self) -> Result<Vec<f64>> {
+        Ok(vec![self.frames.run(self.duration)?])
+    }
+}

@@ -1,0 +1,39 @@
+//! How long, how often and how much: the whole run, and `--quick`.
+
+use std::time::Duration;
+
+#[derive(Clone)]
+pub struct Plan {
+    /// Of every load on every contender.
+    pub rounds: usize,
+    pub publishes: Vec<u32>,
+    pub flows: Vec<u32>,
+    /// Of a round with packets.
+    pub packets: Duration,
+    /// Of a round with connections.
+    pub connections: Duration,
+}
+
+impl Plan {
+    /// About half an hour.
+    pub fn full() -> Self {
+        Self {
+            rounds: 7,
+            publishes: vec![10, 1000, 10_000, 60_000],
+            flows: vec![1, 1000, 100_000],
+            packets: Duration::from_secs(1),
+            connections: Duration::from_secs(2),
+        }
+    }
+
+    /// Two minutes: enough to see what the whole run will show.
+    pub fn quick() -> Self {
+        Self {
+            rounds: 3,
+            publishes: vec![10, 10_000],
+            flows: vec![1000],
+            packets: Duration::from_millis(200),
+            connections: Duration::from_millis(300),
+        }
+    }
+}

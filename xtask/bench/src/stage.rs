@@ -1,0 +1,92 @@
+//! All contenders side by side under one load after the other.
+//!
+//! They stand at the same time, each in namespaces of its own, and take turns round by round: what the
+//! machine does meanwhile hits all alike.
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    contender::{Contender, Kind},
+    load::{Lane, Load},
+    progress::Progress,
+    report::Report,
+};
+
+/// Runs `loads` on contenders of these kinds, each with so many publishes.
+pub fn run(
+    kinds: &[Kind],
+    publishes: u32,
+    loads: &[Box<dyn Load>],
+    rounds: usize,
+    progress: &Progress,
+    report: &mut Report,
+) -> Result<()> {
+    let mut contenders = Vec::new();
+    for &kind in kinds {
+        progress.say(&format!("setting up {kind}, {publishes} publishes"));
+        let contender = Contender::set_up(kind, publishes)
+            .with_context(|| format!("setting up {kind} with {publishes} publishes"))?;
+        contenders.push(contender);
+        progress.advance(SET_UP);
+    }
+    for load in loads {
+        put_on(load.as_ref(), &contenders, rounds, progress, report)
+            .with_context(|| format!("load {}", load.name()))?;
+    }
+    Ok(())
+}
+
+/// Seconds that it takes to set a contender up, and to make a lane.
+const SET_UP: f64 = 1.0;
+const LANE: f64 = 0.3;
+
+/// Seconds that [`run`] will take.
+pub fn seconds(kinds: &[Kind], loads: &[Box<dyn Load>], rounds: usize) -> f64 {
+    let count = |number: usize| f64::from(u32::try_from(number).unwrap_or(u32::MAX));
+    let loads = loads.iter().map(|load| {
+        let lanes = kinds.iter().filter(|&&kind| load.suits(kind)).count();
+        count(lanes) * (LANE + count(rounds) * load.seconds())
+    });
+    count(kinds.len()) * SET_UP + loads.sum::<f64>()
+}
+
+fn put_on(
+    load: &dyn Load,
+    contenders: &[Contender],
+    rounds: usize,
+    progress: &Progress,
+    report: &mut Report,
+) -> Result<()> {
+    let headings = load.measures();
+    let mut lanes: Vec<(Kind, Box<dyn Lane>)> = Vec::new();
+    for contender in contenders {
+        let kind = contender.kind;
+        if !load.suits(kind) {
+            continue;
+        }
+        progress.say(&format!("{}: getting {kind} ready", load.name()));
+        let lane = load
+            .lane(contender)
+            .with_context(|| format!("getting {kind} ready"))?;
+        lanes.push((kind, lane));
+        progress.advance(LANE);
+    }
+    for round in 1..=rounds {
+        for (kind, lane) in &mut lanes {
+            progress.say(&format!(
+                "{}, round {round} of {rounds}: {kind}",
+                load.name()
+            ));
+            let figures = lane.run().with_context(|| kind.to_string())?;
+            for (heading, value) in headings.iter().zip(figures) {
+                report.add(heading, &kind.to_string(), load.at(), value);
+            }
+            progress.advance(load.seconds());
+        }
+    }
+    drop(lanes);
+    for contender in contenders {
+        contender.forget_flows();
+    }
+    Ok(())
+}
