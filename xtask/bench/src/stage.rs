@@ -9,7 +9,7 @@ use crate::{
     contender::{Contender, Kind},
     load::{Lane, Load},
     progress::Progress,
-    report::Report,
+    report::{Heading, Report, table},
 };
 
 /// Runs `loads` on contenders of these kinds, each with so many publishes.
@@ -58,6 +58,7 @@ fn put_on(
     report: &mut Report,
 ) -> Result<()> {
     let headings = load.measures();
+    progress.start(&describe(load, &headings));
     let mut lanes: Vec<(Kind, Box<dyn Lane>)> = Vec::new();
     for contender in contenders {
         let kind = contender.kind;
@@ -89,4 +90,15 @@ fn put_on(
         contender.forget_flows();
     }
     Ok(())
+}
+
+/// `connections: New HTTP connections, 1,000 publishes`
+fn describe(load: &dyn Load, headings: &[Heading]) -> String {
+    let titles: Vec<&str> = headings.iter().map(|heading| &*heading.title).collect();
+    let axis = headings.iter().find_map(|heading| heading.axis.as_deref());
+    let at = match (load.at(), axis) {
+        (Some(at), Some(axis)) => format!(", {} {axis}", table::grouped(at)),
+        _ => String::new(),
+    };
+    format!("{}: {}{at}", load.name(), titles.join("; "))
 }
