@@ -17,35 +17,108 @@ mod progress;
 mod report;
 mod stage;
 
-use std::path::PathBuf;
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    thread,
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    iterator::Signals,
+};
 
-use crate::{contender::Kind, plan::Plan, progress::Progress, report::Report};
+use crate::{
+    contender::Kind,
+    plan::Plan,
+    progress::Progress,
+    report::{Report, html},
+};
 
+/// netfw beside its alternatives: iptables, nftables, plain routing, and redirects that look at nothing
+///
+/// Ends with 0, or with 2 if something went wrong. A run that is stopped leaves the figures of the loads
+/// that were done.
 #[derive(Parser)]
-#[command(name = "cargo xtask bench", about = "netfw beside its alternatives")]
+#[command(name = "cargo xtask bench", bin_name = "cargo xtask bench")]
 struct Arguments {
     /// Two minutes: fewer and shorter rounds, fewer points
     #[arg(long)]
     quick: bool,
-    /// Only these loads and contenders: names of either, separated by commas
-    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    #[arg(long, value_delimiter = ',', value_name = "NAMES", help = only_help())]
     only: Vec<String>,
     /// Numbers of publishes, instead of the plan's
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', value_name = "NUMBERS")]
     publishes: Vec<u32>,
     /// Rounds, instead of the plan's
-    #[arg(long)]
-    rounds: Option<usize>,
-    /// Where the report goes: report.json
-    #[arg(long, default_value = "target/bench", value_name = "DIRECTORY")]
-    into: PathBuf,
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: Option<u32>,
+    /// Where the report goes, as report.json and report.html [default: target/bench of the sources, or
+    /// where the report of --from lies]
+    #[arg(long, value_name = "DIRECTORY")]
+    into: Option<PathBuf>,
+    /// Measure nothing: show this report, and make the page anew
+    #[arg(long, value_name = "REPORT.JSON", conflicts_with_all = ["quick", "only", "publishes", "rounds"])]
+    from: Option<PathBuf>,
 }
 
-fn main() -> Result<()> {
-    let arguments = Arguments::parse();
+const FAILED: u8 = 2;
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<ExitCode> {
+    match &arguments.from {
+        Some(from) => show(from, arguments.into.as_deref())?,
+        None => measure(arguments)?,
+    };
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Shows a report that is there, and makes its page.
+fn show(from: &Path, into: Option<&Path>) -> Result<Report> {
+    let report = Report::read(from)?;
+    println!("{report}");
+    match into {
+        Some(into) => {
+            report.write(&into.join(REPORT))?;
+            write_page(&report, into)?;
+        }
+        None => write_page(&report, from.parent().unwrap_or(Path::new("")))?,
+    }
+    Ok(report)
+}
+
+const REPORT: &str = "report.json";
+const PAGE: &str = "report.html";
+
+fn write_page(report: &Report, into: &Path) -> Result<()> {
+    let page = into.join(PAGE);
+    report::write(&page, &html::page(report)?)?;
+    println!("page: {}", shown(&page));
+    Ok(())
+}
+
+/// As short as one would type it.
+fn shown(path: &Path) -> String {
+    let path = path.canonicalize().unwrap_or(path.to_owned());
+    let here = std::env::current_dir().unwrap_or_default();
+    path.strip_prefix(here)
+        .unwrap_or(&path)
+        .display()
+        .to_string()
+}
+
+fn measure(arguments: &Arguments) -> Result<Report> {
     netfw_tests::require_root();
     let mut plan = if arguments.quick {
         Plan::quick()
@@ -55,8 +128,14 @@ fn main() -> Result<()> {
     if !arguments.publishes.is_empty() {
         plan.publishes.clone_from(&arguments.publishes);
     }
-    plan.rounds = arguments.rounds.unwrap_or(plan.rounds);
+    if let Some(rounds) = arguments.rounds {
+        plan.rounds = rounds.try_into().context("a number of rounds")?;
+    }
     let only = Only::parse(&arguments.only)?;
+    let into = arguments
+        .into
+        .clone()
+        .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/bench"));
 
     let stages: Vec<_> = plan
         .publishes
@@ -74,24 +153,60 @@ fn main() -> Result<()> {
         .iter()
         .map(|(_, loads)| stage::seconds(&kinds, loads, plan.rounds))
         .sum();
-    let progress = Progress::new(seconds);
+    let file = into.join(REPORT);
     let mut report = Report::new(report::machine::now());
+    report.keep_in(file.clone());
+    // That it can be, before half an hour of measuring.
+    report.keep()?;
+    end_on_signals(file.clone())?;
+    let progress = Progress::new(seconds);
     for (publishes, loads) in &stages {
-        stage::run(
+        let done = stage::run(
             &kinds,
             *publishes,
             loads,
             plan.rounds,
             &progress,
             &mut report,
-        )?;
+        );
+        if let Err(error) = done {
+            progress.finish();
+            report.keep()?;
+            eprintln!("figures so far: {}", shown(&file));
+            return Err(error);
+        }
     }
     progress.finish();
+    report.finish()?;
     println!("\n{report}");
-    let file = arguments.into.join("report.json");
-    report.write(&file)?;
-    println!("figures: {}", file.display());
+    println!("figures: {}", shown(&file));
+    write_page(&report, &into)?;
+    Ok(report)
+}
+
+/// On a signal this process ends at once, and says what is left of its work. Loads that are done are in
+/// `file`; rounds of one that is not are of no use, as contenders would differ in number. Namespaces and
+/// agents are the reaper's matter (`netfw_tests::reaper`), which takes them down when this process ends.
+fn end_on_signals(file: PathBuf) -> Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("waiting for signals")?;
+    thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            let file = shown(&file);
+            eprintln!(
+                "\nstopped. Figures of the loads that were done: {file}\nto see them: cargo xtask bench --from {file}"
+            );
+            std::process::exit(128 + signal);
+        }
+    });
     Ok(())
+}
+
+fn only_help() -> String {
+    format!(
+        "Only these loads and contenders, separated by commas. Loads: {}. Contenders: {}",
+        load::NAMES.join(", "),
+        kind_names().join(", ")
+    )
 }
 
 /// What `--only` leaves.

@@ -86,6 +86,7 @@ fn put_on(
         }
     }
     drop(lanes);
+    report.keep()?;
     for contender in contenders {
         contender.forget_flows();
     }

@@ -60,6 +60,7 @@ impl Machine {
                 .filter_map(|&(program, arguments)| {
                     Some((program.to_owned(), version(program, arguments)?))
                 })
+                .chain(commit().map(|commit| ("commit".to_owned(), commit)))
                 .collect(),
         }
     }
@@ -75,6 +76,18 @@ fn version(program: &str, arguments: &[&str]) -> Option<String> {
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text);
     Some(text.lines().next().unwrap_or_default().trim().to_owned())
+}
+
+/// What of the sources is measured, where they lie in git: `-dirty` ends it if they were changed.
+fn commit() -> Option<String> {
+    let output = Command::new("git")
+        // Root may look into a user's clone.
+        .args(["-c", "safe.directory=*", "-C", env!("CARGO_MANIFEST_DIR")])
+        .args(["describe", "--always", "--dirty", "--exclude=*"])
+        .output()
+        .ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    (output.status.success() && !text.is_empty()).then_some(text)
 }
 
 /// Now, in UTC and RFC 3339's form.

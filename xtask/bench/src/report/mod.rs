@@ -2,13 +2,26 @@
 //!
 //! * [`stats`]: medians and spread
 //! * [`table`]: the figures for a terminal
+//! * [`targets`]: what netfw must reach, and whether it does
+//! * [`notes`]: what a figure means
+//! * [`chart`], [`html`]: the figures for a browser
 //! * [`machine`]: where they were measured
+//! * [`command`]: the command line, and how to repeat it
 
+mod chart;
+pub mod command;
+pub mod html;
 pub mod machine;
+mod notes;
 pub mod stats;
 pub mod table;
+pub mod targets;
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt as _, chown},
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -19,15 +32,30 @@ pub use self::machine::Machine;
 const VERSION: u32 = 1;
 
 /// All of a run. The file has every round's figure: medians are for readers to make.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Report {
     pub version: u32,
     pub machine: Machine,
-    /// The command line.
+    /// The command line, see [`command`].
     pub command: Vec<String>,
     /// UTC, in RFC 3339's form.
     pub started: String,
+    /// The run goes on, or was stopped: measures are missing.
+    #[serde(default)]
+    pub unfinished: bool,
     pub measures: Vec<Measure>,
+    /// Where the figures are kept while the run goes on.
+    #[serde(skip)]
+    file: Option<PathBuf>,
+}
+
+/// The file: a report, and what it says about the targets. Those are for other readers; this bench judges
+/// anew, by the targets that it knows.
+#[derive(Serialize)]
+struct Written<'a> {
+    #[serde(flatten)]
+    report: &'a Report,
+    targets: Vec<targets::Target>,
 }
 
 /// What was measured, of every contender.
@@ -71,10 +99,32 @@ impl Report {
         Self {
             version: VERSION,
             machine: Machine::here(),
-            command: std::env::args().collect(),
+            command: command::this(),
             started,
+            unfinished: false,
             measures: Vec::new(),
+            file: None,
         }
+    }
+
+    /// From now on [`Self::keep`] writes the report to `file`.
+    pub fn keep_in(&mut self, file: PathBuf) {
+        self.unfinished = true;
+        self.file = Some(file);
+    }
+
+    /// Writes what was measured so far, so that a run that is stopped leaves something behind.
+    pub fn keep(&self) -> Result<()> {
+        match &self.file {
+            Some(file) => self.write(file),
+            None => Ok(()),
+        }
+    }
+
+    /// The run has come to its end.
+    pub fn finish(&mut self) -> Result<()> {
+        self.unfinished = false;
+        self.keep()
     }
 
     /// Adds a round's figure.
@@ -113,19 +163,28 @@ impl Report {
     pub fn read(file: &Path) -> Result<Self> {
         let text =
             fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-        let report: Self = serde_json::from_str(&text)
-            .with_context(|| format!("{} is no report of this bench", file.display()))?;
+        /// What every layout has.
+        #[derive(Deserialize)]
+        struct Layout {
+            version: u32,
+        }
+
+        let no_report = || format!("{} is no report of this bench", file.display());
+        let Layout { version } = serde_json::from_str(&text).with_context(no_report)?;
         ensure!(
-            report.version == VERSION,
-            "{} has layout {}, and this bench reads {VERSION}",
+            version == VERSION,
+            "{} has layout {version}, and this bench reads {VERSION}",
             file.display(),
-            report.version
         );
-        Ok(report)
+        serde_json::from_str(&text).with_context(no_report)
     }
 
     pub fn write(&self, file: &Path) -> Result<()> {
-        let text = serde_json::to_string_pretty(self).context("as JSON")? + "\n";
+        let written = Written {
+            report: self,
+            targets: targets::judge(self),
+        };
+        let text = serde_json::to_string_pretty(&written).context("as JSON")? + "\n";
         write(file, &text)
     }
 }
@@ -163,18 +222,62 @@ impl Figure {
     }
 }
 
-/// Writes a file, and the directory that it is in.
+/// Writes a file, whole or not at all, and the directory that it is in. Root may do so in a user's
+/// directory: what is new belongs to the owner of where it lies.
 pub fn write(file: &Path, text: &str) -> Result<()> {
-    if let Some(directory) = file.parent() {
-        fs::create_dir_all(directory)
-            .with_context(|| format!("cannot make {}", directory.display()))?;
+    let directory = match file.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    make_directory(directory)?;
+    let cannot = || format!("cannot write {}", file.display());
+    let mut part = file.as_os_str().to_owned();
+    part.push(".part");
+    fs::write(&part, text).with_context(cannot)?;
+    give_to_owner_of(directory, Path::new(&part)).with_context(cannot)?;
+    fs::rename(&part, file).with_context(cannot)
+}
+
+fn make_directory(directory: &Path) -> Result<()> {
+    if directory.is_dir() {
+        return Ok(());
     }
-    fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
+    let parent = match directory.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    make_directory(parent)?;
+    fs::create_dir(directory)
+        .and_then(|()| give_to_owner_of(parent, directory))
+        .with_context(|| format!("cannot make {}", directory.display()))
+}
+
+fn give_to_owner_of(directory: &Path, new: &Path) -> std::io::Result<()> {
+    let (owner, ours) = (fs::metadata(directory)?, fs::metadata(new)?);
+    if (owner.uid(), owner.gid()) == (ours.uid(), ours.gid()) || ours.uid() != 0 {
+        return Ok(());
+    }
+    chown(new, Some(owner.uid()), Some(owner.gid()))
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
+
+    /// A report with figures of one measure: contender, place on the axis, rounds.
+    pub fn report(heading: &Heading, figures: &[(&str, Option<u64>, &[f64])]) -> Report {
+        let mut report = Report::new("2026-01-02T03:04:05Z".to_owned());
+        add(&mut report, heading, figures);
+        report
+    }
+
+    pub fn add(report: &mut Report, heading: &Heading, figures: &[(&str, Option<u64>, &[f64])]) {
+        for &(contender, at, rounds) in figures {
+            for &round in rounds {
+                report.add(heading, contender, at, round);
+            }
+        }
+    }
 
     pub fn heading(id: &str) -> Heading {
         Heading {
@@ -195,10 +298,34 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let file = directory.path().join("new").join("report.json");
         report.write(&file).expect("written");
+        assert!(!file.with_extension("json.part").exists());
         let back = Report::read(&file).expect("read");
         let measure = back.measure("one").expect("the measure");
         assert_eq!(measure.contenders(), ["a", "b"]);
         assert_eq!(measure.figure("a", None).expect("a").rounds, [1.0, 3.0]);
         assert_eq!(measure.figure("b", Some(7)).expect("b").median(), 2.0);
+    }
+
+    #[test]
+    fn what_is_no_report_is_refused_with_its_name() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let refused = |name: &str| match Report::read(&directory.path().join(name)) {
+            Ok(_) => panic!("{name} was read"),
+            Err(error) => format!("{error:#}"),
+        };
+        assert!(refused("absent.json").contains("cannot read"));
+        let write = |name: &str, text: &str| {
+            fs::write(directory.path().join(name), text).expect("written");
+        };
+        write("text.json", "no JSON");
+        assert!(refused("text.json").contains("text.json is no report of this bench"));
+        let mut report = Report::new(String::new());
+        report.version = 77;
+        report
+            .write(&directory.path().join("other.json"))
+            .expect("written");
+        assert!(refused("other.json").contains("has layout 77"));
+        write("other.json", "{\"version\": 99}");
+        assert!(refused("other.json").contains("has layout 99"));
     }
 }

@@ -1,13 +1,59 @@
-//! The figures for a terminal.
+//! The figures for a terminal, and the rows that other tables are made of.
 
 use std::fmt;
 
-use super::{Better, Figure, Measure, Report, stats};
+use super::{Better, Figure, Measure, Report, stats, targets};
 use crate::contender::Kind;
 
-/// What ratios are to.
-fn base() -> String {
-    Kind::Iptables.to_string()
+/// A line of a table, as it is shown.
+pub struct Row {
+    pub contender: String,
+    /// On the axis; empty where there is none.
+    pub at: String,
+    pub median: String,
+    pub lowest: String,
+    pub highest: String,
+    pub spread: String,
+    /// To iptables; empty where that was not measured.
+    pub ratio: String,
+}
+
+impl Measure {
+    /// A row for each contender, and one below another for each point on the axis.
+    pub fn rows(&self) -> Vec<Row> {
+        let base = Kind::Iptables.to_string();
+        let row = |(contender, at): (&str, Option<u64>)| {
+            let figure = self.figure(contender, at)?;
+            let (low, high) = stats::range(&figure.rounds);
+            let ratio = self
+                .figure(&base, at)
+                .map_or(String::new(), |base| format!("{:.2}", ratio(figure, base)));
+            Some(Row {
+                contender: contender.to_owned(),
+                at: at.map_or(String::new(), grouped),
+                median: number(figure.median()),
+                lowest: number(low),
+                highest: number(high),
+                spread: format!("{:.1}%", stats::spread(&figure.rounds)),
+                ratio,
+            })
+        };
+        let points = self.points();
+        self.contenders()
+            .into_iter()
+            .flat_map(|contender| points.iter().map(move |&at| (contender, at)))
+            .filter_map(row)
+            .collect()
+    }
+
+    /// `packets/s, more is better`
+    pub fn unit(&self) -> String {
+        let better = match self.heading.better {
+            Better::Higher => "more",
+            Better::Lower => "less",
+        };
+        format!("{}, {better} is better", self.heading.unit)
+    }
 }
 
 impl fmt::Display for Report {
@@ -18,52 +64,39 @@ impl fmt::Display for Report {
             "Linux {}, {} CPUs ({}), {} MiB",
             machine.kernel, machine.cpus, machine.cpu, machine.memory_mib
         )?;
+        if self.unfinished {
+            writeln!(out, "The run was stopped before its end.")?;
+        }
         for measure in &self.measures {
             writeln!(out)?;
             measure.fmt(out)?;
         }
-        Ok(())
+        writeln!(out)?;
+        targets::write(out, &targets::judge(self))
     }
 }
 
 impl fmt::Display for Measure {
-    /// A row for each contender, and one below another for each point on the axis.
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let heading = &self.heading;
-        let better = match heading.better {
-            Better::Higher => "more",
-            Better::Lower => "less",
+        writeln!(out, "{}: {}", self.heading.title, self.unit())?;
+        let rows = self.rows();
+        let axis = self.heading.axis.as_deref().unwrap_or_default();
+        let ratio = if rows.iter().any(|row| !row.ratio.is_empty()) {
+            "x iptables"
+        } else {
+            ""
         };
-        writeln!(
-            out,
-            "{}, {} ({better} is better)",
-            heading.title, heading.unit
-        )?;
-        let axis = heading.axis.as_deref().unwrap_or_default();
-        writeln!(
-            out,
-            "  {:<22} {axis:>10} {:>12} {:>12} {:>12} {:>8} {:>11}",
-            "", "median", "lowest", "highest", "spread", "x iptables"
-        )?;
-        for contender in self.contenders() {
-            for at in self.points() {
-                let Some(figure) = self.figure(contender, at) else {
-                    continue;
-                };
-                let ratio = self
-                    .figure(&base(), at)
-                    .map_or(String::new(), |base| format!("{:.2}", ratio(figure, base)));
-                let (low, high) = stats::range(&figure.rounds);
-                writeln!(
-                    out,
-                    "  {contender:<22} {:>10} {:>12} {:>12} {:>12} {:>7.1}% {ratio:>11}",
-                    at.map_or(String::new(), grouped),
-                    number(figure.median()),
-                    number(low),
-                    number(high),
-                    stats::spread(&figure.rounds),
-                )?;
-            }
+        let line = format!(
+            "  {:<22} {axis:>10} {:>12} {:>12} {:>12} {:>8} {ratio:>11}",
+            "", "median", "lowest", "highest", "spread"
+        );
+        writeln!(out, "{}", line.trim_end())?;
+        for row in rows {
+            let line = format!(
+                "  {:<22} {:>10} {:>12} {:>12} {:>12} {:>8} {:>11}",
+                row.contender, row.at, row.median, row.lowest, row.highest, row.spread, row.ratio
+            );
+            writeln!(out, "{}", line.trim_end())?;
         }
         Ok(())
     }

@@ -1,0 +1,86 @@
+//! What each measure means, and what to beware of: a line or two, by the measure's id.
+
+/// None where the title says it all.
+pub fn of(id: &str) -> Option<&'static str> {
+    NOTES
+        .iter()
+        .find_map(|&(known, note)| (known == id).then_some(note))
+}
+
+const NOTES: &[(&str, &str)] = &[
+    (
+        "packets-in",
+        "Established flows. One core generates, receives, translates, forwards and counts; the bare \
+         redirects look at nothing, and are the limit of their hook with this generator. A single flow \
+         finds everything in the processor's caches; 100,000 do not.",
+    ),
+    (
+        "million-packets",
+        "As above, with a million established flows: nearly every packet finds its flow in main memory.",
+    ),
+    (
+        "packets-both",
+        "Every packet is answered; counted are answers. Both ways are translated.",
+    ),
+    (
+        "packets-out",
+        "Established flows of one container to one address outside. The bare redirect rewrites \
+         nothing. netfw is by TC on this way also where its uplink has XDP: XDP sees only what comes \
+         in.",
+    ),
+    (
+        "packets-refused",
+        "Packets to the container's own address, as a neighbour on the link could send them. None may \
+         arrive. What a flood costs before it is dropped.",
+    ),
+    (
+        "udp-flows",
+        "Every packet opens a flow: the cost of the first packet, which looks for the publish.",
+    ),
+    (
+        "connections",
+        "Connect, one request, one answer, closed by the server (nginx). Client and server have a core \
+         each and do most of the work, so the differences between the ways are larger than the \
+         figures'. The publish that is asked for is the one in the middle.",
+    ),
+    (
+        "keep-alive",
+        "Requests on connections that are already open: what established TCP costs per exchange.",
+    ),
+    (
+        "bulk-in",
+        "One TCP stream to a publish. Both ends share the machine's memory and cores, and segments are \
+         up to 64 KiB (TSO and GRO work on a veth), which XDP on a veth prevents: the reason why netfw \
+         does not choose XDP there by itself.",
+    ),
+    (
+        "bulk-out",
+        "One TCP stream out of a container. See the note on the stream to a publish.",
+    ),
+    (
+        "bulk-between",
+        "One TCP stream from container to container.",
+    ),
+    (
+        "attach",
+        "From the command's start to its end, with so many endpoints there already.",
+    ),
+    ("publish-range", "A range of so many ports in one command."),
+    (
+        "withdraw-range",
+        "The same range withdrawn again, flows through it looked for and ended.",
+    ),
+    (
+        "million-memory",
+        "What the kernel holds for the maps with a million flows, and the agent's own memory.",
+    ),
+];
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn unknown_measures_have_no_note() {
+        assert!(super::of("connections").is_some());
+        assert_eq!(super::of("something new"), None);
+    }
+}

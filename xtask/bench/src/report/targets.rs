@@ -1,0 +1,711 @@
+//! What netfw must reach (DESIGN, section 7), and whether a run shows that it does.
+//!
+//! The worst point of a measure decides, and medians are judged strictly: the spread is shown, and said
+//! to be larger than the distance where it is, but saves nobody. "Flat" alone grants the spread: two
+//! figures that differ by less are not known to differ.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::{Better, Figure, Measure, Report, stats, table};
+
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Target {
+    pub id: &'static str,
+    pub what: &'static str,
+    pub wanted: String,
+    /// What was measured, with its spread; none where it was not.
+    pub seen: Option<String>,
+    pub verdict: Verdict,
+    /// What is known to stand in the way, of a target that is missed.
+    pub reason: Option<&'static str>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    Met,
+    Missed,
+    Unmeasured,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.pad(match self {
+            Self::Met => "met",
+            Self::Missed => "not met",
+            Self::Unmeasured => "not measured",
+        })
+    }
+}
+
+/// By a target's id: why it is missed, as far as is known. Shown only where it is.
+const REASONS: &[(&str, &str)] = &[];
+
+/// Fewer are too few to tell noise from a difference.
+const ENOUGH_ROUNDS: usize = 5;
+
+struct Rule {
+    id: &'static str,
+    what: &'static str,
+    judged: Judged,
+}
+
+enum Judged {
+    /// At every point `of` has at least `least` times the rate of `to`.
+    Share {
+        measure: &'static str,
+        of: &'static str,
+        to: &'static str,
+        least: f64,
+    },
+    /// At no point any contender of these is more than [`FLAT`] behind its figure at the first point.
+    Flat {
+        measure: &'static str,
+        of: &'static [&'static str],
+        /// A measure that has but one figure, and where on the axis that lies.
+        further: Option<(&'static str, u64)>,
+    },
+    /// No figure of netfw's is above `limit`, at the point `at` or at any.
+    Most {
+        measure: &'static str,
+        at: Option<u64>,
+        limit: f64,
+        unit: &'static str,
+    },
+}
+
+/// In percent.
+const FLAT: f64 = 5.0;
+
+const TC: &str = "netfw (TC)";
+const XDP: &str = "netfw (XDP)";
+const REDIRECT_TC: &str = "bare redirect (TC)";
+const REDIRECT_XDP: &str = "bare redirect (XDP)";
+const ROUTING: &str = "routing, no NAT";
+const IPTABLES: &str = "iptables (nft)";
+
+const RULES: &[Rule] = &[
+    share(
+        "limit-tc",
+        "Packets to a publish, TC: to the bare redirect",
+        "packets-in",
+        TC,
+        REDIRECT_TC,
+        0.9,
+    ),
+    share(
+        "limit-xdp",
+        "Packets to a publish, XDP: to the bare redirect",
+        "packets-in",
+        XDP,
+        REDIRECT_XDP,
+        0.9,
+    ),
+    share(
+        "iptables-tc",
+        "Packets to a publish, TC: to iptables",
+        "packets-in",
+        TC,
+        IPTABLES,
+        2.0,
+    ),
+    share(
+        "iptables-xdp",
+        "Packets to a publish, XDP: to iptables",
+        "packets-in",
+        XDP,
+        IPTABLES,
+        3.0,
+    ),
+    share(
+        "routing-tc",
+        "Packets to a publish, TC: to routing without NAT",
+        "packets-in",
+        TC,
+        ROUTING,
+        1.0,
+    ),
+    flat(
+        "flat-flows-tc",
+        "Packets to a publish, TC: from fewest to most flows",
+        "packets-in",
+        &[TC],
+        Some(("million-packets", 1_000_000)),
+    ),
+    flat(
+        "flat-flows-xdp",
+        "Packets to a publish, XDP: from fewest to most flows",
+        "packets-in",
+        &[XDP],
+        Some(("million-packets", 1_000_000)),
+    ),
+    share(
+        "connections-tc",
+        "New HTTP connections, TC: to routing without NAT",
+        "connections",
+        TC,
+        ROUTING,
+        0.9,
+    ),
+    share(
+        "connections-xdp",
+        "New HTTP connections, XDP: to routing without NAT",
+        "connections",
+        XDP,
+        ROUTING,
+        0.9,
+    ),
+    flat(
+        "flat-connections",
+        "New HTTP connections: from fewest to most publishes",
+        "connections",
+        &[TC, XDP],
+        None,
+    ),
+    flat(
+        "flat-udp-flows",
+        "New UDP flows: from fewest to most publishes",
+        "udp-flows",
+        &[TC, XDP],
+        None,
+    ),
+    share(
+        "bulk-in",
+        "TCP stream to a publish: to routing without NAT",
+        "bulk-in",
+        TC,
+        ROUTING,
+        0.97,
+    ),
+    share(
+        "bulk-out",
+        "TCP stream out of a container: to routing without NAT",
+        "bulk-out",
+        TC,
+        ROUTING,
+        0.97,
+    ),
+    share(
+        "bulk-between",
+        "TCP stream between containers: to routing without NAT",
+        "bulk-between",
+        TC,
+        ROUTING,
+        0.97,
+    ),
+    most(
+        "attach",
+        "Attaching a container",
+        "attach",
+        None,
+        10.0,
+        "ms",
+    ),
+    most(
+        "publish-range",
+        "Publishing a range of 10,000 ports",
+        "publish-range",
+        Some(10_000),
+        50.0,
+        "ms",
+    ),
+    most(
+        "withdraw-range",
+        "Withdrawing a range of 10,000 ports",
+        "withdraw-range",
+        Some(10_000),
+        50.0,
+        "ms",
+    ),
+    most(
+        "million-memory",
+        "Memory for 1,000,000 flows",
+        "million-memory",
+        None,
+        256.0,
+        "MiB",
+    ),
+];
+
+const fn share(
+    id: &'static str,
+    what: &'static str,
+    measure: &'static str,
+    of: &'static str,
+    to: &'static str,
+    least: f64,
+) -> Rule {
+    let judged = Judged::Share {
+        measure,
+        of,
+        to,
+        least,
+    };
+    Rule { id, what, judged }
+}
+
+const fn flat(
+    id: &'static str,
+    what: &'static str,
+    measure: &'static str,
+    of: &'static [&'static str],
+    further: Option<(&'static str, u64)>,
+) -> Rule {
+    let judged = Judged::Flat {
+        measure,
+        of,
+        further,
+    };
+    Rule { id, what, judged }
+}
+
+const fn most(
+    id: &'static str,
+    what: &'static str,
+    measure: &'static str,
+    at: Option<u64>,
+    limit: f64,
+    unit: &'static str,
+) -> Rule {
+    let judged = Judged::Most {
+        measure,
+        at,
+        limit,
+        unit,
+    };
+    Rule { id, what, judged }
+}
+
+/// What was seen, and what it means.
+struct Seen {
+    text: String,
+    met: bool,
+    /// How far the figure is from its limit, and how far its rounds lie apart, in the same unit.
+    distance: f64,
+    spread: f64,
+    rounds: usize,
+}
+
+/// All targets, those that were not measured too.
+pub fn judge(report: &Report) -> Vec<Target> {
+    let target = |rule: &Rule| {
+        let seen = rule.judged.look_at(report);
+        let verdict = match &seen {
+            None => Verdict::Unmeasured,
+            Some(seen) if seen.met => Verdict::Met,
+            Some(_) => Verdict::Missed,
+        };
+        let reason = REASONS.iter().find(|(id, _)| *id == rule.id);
+        Target {
+            id: rule.id,
+            what: rule.what,
+            wanted: rule.judged.wanted(),
+            seen: seen.map(|seen| seen.to_string()),
+            verdict,
+            reason: reason
+                .filter(|_| verdict == Verdict::Missed)
+                .map(|&(_, reason)| reason),
+        }
+    };
+    RULES.iter().map(target).collect()
+}
+
+impl Judged {
+    fn wanted(&self) -> String {
+        match self {
+            Self::Share { least, .. } if *least < 1.0 => format!("at least {:.0}%", least * 100.0),
+            Self::Share { least, .. } if *least == 1.0 => "more".to_owned(),
+            Self::Share { least, .. } => format!("at least {least:.0}x"),
+            Self::Flat { .. } => format!("within {FLAT:.0}%, or the spread"),
+            Self::Most { limit, unit, .. } => format!("at most {limit:.0} {unit}"),
+        }
+    }
+
+    fn look_at(&self, report: &Report) -> Option<Seen> {
+        match *self {
+            Self::Share {
+                measure,
+                of,
+                to,
+                least,
+            } => least_share(report.measure(measure)?, of, to, least),
+            Self::Flat {
+                measure,
+                of,
+                further,
+            } => {
+                let further = further.and_then(|(id, at)| Some((report.measure(id)?, at)));
+                steepest(report.measure(measure)?, of, further)
+            }
+            Self::Most {
+                measure,
+                at,
+                limit,
+                unit,
+            } => highest(report.measure(measure)?, at, limit, unit),
+        }
+    }
+}
+
+fn least_share(measure: &Measure, of: &str, to: &str, least: f64) -> Option<Seen> {
+    let mut shares = Vec::new();
+    for at in measure.points() {
+        let (Some(ours), Some(theirs)) = (measure.figure(of, at), measure.figure(to, at)) else {
+            continue;
+        };
+        let share = ours.median() / theirs.median();
+        if share.is_finite() {
+            shares.push((share, at, ours, theirs));
+        }
+    }
+    let points = shares.len();
+    let (share, at, ours, theirs) = shares.into_iter().min_by(|a, b| a.0.total_cmp(&b.0))?;
+    let spread = share * (spread(ours) + spread(theirs)) / 100.0;
+    let figure = if least < 1.0 {
+        format!("{:.0}% \u{b1}{:.0}%", share * 100.0, spread * 100.0)
+    } else {
+        format!("{share:.2}x \u{b1}{spread:.2}x")
+    };
+    Some(Seen {
+        text: format!(
+            "{figure}{}{}",
+            place(measure, at),
+            of_points("the least", points)
+        ),
+        met: if least == 1.0 {
+            share > least
+        } else {
+            share >= least
+        },
+        distance: (share - least).abs(),
+        spread,
+        rounds: ours.rounds.len().min(theirs.rounds.len()),
+    })
+}
+
+fn steepest(measure: &Measure, of: &[&str], further: Option<(&Measure, u64)>) -> Option<Seen> {
+    let mut found: Option<(f64, Seen)> = None;
+    for contender in of {
+        let mut figures: Vec<(u64, &Figure)> = measure
+            .points()
+            .into_iter()
+            .filter_map(|at| Some((at?, measure.figure(contender, at)?)))
+            .collect();
+        if let Some((more, at)) = further
+            && let Some(figure) = more
+                .figure(contender, None)
+                .or(more.figure(contender, Some(at)))
+            && !figures.iter().any(|&(known, _)| known == at)
+        {
+            figures.push((at, figure));
+        }
+        let Some((&(_, first), others)) = figures.split_first() else {
+            continue;
+        };
+        for &(at, figure) in others {
+            let change = (figure.median() / first.median() - 1.0) * 100.0;
+            if !change.is_finite() {
+                continue;
+            }
+            let loss = match measure.heading.better {
+                Better::Higher => -change,
+                Better::Lower => change,
+            };
+            let spread = spread(first) + spread(figure);
+            let over = loss - FLAT.max(spread);
+            if found.as_ref().is_some_and(|&(worst, _)| worst >= over) {
+                continue;
+            }
+            let seen = Seen {
+                text: format!(
+                    "{change:+.1}% \u{b1}{spread:.1}%{}{}",
+                    place(measure, Some(at)),
+                    if of.len() > 1 {
+                        format!(", {contender}")
+                    } else {
+                        String::new()
+                    }
+                ),
+                met: over <= 0.0,
+                distance: (loss - FLAT).abs(),
+                spread,
+                rounds: first.rounds.len().min(figure.rounds.len()),
+            };
+            found = Some((over, seen));
+        }
+    }
+    found.map(|(_, seen)| seen)
+}
+
+fn highest(measure: &Measure, at: Option<u64>, limit: f64, unit: &str) -> Option<Seen> {
+    let figures: Vec<&Figure> = measure
+        .figures
+        .iter()
+        .filter(|figure| figure.contender.starts_with("netfw"))
+        .filter(|figure| at.is_none() || figure.at == at)
+        .collect();
+    let points = figures.len();
+    let figure = figures
+        .into_iter()
+        .max_by(|a, b| a.median().total_cmp(&b.median()))?;
+    let median = figure.median();
+    let spread = median * spread(figure) / 100.0;
+    Some(Seen {
+        text: format!(
+            "{} \u{b1}{} {unit}{}{}",
+            table::number(median),
+            table::number(spread),
+            place(measure, figure.at),
+            of_points("the most", points)
+        ),
+        met: median <= limit,
+        distance: (median - limit).abs(),
+        spread,
+        rounds: figure.rounds.len(),
+    })
+}
+
+fn spread(figure: &Figure) -> f64 {
+    stats::spread(&figure.rounds)
+}
+
+/// ` at 100,000 flows`
+fn place(measure: &Measure, at: Option<u64>) -> String {
+    match (at, &measure.heading.axis) {
+        (Some(1), Some(axis)) => format!(" at 1 {}", axis.trim_end_matches('s')),
+        (Some(at), Some(axis)) => format!(" at {} {axis}", table::grouped(at)),
+        _ => String::new(),
+    }
+}
+
+fn of_points(which: &str, points: usize) -> String {
+    if points > 1 {
+        format!(", {which} of {points}")
+    } else {
+        String::new()
+    }
+}
+
+impl fmt::Display for Seen {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.text)?;
+        if self.rounds < ENOUGH_ROUNDS {
+            let s = if self.rounds == 1 { "" } else { "s" };
+            write!(out, "; uncertain: {} round{s} only", self.rounds)?;
+        } else if self.distance < self.spread {
+            out.write_str("; uncertain: the limit is within the spread")?;
+        }
+        Ok(())
+    }
+}
+
+/// `12 met, 3 not met, 3 not measured in this run`
+pub fn summary(targets: &[Target]) -> String {
+    let count = |verdict| {
+        targets
+            .iter()
+            .filter(|target| target.verdict == verdict)
+            .count()
+    };
+    format!(
+        "{} met, {} not met, {} not measured in this run",
+        count(Verdict::Met),
+        count(Verdict::Missed),
+        count(Verdict::Unmeasured)
+    )
+}
+
+/// For a terminal.
+pub fn write(out: &mut fmt::Formatter<'_>, targets: &[Target]) -> fmt::Result {
+    writeln!(out, "Targets: {}", summary(targets))?;
+    for target in targets {
+        let seen = target.seen.as_deref().unwrap_or_default();
+        let line = format!(
+            "  {:<12}  {:<53}  {:<24}  {seen}",
+            target.verdict, target.what, target.wanted
+        );
+        writeln!(out, "{}", line.trim_end())?;
+        if let Some(reason) = target.reason {
+            writeln!(out, "  {:<12}  {reason}", "")?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{
+            Heading,
+            tests::{add, heading, report},
+        },
+        *,
+    };
+    use crate::contender::Kind;
+
+    fn rate(id: &str, axis: &str) -> Heading {
+        Heading {
+            better: Better::Higher,
+            axis: Some(axis.to_owned()),
+            ..heading(id)
+        }
+    }
+
+    fn target(report: &Report, id: &str) -> Target {
+        judge(report)
+            .into_iter()
+            .find(|target| target.id == id)
+            .expect("a target of this id")
+    }
+
+    fn verdict(report: &Report, id: &str) -> Verdict {
+        target(report, id).verdict
+    }
+
+    #[test]
+    fn contenders_have_the_names_that_are_looked_for() {
+        let names = Kind::ALL.map(|kind| kind.to_string());
+        for name in [TC, XDP, REDIRECT_TC, REDIRECT_XDP, ROUTING, IPTABLES] {
+            assert!(names.contains(&name.to_owned()), "{name}");
+        }
+    }
+
+    #[test]
+    fn reasons_are_of_targets_that_exist() {
+        for (id, _) in REASONS {
+            assert!(RULES.iter().any(|rule| rule.id == *id), "{id}");
+        }
+    }
+
+    #[test]
+    fn what_was_not_measured_is_neither_met_nor_missed() {
+        let empty = report(&heading("other"), &[]);
+        assert_eq!(judge(&empty).len(), RULES.len());
+        for target in judge(&empty) {
+            assert_eq!((target.verdict, target.seen), (Verdict::Unmeasured, None));
+        }
+        // Without the contender that it is compared with.
+        let alone = report(&rate("packets-in", "flows"), &[(TC, Some(1), &[1.0])]);
+        assert_eq!(verdict(&alone, "limit-tc"), Verdict::Unmeasured);
+        // One point says nothing about being flat.
+        assert_eq!(verdict(&alone, "flat-flows-tc"), Verdict::Unmeasured);
+    }
+
+    #[test]
+    fn the_worst_point_decides_a_share() {
+        let figures: &[(&str, Option<u64>, &[f64])] = &[
+            (REDIRECT_TC, Some(1), &[100.0; 7]),
+            (REDIRECT_TC, Some(1000), &[100.0; 7]),
+            (TC, Some(1), &[95.0; 7]),
+            (TC, Some(1000), &[89.0; 7]),
+            (IPTABLES, Some(1), &[40.0; 7]),
+            (IPTABLES, Some(1000), &[40.0; 7]),
+            (ROUTING, Some(1), &[95.0; 7]),
+        ];
+        let report = report(&rate("packets-in", "flows"), figures);
+        let limit = target(&report, "limit-tc");
+        assert_eq!(limit.verdict, Verdict::Missed);
+        assert_eq!(
+            limit.seen.as_deref(),
+            Some("89% \u{b1}0% at 1,000 flows, the least of 2")
+        );
+        assert_eq!(verdict(&report, "iptables-tc"), Verdict::Met);
+        assert_eq!(verdict(&report, "iptables-xdp"), Verdict::Unmeasured);
+        // As fast as routing is not ahead of it.
+        assert_eq!(verdict(&report, "routing-tc"), Verdict::Missed);
+    }
+
+    #[test]
+    fn the_median_is_judged_and_uncertainty_is_said() {
+        let measure = rate("packets-in", "flows");
+        let noisy = [80.0, 85.0, 89.0, 93.0, 99.0];
+        let noisy_report = report(
+            &measure,
+            &[(REDIRECT_TC, Some(1), &[100.0; 5]), (TC, Some(1), &noisy)],
+        );
+        let limit = target(&noisy_report, "limit-tc");
+        assert_eq!(limit.verdict, Verdict::Missed);
+        let seen = limit.seen.expect("seen");
+        assert!(
+            seen.ends_with("uncertain: the limit is within the spread"),
+            "{seen}"
+        );
+
+        let few = report(
+            &measure,
+            &[(REDIRECT_TC, Some(1), &[100.0]), (TC, Some(1), &[99.0])],
+        );
+        let limit = target(&few, "limit-tc");
+        assert_eq!(limit.verdict, Verdict::Met);
+        let seen = limit.seen.expect("seen");
+        assert!(seen.ends_with("uncertain: 1 round only"), "{seen}");
+    }
+
+    #[test]
+    fn flat_is_within_five_percent_or_within_the_spread() {
+        let steep = |last: &[f64]| {
+            let figures: &[(&str, Option<u64>, &[f64])] = &[
+                (TC, Some(10), &[100.0; 5]),
+                (TC, Some(1000), &[120.0; 5]),
+                (TC, Some(60_000), last),
+            ];
+            verdict(
+                &report(&rate("connections", "publishes"), figures),
+                "flat-connections",
+            )
+        };
+        assert_eq!(steep(&[95.5; 5]), Verdict::Met);
+        assert_eq!(steep(&[94.0; 5]), Verdict::Missed);
+        assert_eq!(steep(&[80.0, 84.0, 94.0, 104.0, 110.0]), Verdict::Met);
+        assert_eq!(steep(&[200.0; 5]), Verdict::Met);
+    }
+
+    #[test]
+    fn a_million_flows_count_from_their_own_measure_too() {
+        let mut report = report(&rate("packets-in", "flows"), &[(TC, Some(1), &[100.0; 5])]);
+        assert_eq!(verdict(&report, "flat-flows-tc"), Verdict::Unmeasured);
+        let million = Heading {
+            axis: None,
+            ..rate("million-packets", "")
+        };
+        add(&mut report, &million, &[(TC, None, &[70.0; 5])]);
+        let flat = target(&report, "flat-flows-tc");
+        assert_eq!(flat.verdict, Verdict::Missed);
+        assert!(flat.seen.expect("seen").contains("at 1,000,000 flows"));
+    }
+
+    #[test]
+    fn times_and_memory_have_an_upper_limit() {
+        let axis = |id: &str, axis: &str| Heading {
+            axis: Some(axis.to_owned()),
+            ..heading(id)
+        };
+        let mut report = report(
+            &axis("attach", "endpoints"),
+            &[
+                ("netfw", Some(1), &[4.0; 5]),
+                ("netfw", Some(100), &[11.0; 5]),
+            ],
+        );
+        // Another number of ports than the target's is not judged.
+        add(
+            &mut report,
+            &axis("publish-range", "ports"),
+            &[
+                ("netfw", Some(60_000), &[90.0; 5]),
+                ("netfw", Some(10_000), &[49.0; 5]),
+            ],
+        );
+        add(
+            &mut report,
+            &heading("million-memory"),
+            &[(TC, None, &[256.0; 5])],
+        );
+        assert_eq!(verdict(&report, "attach"), Verdict::Missed);
+        assert_eq!(verdict(&report, "publish-range"), Verdict::Met);
+        assert_eq!(verdict(&report, "withdraw-range"), Verdict::Unmeasured);
+        assert_eq!(verdict(&report, "million-memory"), Verdict::Met);
+    }
+}
