@@ -34,13 +34,13 @@ use crate::{
     contender::Kind,
     plan::Plan,
     progress::Progress,
-    report::{Report, html},
+    report::{Report, compare::Comparison, html},
 };
 
 /// netfw beside its alternatives: iptables, nftables, plain routing, and redirects that look at nothing
 ///
-/// Ends with 0, or with 2 if something went wrong. A run that is stopped leaves the figures of the loads
-/// that were done.
+/// Ends with 0, with 1 if `--compare` finds that something of netfw's got worse, and with 2 if something
+/// went wrong. A run that is stopped leaves the figures of the loads that were done.
 #[derive(Parser)]
 #[command(name = "cargo xtask bench", bin_name = "cargo xtask bench")]
 struct Arguments {
@@ -62,8 +62,12 @@ struct Arguments {
     /// Measure nothing: show this report, and make the page anew
     #[arg(long, value_name = "REPORT.JSON", conflicts_with_all = ["quick", "only", "publishes", "rounds"])]
     from: Option<PathBuf>,
+    /// Tell what got slower or faster since this report
+    #[arg(long, value_name = "OLD.JSON")]
+    compare: Option<PathBuf>,
 }
 
+const WORSE: u8 = 1;
 const FAILED: u8 = 2;
 
 fn main() -> ExitCode {
@@ -77,11 +81,23 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<ExitCode> {
-    match &arguments.from {
+    // Whatever is wrong with these should not show only after half an hour.
+    let old = arguments.compare.as_deref().map(Report::read).transpose()?;
+
+    let report = match &arguments.from {
         Some(from) => show(from, arguments.into.as_deref())?,
         None => measure(arguments)?,
     };
-    Ok(ExitCode::SUCCESS)
+    let Some(old) = old else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    let comparison = Comparison::new(&old, &report);
+    println!("\n{comparison}");
+    Ok(if comparison.is_worse() {
+        ExitCode::from(WORSE)
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 /// Shows a report that is there, and makes its page.

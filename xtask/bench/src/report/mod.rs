@@ -5,11 +5,13 @@
 //! * [`targets`]: what netfw must reach, and whether it does
 //! * [`notes`]: what a figure means
 //! * [`chart`], [`html`]: the figures for a browser
+//! * [`compare`]: what differs from an older report
 //! * [`machine`]: where they were measured
 //! * [`command`]: the command line, and how to repeat it
 
 mod chart;
 pub mod command;
+pub mod compare;
 pub mod html;
 pub mod machine;
 mod notes;
