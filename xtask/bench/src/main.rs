@@ -34,7 +34,7 @@ use crate::{
     contender::Kind,
     plan::Plan,
     progress::Progress,
-    report::{Report, compare::Comparison, html},
+    report::{Report, compare::Comparison, docs, html},
 };
 
 /// netfw beside its alternatives: iptables, nftables, plain routing, and redirects that look at nothing
@@ -65,6 +65,9 @@ struct Arguments {
     /// Tell what got slower or faster since this report
     #[arg(long, value_name = "OLD.JSON")]
     compare: Option<PathBuf>,
+    /// Write the figures into docs/benchmarks.md too, with charts and raw rounds
+    #[arg(long)]
+    docs: bool,
 }
 
 const WORSE: u8 = 1;
@@ -83,11 +86,18 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<ExitCode> {
     // Whatever is wrong with these should not show only after half an hour.
     let old = arguments.compare.as_deref().map(Report::read).transpose()?;
+    if arguments.docs {
+        docs::check(&docs::directory())?;
+    }
 
     let report = match &arguments.from {
         Some(from) => show(from, arguments.into.as_deref())?,
         None => measure(arguments)?,
     };
+    if arguments.docs {
+        let page = docs::update(&report, &docs::directory())?;
+        println!("docs: {}", shown(&page));
+    }
     let Some(old) = old else {
         return Ok(ExitCode::SUCCESS);
     };

@@ -5,6 +5,7 @@
 //! * [`targets`]: what netfw must reach, and whether it does
 //! * [`notes`]: what a figure means
 //! * [`chart`], [`html`]: the figures for a browser
+//! * [`docs`]: the figures for docs/benchmarks.md
 //! * [`compare`]: what differs from an older report
 //! * [`machine`]: where they were measured
 //! * [`command`]: the command line, and how to repeat it
@@ -12,6 +13,7 @@
 mod chart;
 pub mod command;
 pub mod compare;
+pub mod docs;
 pub mod html;
 pub mod machine;
 mod notes;
