@@ -178,7 +178,7 @@ fn compare(old: &Measure, new: &Measure) -> Vec<Difference> {
 
 /// Contenders that nothing of netfw's is in, the likest first. They have none themselves: which of them
 /// changed would be anybody's guess.
-fn anchors(contender: &str) -> Vec<String> {
+pub fn anchors(contender: &str) -> Vec<String> {
     let kinds: &[Kind] = if contender.starts_with("netfw") && contender.ends_with("(XDP)") {
         &[Kind::RedirectXdp, Kind::Routing, Kind::Host]
     } else {

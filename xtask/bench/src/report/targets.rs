@@ -3,12 +3,15 @@
 //! The worst point of a measure decides, and medians are judged strictly: the spread is shown, and said
 //! to be larger than the distance where it is, but saves nobody. "Flat" alone grants the spread: two
 //! figures that differ by less are not known to differ.
+//!
+//! The points of an axis are measured minutes apart, and a machine drifts. So "flat" is judged beside a
+//! contender on which what grows has no bearing, see [`anchors`], where that was measured.
 
 use std::fmt;
 
 use serde::Serialize;
 
-use super::{Better, Figure, Measure, Report, stats, table};
+use super::{Better, Figure, Measure, Report, compare::anchors, stats, table};
 
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Target {
@@ -388,55 +391,82 @@ fn least_share(measure: &Measure, of: &str, to: &str, least: f64) -> Option<Seen
 fn steepest(measure: &Measure, of: &[&str], further: Option<(&Measure, u64)>) -> Option<Seen> {
     let mut found: Option<(f64, Seen)> = None;
     for contender in of {
-        let mut figures: Vec<(u64, &Figure)> = measure
+        // Where each point lies: in which measure, and where there.
+        let mut points: Vec<(u64, &Measure, Option<u64>)> = measure
             .points()
             .into_iter()
-            .filter_map(|at| Some((at?, measure.figure(contender, at)?)))
+            .filter_map(|at| Some((at?, measure, at)))
             .collect();
         if let Some((more, at)) = further
-            && let Some(figure) = more
-                .figure(contender, None)
-                .or(more.figure(contender, Some(at)))
-            && !figures.iter().any(|&(known, _)| known == at)
+            && !points.iter().any(|&(known, ..)| known == at)
         {
-            figures.push((at, figure));
+            points.extend(more.points().last().map(|&place| (at, more, place)));
         }
-        let Some((&(_, first), others)) = figures.split_first() else {
+        points.retain(|(_, measure, place)| measure.figure(contender, *place).is_some());
+        let Some((&first, others)) = points.split_first() else {
             continue;
         };
-        for &(at, figure) in others {
-            let change = (figure.median() / first.median() - 1.0) * 100.0;
-            if !change.is_finite() {
+        for &point in others {
+            let Some((ratio, own_spread, rounds)) = change(contender, first, point) else {
                 continue;
-            }
+            };
+            let anchor = anchors(contender)
+                .into_iter()
+                .find_map(|name| Some((change(&name, first, point)?, name)));
+            let (beside, spread, other) = match anchor {
+                Some(((anchor, spread, _), name)) => (
+                    ratio / anchor,
+                    own_spread + spread,
+                    format!(" beside {name}, which has {:+.1}%", percent(anchor)),
+                ),
+                None => (ratio, own_spread, String::new()),
+            };
+            let change = percent(beside);
             let loss = match measure.heading.better {
                 Better::Higher => -change,
                 Better::Lower => change,
             };
-            let spread = spread(first) + spread(figure);
             let over = loss - FLAT.max(spread);
             if found.as_ref().is_some_and(|&(worst, _)| worst >= over) {
                 continue;
             }
+            let which = match of.len() {
+                1 => String::new(),
+                _ => format!(", {contender}"),
+            };
             let seen = Seen {
                 text: format!(
-                    "{change:+.1}% \u{b1}{spread:.1}%{}{}",
-                    place(measure, Some(at)),
-                    if of.len() > 1 {
-                        format!(", {contender}")
-                    } else {
-                        String::new()
-                    }
+                    "{change:+.1}% \u{b1}{spread:.1}%{}{which}{other}",
+                    place(measure, Some(point.0))
                 ),
                 met: over <= 0.0,
                 distance: (loss - FLAT).abs(),
                 spread,
-                rounds: first.rounds.len().min(figure.rounds.len()),
+                rounds,
             };
             found = Some((over, seen));
         }
     }
     found.map(|(_, seen)| seen)
+}
+
+/// A point's figure to another's, their spreads in percent, and how many rounds both have.
+fn change(
+    contender: &str,
+    from: (u64, &Measure, Option<u64>),
+    to: (u64, &Measure, Option<u64>),
+) -> Option<(f64, f64, usize)> {
+    let (from, to) = (
+        from.1.figure(contender, from.2)?,
+        to.1.figure(contender, to.2)?,
+    );
+    let ratio = to.median() / from.median();
+    let rounds = from.rounds.len().min(to.rounds.len());
+    (ratio.is_finite() && ratio > 0.0).then_some((ratio, spread(from) + spread(to), rounds))
+}
+
+fn percent(ratio: f64) -> f64 {
+    (ratio - 1.0) * 100.0
 }
 
 fn highest(measure: &Measure, at: Option<u64>, limit: f64, unit: &str) -> Option<Seen> {
@@ -660,6 +690,30 @@ mod tests {
         assert_eq!(steep(&[94.0; 5]), Verdict::Missed);
         assert_eq!(steep(&[80.0, 84.0, 94.0, 104.0, 110.0]), Verdict::Met);
         assert_eq!(steep(&[200.0; 5]), Verdict::Met);
+    }
+
+    #[test]
+    fn a_machine_that_got_slower_is_no_steep_netfw() {
+        let judged = |routing: f64| {
+            let figures: &[(&str, Option<u64>, &[f64])] = &[
+                (ROUTING, Some(10), &[100.0; 5]),
+                (ROUTING, Some(60_000), &[routing; 5]),
+                (TC, Some(10), &[100.0; 5]),
+                (TC, Some(60_000), &[70.0; 5]),
+            ];
+            target(
+                &report(&rate("connections", "publishes"), figures),
+                "flat-connections",
+            )
+        };
+        let drifted = judged(72.0);
+        assert_eq!(drifted.verdict, Verdict::Met);
+        let seen = drifted.seen.expect("seen");
+        assert!(
+            seen.ends_with("beside routing, no NAT, which has -28.0%"),
+            "{seen}"
+        );
+        assert_eq!(judged(100.0).verdict, Verdict::Missed);
     }
 
     #[test]
