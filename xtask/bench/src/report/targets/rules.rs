@@ -1,0 +1,234 @@
+//! The targets themselves (DESIGN, section 7), by the measures that show them, and what is known of those
+//! that are missed.
+
+/// By a target's id: why it is missed, as far as is known. Shown only where it is.
+pub const REASONS: &[(&str, &str)] = &[];
+
+pub struct Rule {
+    pub id: &'static str,
+    pub what: &'static str,
+    pub judged: Judged,
+}
+
+pub enum Judged {
+    /// At every point `of` has at least `least` times the rate of `to`.
+    Share {
+        measure: &'static str,
+        of: &'static str,
+        to: &'static str,
+        least: f64,
+    },
+    /// At no point any contender of these is more than [`super::FLAT`] behind its figure at the first point.
+    Flat {
+        measure: &'static str,
+        of: &'static [&'static str],
+        /// A measure that has but one figure, and where on the axis that lies.
+        further: Option<(&'static str, u64)>,
+    },
+    /// No figure of netfw's is above `limit`, at the point `at` or at any.
+    Most {
+        measure: &'static str,
+        at: Option<u64>,
+        limit: f64,
+        unit: &'static str,
+    },
+}
+
+pub const TC: &str = "netfw (TC)";
+pub const XDP: &str = "netfw (XDP)";
+pub const REDIRECT_TC: &str = "bare redirect (TC)";
+pub const REDIRECT_XDP: &str = "bare redirect (XDP)";
+pub const ROUTING: &str = "routing, no NAT";
+pub const IPTABLES: &str = "iptables (nft)";
+
+pub const RULES: &[Rule] = &[
+    share(
+        "limit-tc",
+        "Packets to a publish, TC: to the bare redirect",
+        "packets-in",
+        TC,
+        REDIRECT_TC,
+        0.9,
+    ),
+    share(
+        "limit-xdp",
+        "Packets to a publish, XDP: to the bare redirect",
+        "packets-in",
+        XDP,
+        REDIRECT_XDP,
+        0.9,
+    ),
+    share(
+        "iptables-tc",
+        "Packets to a publish, TC: to iptables",
+        "packets-in",
+        TC,
+        IPTABLES,
+        2.0,
+    ),
+    share(
+        "iptables-xdp",
+        "Packets to a publish, XDP: to iptables",
+        "packets-in",
+        XDP,
+        IPTABLES,
+        3.0,
+    ),
+    share(
+        "routing-tc",
+        "Packets to a publish, TC: to routing without NAT",
+        "packets-in",
+        TC,
+        ROUTING,
+        1.0,
+    ),
+    flat(
+        "flat-flows-tc",
+        "Packets to a publish, TC: from fewest to most flows",
+        "packets-in",
+        &[TC],
+        Some(("million-packets", 1_000_000)),
+    ),
+    flat(
+        "flat-flows-xdp",
+        "Packets to a publish, XDP: from fewest to most flows",
+        "packets-in",
+        &[XDP],
+        Some(("million-packets", 1_000_000)),
+    ),
+    share(
+        "connections-tc",
+        "New HTTP connections, TC: to routing without NAT",
+        "connections",
+        TC,
+        ROUTING,
+        0.9,
+    ),
+    share(
+        "connections-xdp",
+        "New HTTP connections, XDP: to routing without NAT",
+        "connections",
+        XDP,
+        ROUTING,
+        0.9,
+    ),
+    flat(
+        "flat-connections",
+        "New HTTP connections: from fewest to most publishes",
+        "connections",
+        &[TC, XDP],
+        None,
+    ),
+    flat(
+        "flat-udp-flows",
+        "New UDP flows: from fewest to most publishes",
+        "udp-flows",
+        &[TC, XDP],
+        None,
+    ),
+    share(
+        "bulk-in",
+        "TCP stream to a publish: to routing without NAT",
+        "bulk-in",
+        TC,
+        ROUTING,
+        0.97,
+    ),
+    share(
+        "bulk-out",
+        "TCP stream out of a container: to routing without NAT",
+        "bulk-out",
+        TC,
+        ROUTING,
+        0.97,
+    ),
+    share(
+        "bulk-between",
+        "TCP stream between containers: to routing without NAT",
+        "bulk-between",
+        TC,
+        ROUTING,
+        0.97,
+    ),
+    most(
+        "attach",
+        "Attaching a container",
+        "attach",
+        None,
+        10.0,
+        "ms",
+    ),
+    most(
+        "publish-range",
+        "Publishing a range of 10,000 ports",
+        "publish-range",
+        Some(10_000),
+        50.0,
+        "ms",
+    ),
+    most(
+        "withdraw-range",
+        "Withdrawing a range of 10,000 ports",
+        "withdraw-range",
+        Some(10_000),
+        50.0,
+        "ms",
+    ),
+    most(
+        "million-memory",
+        "Memory for 1,000,000 flows",
+        "million-memory",
+        None,
+        256.0,
+        "MiB",
+    ),
+];
+
+const fn share(
+    id: &'static str,
+    what: &'static str,
+    measure: &'static str,
+    of: &'static str,
+    to: &'static str,
+    least: f64,
+) -> Rule {
+    let judged = Judged::Share {
+        measure,
+        of,
+        to,
+        least,
+    };
+    Rule { id, what, judged }
+}
+
+const fn flat(
+    id: &'static str,
+    what: &'static str,
+    measure: &'static str,
+    of: &'static [&'static str],
+    further: Option<(&'static str, u64)>,
+) -> Rule {
+    let judged = Judged::Flat {
+        measure,
+        of,
+        further,
+    };
+    Rule { id, what, judged }
+}
+
+const fn most(
+    id: &'static str,
+    what: &'static str,
+    measure: &'static str,
+    at: Option<u64>,
+    limit: f64,
+    unit: &'static str,
+) -> Rule {
+    let judged = Judged::Most {
+        measure,
+        at,
+        limit,
+        unit,
+    };
+    Rule { id, what, judged }
+}
