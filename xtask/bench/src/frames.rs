@@ -322,12 +322,11 @@ fn first_frame(contender: &Contender, direction: Direction) -> Result<[u8; FRAME
         }
         Direction::Direct => {
             let source = SocketAddr::new(IpAddr::V4(SOURCES), FIRST_PORT);
-            let address = contender.server_address()?;
-            (
-                source,
-                SocketAddr::new(address, contender.udp.served),
-                to_node,
-            )
+            let target = match contender.kind.has_addresses() {
+                true => SocketAddr::new(contender.server_address()?, contender.udp.served),
+                false => contender.udp.published,
+            };
+            (source, target, to_node)
         }
         Direction::Out => {
             let target = SocketAddr::new(CLIENT, FIRST_TARGET_PORT);

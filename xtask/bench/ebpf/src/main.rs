@@ -222,6 +222,18 @@ pub fn redirect_xdp(_ctx: XdpContext) -> u32 {
     unsafe { bpf_redirect(REDIRECT_TO.load(), 0) as u32 }
 }
 
+/// The limit of turning packets away: not one is looked at.
+#[classifier]
+pub fn drop(_ctx: TcContext) -> i32 {
+    TC_ACT_SHOT
+}
+
+/// The same by XDP.
+#[xdp]
+pub fn drop_xdp(_ctx: XdpContext) -> u32 {
+    xdp_action::XDP_DROP
+}
+
 #[cfg(not(test))]
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo) -> ! {

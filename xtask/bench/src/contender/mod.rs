@@ -22,6 +22,7 @@ use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
     path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -136,7 +137,7 @@ pub struct Contender {
     pub udp: Service,
     // Dropped in this order: the agent takes its own things down while the node is there.
     agent: Option<Agent>,
-    _redirect: Option<Ebpf>,
+    redirect: Mutex<Option<Ebpf>>,
     container: Option<Namespace>,
     pub lab: Lab,
 }
@@ -165,7 +166,7 @@ impl Contender {
             tcp: service,
             udp: service,
             agent: None,
-            _redirect: None,
+            redirect: Mutex::new(None),
             container,
             lab,
         };
@@ -173,7 +174,7 @@ impl Contender {
             Kind::Host => contender.serve_at(NODE),
             Kind::Redirect | Kind::RedirectXdp => {
                 contender.attach();
-                contender._redirect = Some(contender.redirect()?);
+                contender.redirect = Mutex::new(Some(contender.redirect()?));
             }
             Kind::Routing => {
                 contender.bridge();
@@ -276,13 +277,7 @@ impl Contender {
             .load(frames::PROGRAMS)
             .context("loading the bare redirects")?;
         if self.kind == Kind::RedirectXdp {
-            let redirect: &mut Xdp = ebpf
-                .program_mut("redirect_xdp")
-                .context("program redirect_xdp")?
-                .try_into()?;
-            redirect.load().context("loading redirect_xdp")?;
-            node.enter(|| redirect.attach("up0", XdpMode::Driver))
-                .context("attaching the redirect by XDP")?;
+            attach_xdp(node, &mut ebpf, "redirect_xdp")?;
         } else {
             let redirect = frames::classifier(&mut ebpf, "redirect")?;
             node.enter(|| redirect.attach("up0", TcAttachType::Ingress))
@@ -292,6 +287,29 @@ impl Contender {
         node.enter(|| redirect.attach(HOST_SIDE, TcAttachType::Ingress))
             .context("attaching the redirect on the way out")?;
         Ok(ebpf)
+    }
+
+    /// Has a bare redirect's uplink drop everything instead, as long as the value returned lives.
+    pub fn drop_all(&self) -> Result<Closed<'_>> {
+        let node = &self.lab.node;
+        // Detaches it.
+        *self.programs() = None;
+        let mut ebpf = frames::loader()
+            .load(frames::PROGRAMS)
+            .context("loading the bare drops")?;
+        if self.kind == Kind::RedirectXdp {
+            attach_xdp(node, &mut ebpf, "drop_xdp")?;
+        } else {
+            let drop = frames::classifier(&mut ebpf, "drop")?;
+            node.enter(|| drop.attach("up0", TcAttachType::Ingress))
+                .context("attaching the drop")?;
+        }
+        *self.programs() = Some(ebpf);
+        Ok(Closed(self))
+    }
+
+    fn programs(&self) -> MutexGuard<'_, Option<Ebpf>> {
+        self.redirect.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn load_rules(&self, each: u16) -> Result<()> {
@@ -357,6 +375,32 @@ impl Contender {
         sent.context("sending from the container")?;
         Ok(())
     }
+}
+
+/// While it lives, the uplink of a bare redirect drops everything; then it redirects again.
+pub struct Closed<'a>(&'a Contender);
+
+impl Drop for Closed<'_> {
+    fn drop(&mut self) {
+        *self.0.programs() = None;
+        match self.0.redirect() {
+            Ok(redirect) => *self.0.programs() = Some(redirect),
+            // Whatever comes next finds that nothing arrives, and says so.
+            Err(error) => eprintln!("{}: {error:#}", self.0.kind),
+        }
+    }
+}
+
+/// Loads an XDP program and attaches it to the uplink.
+fn attach_xdp(node: &Namespace, ebpf: &mut Ebpf, name: &str) -> Result<()> {
+    let program: &mut Xdp = ebpf
+        .program_mut(name)
+        .with_context(|| format!("program {name}"))?
+        .try_into()?;
+    program.load().with_context(|| format!("loading {name}"))?;
+    node.enter(|| program.attach("up0", XdpMode::Driver))
+        .with_context(|| format!("attaching {name} by XDP"))?;
+    Ok(())
 }
 
 fn is_veth(node: &Namespace, link: &str) -> bool {

@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use super::{Lane, Load, heading};
 use crate::{
-    contender::{Contender, Kind},
+    contender::{Closed, Contender, Kind},
     frames::{Direction, Frames},
     plan::Plan,
     report::{Better, Heading},
@@ -79,13 +79,18 @@ impl Load for Packets {
         match self.direction {
             Direction::In | Direction::Both => true,
             Direction::Out => kind.has_container(),
-            Direction::Direct => kind.translates(),
+            // The redirects drop everything: the limit here.
+            Direction::Direct => kind.translates() || !kind.has_addresses(),
         }
     }
 
     fn lane<'a>(&self, contender: &'a Contender) -> Result<Box<dyn Lane + 'a>> {
+        let closed = (self.direction == Direction::Direct && !contender.kind.has_addresses())
+            .then(|| contender.drop_all())
+            .transpose()?;
         Ok(Box::new(Running {
             frames: Frames::new(contender, self.direction, self.flows)?,
+            _closed: closed,
             duration: self.duration,
         }))
     }
@@ -97,6 +102,7 @@ impl Load for Packets {
 
 struct Running<'a> {
     frames: Frames<'a>,
+    _closed: Option<Closed<'a>>,
     duration: Duration,
 }
 
