@@ -502,7 +502,8 @@ mod tests {
             let map = ebpf.map_mut("REFLECTS").expect("the map");
             let mut reflects: Array<_, u32> = Array::try_from(map).expect("an array");
             reflects.set(0, 1, 0).expect("an entry");
-            let sink = classifier(&mut ebpf, "container").expect("the program");
+            let program = ebpf.program_mut("container").expect("the program");
+            let sink: &mut SchedClassifier = program.try_into().expect("a classifier");
             let ran = sink.run_on(&frame, devices.uplink.ifindex).expect("a run");
             assert_eq!(ran.verdict, netfw_tests::testrun::TC_REDIRECT);
             assert_checksums(&ran.frame);
