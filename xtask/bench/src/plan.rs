@@ -10,6 +10,8 @@ pub struct Plan {
     pub flows: Vec<u32>,
     /// Of a round with packets.
     pub packets: Duration,
+    /// Of a round with new flows.
+    pub new_flows: Duration,
     /// Of a round with connections.
     pub connections: Duration,
 }
@@ -22,6 +24,7 @@ impl Plan {
             publishes: vec![10, 1000, 10_000, 60_000],
             flows: vec![1, 1000, 100_000],
             packets: Duration::from_secs(1),
+            new_flows: Duration::from_millis(500),
             connections: Duration::from_secs(2),
         }
     }
@@ -33,6 +36,7 @@ impl Plan {
             publishes: vec![10, 10_000],
             flows: vec![1000],
             packets: Duration::from_millis(200),
+            new_flows: Duration::from_millis(150),
             connections: Duration::from_millis(300),
         }
     }

@@ -1,11 +1,13 @@
 //! What contenders are loaded with, and what is measured of it.
 //!
 //! * [`packets`]: small UDP packets per second through one core
+//! * [`flows`]: new UDP flows per second
 //! * [`connections`]: new HTTP connections per second
 //!
 //! A [`Load`] makes a [`Lane`] for each contender; the [`crate::stage`] has the lanes run in turns.
 
 pub mod connections;
+pub mod flows;
 pub mod packets;
 
 use anyhow::Result;
@@ -44,7 +46,7 @@ pub trait Lane {
 }
 
 /// All of [`Load::name`].
-pub const NAMES: &[&str] = &["packets", "connections"];
+pub const NAMES: &[&str] = &["packets", "udp-flows", "connections"];
 
 /// The loads for contenders with so many publishes; `first` are those with the fewest, which the loads
 /// run on that have nothing to do with publishes.
@@ -53,6 +55,7 @@ pub fn all(plan: &Plan, publishes: u32, first: bool) -> Vec<Box<dyn Load>> {
     if first {
         loads.extend(packets::loads(plan));
     }
+    loads.push(Box::new(flows::NewFlows::new(plan, publishes)));
     loads.push(Box::new(connections::Connections::new(plan, publishes)));
     loads
 }
