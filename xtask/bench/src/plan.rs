@@ -14,6 +14,8 @@ pub struct Plan {
     pub new_flows: Duration,
     /// Of a round with connections.
     pub connections: Duration,
+    /// Of a round with requests on connections that are kept.
+    pub requests: Duration,
 }
 
 impl Plan {
@@ -26,6 +28,7 @@ impl Plan {
             packets: Duration::from_secs(1),
             new_flows: Duration::from_millis(500),
             connections: Duration::from_secs(2),
+            requests: Duration::from_secs(2),
         }
     }
 
@@ -38,6 +41,7 @@ impl Plan {
             packets: Duration::from_millis(200),
             new_flows: Duration::from_millis(150),
             connections: Duration::from_millis(300),
+            requests: Duration::from_millis(300),
         }
     }
 }

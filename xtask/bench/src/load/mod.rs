@@ -2,12 +2,12 @@
 //!
 //! * [`packets`]: small UDP packets per second through one core
 //! * [`flows`]: new UDP flows per second
-//! * [`connections`]: new HTTP connections per second
+//! * [`http`]: new HTTP connections per second, and requests on those that are kept
 //!
 //! A [`Load`] makes a [`Lane`] for each contender; the [`crate::stage`] has the lanes run in turns.
 
-pub mod connections;
 pub mod flows;
+pub mod http;
 pub mod packets;
 
 use anyhow::Result;
@@ -46,7 +46,7 @@ pub trait Lane {
 }
 
 /// All of [`Load::name`].
-pub const NAMES: &[&str] = &["packets", "udp-flows", "connections"];
+pub const NAMES: &[&str] = &["packets", "udp-flows", "connections", "requests"];
 
 /// The loads for contenders with so many publishes; `first` are those with the fewest, which the loads
 /// run on that have nothing to do with publishes.
@@ -56,7 +56,10 @@ pub fn all(plan: &Plan, publishes: u32, first: bool) -> Vec<Box<dyn Load>> {
         loads.extend(packets::loads(plan));
     }
     loads.push(Box::new(flows::NewFlows::new(plan, publishes)));
-    loads.push(Box::new(connections::Connections::new(plan, publishes)));
+    loads.push(Box::new(http::Http::connections(plan, publishes)));
+    if first {
+        loads.push(Box::new(http::Http::requests(plan, publishes)));
+    }
     loads
 }
 
