@@ -16,6 +16,8 @@ pub struct Plan {
     pub connections: Duration,
     /// Of a round with requests on connections that are kept.
     pub requests: Duration,
+    /// Of a round with bulk TCP.
+    pub bulk: Duration,
 }
 
 impl Plan {
@@ -29,6 +31,7 @@ impl Plan {
             new_flows: Duration::from_millis(500),
             connections: Duration::from_secs(2),
             requests: Duration::from_secs(2),
+            bulk: Duration::from_secs(2),
         }
     }
 
@@ -42,6 +45,7 @@ impl Plan {
             new_flows: Duration::from_millis(150),
             connections: Duration::from_millis(300),
             requests: Duration::from_millis(300),
+            bulk: Duration::from_millis(200),
         }
     }
 }

@@ -22,7 +22,7 @@ use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
     path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -121,6 +121,10 @@ const CONTAINER: IpAddr = IpAddr::V4(Ipv4Addr::new(172, 17, 0, 2));
 /// The node's end of the container's veth, for those without netfw.
 pub const HOST_SIDE: &str = "ct0";
 
+/// A second container on the same network, for those loads that need one.
+const NEIGHBOUR: IpAddr = IpAddr::V4(Ipv4Addr::new(172, 17, 0, 3));
+const NEIGHBOUR_HOST_SIDE: &str = "ct1";
+
 /// Where the generator's flows come from beyond the client's own address: its low half counts.
 pub const SOURCES: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 0);
 
@@ -139,6 +143,7 @@ pub struct Contender {
     agent: Option<Agent>,
     redirect: Mutex<Option<Ebpf>>,
     container: Option<Namespace>,
+    neighbour: OnceLock<Namespace>,
     pub lab: Lab,
 }
 
@@ -168,12 +173,13 @@ impl Contender {
             agent: None,
             redirect: Mutex::new(None),
             container,
+            neighbour: OnceLock::new(),
             lab,
         };
         match kind {
             Kind::Host => contender.serve_at(NODE),
             Kind::Redirect | Kind::RedirectXdp => {
-                contender.attach();
+                contender.attach(contender.server(), HOST_SIDE);
                 contender.redirect = Mutex::new(Some(contender.redirect()?));
             }
             Kind::Routing => {
@@ -201,6 +207,23 @@ impl Contender {
             Some(_) => "eth0",
             None => "up0",
         }
+    }
+
+    /// A second container on the same network, made when somebody first asks for it.
+    pub fn neighbour(&self) -> Result<&Namespace> {
+        if let Some(neighbour) = self.neighbour.get() {
+            return Ok(neighbour);
+        }
+        let neighbour = self.lab.container("neighbour");
+        if let Some(agent) = &self.agent {
+            let path = neighbour.path();
+            let path = path.to_str().context("a namespace's path is ASCII")?;
+            agent.netfw(&["endpoint", "add", "neighbour", "--netns", path]);
+        } else {
+            self.plug_in(&neighbour, NEIGHBOUR_HOST_SIDE, NEIGHBOUR);
+        }
+        self.have_gro();
+        Ok(self.neighbour.get_or_init(|| neighbour))
     }
 
     pub fn agent(&self) -> Option<&Agent> {
@@ -241,25 +264,31 @@ impl Contender {
         }
     }
 
-    /// A veth pair between node and container.
-    fn attach(&self) {
-        let (node, container) = (&self.lab.node, self.server());
+    /// A veth pair between the node and a container.
+    fn attach(&self, container: &Namespace, host_side: &str) {
+        let node = &self.lab.node;
         let peer = ["peer", "name", "eth0", "netns", container.name()];
-        node.ip(&[&["link", "add", HOST_SIDE, "type", "veth"], &peer[..]].concat());
-        node.ip(&["link", "set", HOST_SIDE, "up"]);
+        node.ip(&[&["link", "add", host_side, "type", "veth"], &peer[..]].concat());
+        node.ip(&["link", "set", host_side, "up"]);
         container.ip(&["link", "set", "eth0", "up"]);
+    }
+
+    /// The same, and the container has an address on the bridge.
+    fn plug_in(&self, container: &Namespace, host_side: &str, address: IpAddr) {
+        self.attach(container, host_side);
+        let node = &self.lab.node;
+        node.ip(&["link", "set", host_side, "master", BRIDGE]);
+        container.ip(&["addr", "add", &format!("{address}/16"), "dev", "eth0"]);
+        container.ip(&["route", "add", "default", "via", &GATEWAY.to_string()]);
     }
 
     /// A bridge with the container on it, and a node that forwards.
     fn bridge(&self) {
-        let (node, container) = (&self.lab.node, self.server());
+        let node = &self.lab.node;
         node.ip(&["link", "add", BRIDGE, "type", "bridge"]);
         node.ip(&["addr", "add", &format!("{GATEWAY}/16"), "dev", BRIDGE]);
         node.ip(&["link", "set", BRIDGE, "up"]);
-        self.attach();
-        node.ip(&["link", "set", HOST_SIDE, "master", BRIDGE]);
-        container.ip(&["addr", "add", &format!("{CONTAINER}/16"), "dev", "eth0"]);
-        container.ip(&["route", "add", "default", "via", &GATEWAY.to_string()]);
+        self.plug_in(self.server(), HOST_SIDE, CONTAINER);
         node.sysctl("ipv4/ip_forward", "1");
         self.lab.route_through_node();
         // Absent where the kernel has no br_netfilter, or has not loaded it.
@@ -348,13 +377,8 @@ impl Contender {
     /// What the loads need, whoever forwards.
     fn get_ready(&self) -> Result<()> {
         let Lab { node, client, .. } = &self.lab;
-        // XDP frames reach a veth only where the other end polls, which GRO makes it do.
         client.run(&["ethtool", "-K", "eth0", "gro", "on"]);
-        for link in node.links() {
-            if is_veth(node, &link) {
-                node.run(&["ethtool", "-K", &link, "gro", "on"]);
-            }
-        }
+        self.have_gro();
         if self.kind == Kind::RedirectXdp {
             self.server().run(&["ethtool", "-K", "eth0", "gro", "on"]);
         }
@@ -364,6 +388,16 @@ impl Contender {
             self.meet()?;
         }
         Ok(())
+    }
+
+    /// XDP frames reach a veth only where the other end polls, which GRO makes it do; the same for all.
+    fn have_gro(&self) {
+        let node = &self.lab.node;
+        for link in node.links() {
+            if is_veth(node, &link) {
+                node.run(&["ethtool", "-K", &link, "gro", "on"]);
+            }
+        }
     }
 
     /// A datagram from the container to the client: neighbours know each other from then on.

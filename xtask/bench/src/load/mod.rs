@@ -3,14 +3,22 @@
 //! * [`packets`]: small UDP packets per second through one core
 //! * [`flows`]: new UDP flows per second
 //! * [`http`]: new HTTP connections per second, and requests on those that are kept
+//! * [`bulk`]: TCP as much as goes through
 //!
 //! A [`Load`] makes a [`Lane`] for each contender; the [`crate::stage`] has the lanes run in turns.
 
+pub mod bulk;
 pub mod flows;
 pub mod http;
 pub mod packets;
 
-use anyhow::Result;
+use std::{net::TcpListener, time::Duration};
+
+use anyhow::{Context as _, Result};
+use nix::sys::{
+    socket::{setsockopt, sockopt},
+    time::{TimeVal, TimeValLike as _},
+};
 
 use crate::{
     contender::{Contender, Kind},
@@ -46,7 +54,7 @@ pub trait Lane {
 }
 
 /// All of [`Load::name`].
-pub const NAMES: &[&str] = &["packets", "udp-flows", "connections", "requests"];
+pub const NAMES: &[&str] = &["packets", "udp-flows", "connections", "requests", "bulk"];
 
 /// The loads for contenders with so many publishes; `first` are those with the fewest, which the loads
 /// run on that have nothing to do with publishes.
@@ -59,8 +67,16 @@ pub fn all(plan: &Plan, publishes: u32, first: bool) -> Vec<Box<dyn Load>> {
     loads.push(Box::new(http::Http::connections(plan, publishes)));
     if first {
         loads.push(Box::new(http::Http::requests(plan, publishes)));
+        loads.extend(bulk::loads(plan));
     }
     loads
+}
+
+/// Has `accept` fail after so many whole seconds: a connection that ended up elsewhere is not waited
+/// for.
+fn accept_within(listener: &TcpListener, patience: Duration) -> Result<()> {
+    let patience = TimeVal::seconds(patience.as_secs().cast_signed());
+    setsockopt(listener, sockopt::ReceiveTimeout, &patience).context("SO_RCVTIMEO")
 }
 
 /// A heading in few words.
