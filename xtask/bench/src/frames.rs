@@ -70,7 +70,7 @@ pub enum Direction {
 
 /// The ends of the wire, as the programs number them.
 #[derive(Clone, Copy)]
-enum End {
+pub enum End {
     Container = 0,
     Client = 1,
 }
@@ -237,13 +237,15 @@ impl<'a> Frames<'a> {
         bail!("nothing comes through")
     }
 
-    fn reflect(&mut self, end: End, on: bool) -> Result<()> {
+    /// Has an end send back the packets that it counts, or drop them.
+    pub fn reflect(&mut self, end: End, on: bool) -> Result<()> {
         let map = self.ebpf.map_mut("REFLECTS").context("map REFLECTS")?;
         let mut reflects: Array<_, u32> = Array::try_from(map)?;
         Ok(reflects.set(end as u32, u32::from(on), 0)?)
     }
 
-    fn delivered(&self, end: End) -> Result<u64> {
+    /// Packets that an end has counted so far.
+    pub fn delivered(&self, end: End) -> Result<u64> {
         let map: PerCpuArray<_, u64> =
             PerCpuArray::try_from(self.ebpf.map("DELIVERED").context("map DELIVERED")?)?;
         Ok(map.get(&(end as u32), 0)?.iter().sum())

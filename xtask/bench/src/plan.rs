@@ -18,6 +18,8 @@ pub struct Plan {
     pub requests: Duration,
     /// Of a round with bulk TCP.
     pub bulk: Duration,
+    /// Of a round with questions and answers.
+    pub latency: Duration,
 }
 
 impl Plan {
@@ -32,6 +34,7 @@ impl Plan {
             connections: Duration::from_secs(2),
             requests: Duration::from_secs(2),
             bulk: Duration::from_secs(2),
+            latency: Duration::from_secs(2),
         }
     }
 
@@ -46,6 +49,7 @@ impl Plan {
             connections: Duration::from_millis(300),
             requests: Duration::from_millis(300),
             bulk: Duration::from_millis(200),
+            latency: Duration::from_millis(300),
         }
     }
 }

@@ -4,12 +4,14 @@
 //! * [`flows`]: new UDP flows per second
 //! * [`http`]: new HTTP connections per second, and requests on those that are kept
 //! * [`bulk`]: TCP as much as goes through
+//! * [`latency`]: how long an answer takes
 //!
 //! A [`Load`] makes a [`Lane`] for each contender; the [`crate::stage`] has the lanes run in turns.
 
 pub mod bulk;
 pub mod flows;
 pub mod http;
+pub mod latency;
 pub mod packets;
 
 use std::{net::TcpListener, time::Duration};
@@ -54,7 +56,14 @@ pub trait Lane {
 }
 
 /// All of [`Load::name`].
-pub const NAMES: &[&str] = &["packets", "udp-flows", "connections", "requests", "bulk"];
+pub const NAMES: &[&str] = &[
+    "packets",
+    "udp-flows",
+    "connections",
+    "requests",
+    "bulk",
+    "latency",
+];
 
 /// The loads for contenders with so many publishes; `first` are those with the fewest, which the loads
 /// run on that have nothing to do with publishes.
@@ -68,6 +77,7 @@ pub fn all(plan: &Plan, publishes: u32, first: bool) -> Vec<Box<dyn Load>> {
     if first {
         loads.push(Box::new(http::Http::requests(plan, publishes)));
         loads.extend(bulk::loads(plan));
+        loads.extend(latency::loads(plan));
     }
     loads
 }
