@@ -58,7 +58,7 @@ fn main() -> Result<()> {
     plan.rounds = arguments.rounds.unwrap_or(plan.rounds);
     let only = Only::parse(&arguments.only)?;
 
-    let stages: Vec<_> = plan
+    let mut stages: Vec<_> = plan
         .publishes
         .iter()
         .enumerate()
@@ -69,6 +69,13 @@ fn main() -> Result<()> {
         })
         .filter(|(_, loads)| !loads.is_empty())
         .collect();
+    // On contenders of its own, with as few publishes as any.
+    let million = load::million::loads(&plan);
+    if let Some(&publishes) = plan.publishes.first()
+        && million.iter().any(|load| only.takes_load(load.name()))
+    {
+        stages.push((publishes, million));
+    }
     let kinds = only.kinds();
     let seconds = stages
         .iter()

@@ -20,6 +20,8 @@ pub struct Plan {
     pub bulk: Duration,
     /// Of a round with questions and answers.
     pub latency: Duration,
+    /// Is a million flows set up? That alone takes minutes.
+    pub million: bool,
 }
 
 impl Plan {
@@ -35,6 +37,7 @@ impl Plan {
             requests: Duration::from_secs(2),
             bulk: Duration::from_secs(2),
             latency: Duration::from_secs(2),
+            million: true,
         }
     }
 
@@ -50,6 +53,7 @@ impl Plan {
             requests: Duration::from_millis(300),
             bulk: Duration::from_millis(200),
             latency: Duration::from_millis(300),
+            million: false,
         }
     }
 }

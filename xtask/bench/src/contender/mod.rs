@@ -16,6 +16,7 @@
 //! Half of the publishes are for TCP, half for UDP, in turns. The one that is measured is the one in
 //! the middle: the average, where the number of rules before it matters.
 
+pub mod room;
 mod rules;
 
 use std::{
@@ -148,12 +149,8 @@ pub struct Contender {
 }
 
 impl Contender {
-    pub fn set_up(kind: Kind, publishes: u32) -> Result<Self> {
-        Self::set_up_with(kind, publishes, None)
-    }
-
-    /// As [`Self::set_up`]; `config` is netfw's configuration file.
-    pub fn set_up_with(kind: Kind, publishes: u32, config: Option<&Path>) -> Result<Self> {
+    /// `config` is netfw's configuration file, if it has any.
+    pub fn set_up(kind: Kind, publishes: u32, config: Option<&Path>) -> Result<Self> {
         ensure!(
             (2..=MOST_PUBLISHES).contains(&publishes),
             "{publishes} publishes: from 2 to {MOST_PUBLISHES} there can be"

@@ -5,6 +5,7 @@
 //! * [`http`]: new HTTP connections per second, and requests on those that are kept
 //! * [`bulk`]: TCP as much as goes through
 //! * [`latency`]: how long an answer takes
+//! * [`million`]: a million flows at a time
 //!
 //! A [`Load`] makes a [`Lane`] for each contender; the [`crate::stage`] has the lanes run in turns.
 
@@ -12,6 +13,7 @@ pub mod bulk;
 pub mod flows;
 pub mod http;
 pub mod latency;
+pub mod million;
 pub mod packets;
 
 use std::{net::TcpListener, time::Duration};
@@ -42,6 +44,17 @@ pub trait Load {
     /// Can it be put on such a contender?
     fn suits(&self, kind: Kind) -> bool;
 
+    /// How many flows contenders are to have room for, where that is more than they have by themselves.
+    /// All loads of a stage want the same.
+    fn flows(&self) -> Option<u32> {
+        None
+    }
+
+    /// No more rounds than so many, whatever the plan says.
+    fn most_rounds(&self) -> usize {
+        usize::MAX
+    }
+
     /// Gets ready for rounds on a contender.
     fn lane<'a>(&self, contender: &'a Contender) -> Result<Box<dyn Lane + 'a>>;
 
@@ -51,7 +64,7 @@ pub trait Load {
 
 /// One contender under one load.
 pub trait Lane {
-    /// A round: a figure for each of [`Load::measures`].
+    /// A round: a figure for each of [`Load::measures`], NaN where this contender has none.
     fn run(&mut self) -> Result<Vec<f64>>;
 }
 
@@ -63,6 +76,7 @@ pub const NAMES: &[&str] = &[
     "requests",
     "bulk",
     "latency",
+    "million",
 ];
 
 /// The loads for contenders with so many publishes; `first` are those with the fewest, which the loads

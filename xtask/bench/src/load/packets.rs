@@ -42,33 +42,37 @@ pub fn loads(plan: &Plan) -> Vec<Box<dyn Load>> {
     loads
 }
 
+pub fn heading_of(direction: Direction) -> Heading {
+    let (id, title, axis) = match direction {
+        Direction::In => ("packets-in", "Small UDP packets to a publish", true),
+        Direction::Both => (
+            "packets-both",
+            "Small UDP packets to a publish, and answers",
+            false,
+        ),
+        Direction::Out => (
+            "packets-out",
+            "Small UDP packets from a container, masqueraded",
+            true,
+        ),
+        Direction::Direct => (
+            "packets-refused",
+            "Small UDP packets straight to a container's address, turned away",
+            false,
+        ),
+    };
+    let axis = axis.then_some("flows");
+    let title = format!("{title}, on one core");
+    heading(id, &title, "packets/s", Better::Higher, axis)
+}
+
 impl Load for Packets {
     fn name(&self) -> &'static str {
         "packets"
     }
 
     fn measures(&self) -> Vec<Heading> {
-        let (id, title, axis) = match self.direction {
-            Direction::In => ("packets-in", "Small UDP packets to a publish", true),
-            Direction::Both => (
-                "packets-both",
-                "Small UDP packets to a publish, and answers",
-                false,
-            ),
-            Direction::Out => (
-                "packets-out",
-                "Small UDP packets from a container, masqueraded",
-                true,
-            ),
-            Direction::Direct => (
-                "packets-refused",
-                "Small UDP packets straight to a container's address, turned away",
-                false,
-            ),
-        };
-        let axis = axis.then_some("flows");
-        let title = format!("{title}, on one core");
-        vec![heading(id, &title, "packets/s", Better::Higher, axis)]
+        vec![heading_of(self.direction)]
     }
 
     fn at(&self) -> Option<u64> {
