@@ -9,7 +9,7 @@
 //! * The time is from batch to batch, as the program sees them: what the system call takes before
 //!   and after them (25 ms, waiting for the most part) is nobody's.
 //! * Counted is what arrives, not what was sent, and a round in which packets got lost on the way
-//!   fails.
+//!   does not count.
 //! * The flows are real: each was opened and answered before, so that every contender's state is
 //!   that of a running service.
 //! * Packets have valid checksums. That the receiver's were translated rightly is the tests' matter.
@@ -51,6 +51,11 @@ const FIRST_TARGET_PORT: u16 = 5000;
 const BATCH: u32 = 64;
 /// Frames per system call.
 const REPEAT: u32 = 1 << 16;
+/// How long a packet may take.
+const LATE: Duration = Duration::from_millis(20);
+/// Rounds that may lose packets before one that does is an error: a busy machine lets the thread wait
+/// that forwards for the kernel, and a queue overflows.
+const TRIES: u32 = 3;
 /// Flows that are opened together: their second packets come before the first flows are forgotten
 /// again, also where those of whom only one packet was seen have little room.
 const WINDOW: u32 = 1 << 15;
@@ -144,17 +149,20 @@ impl<'a> Frames<'a> {
     /// Sends for `duration`: packets per second that arrived, answers for [`Direction::Both`]. With
     /// [`Direction::Direct`] what was sent, and none may arrive.
     pub fn run(&mut self, duration: Duration) -> Result<f64> {
-        let end = Instant::now() + duration;
-        let (sent, arrived, took) = self.send_while(REPEAT, || Instant::now() < end)?;
-        if self.direction == Direction::Direct {
-            ensure!(arrived == 0, "{arrived} of {sent} packets arrived");
-            return Ok(per_second(sent, took));
+        let mut lost = String::new();
+        for _ in 0..TRIES {
+            let end = Instant::now() + duration;
+            let (sent, arrived, took) = self.send_while(REPEAT, || Instant::now() < end)?;
+            if self.direction == Direction::Direct {
+                ensure!(arrived == 0, "{arrived} of {sent} packets arrived");
+                return Ok(per_second(sent, took));
+            }
+            if are_enough(arrived, sent) {
+                return Ok(per_second(arrived, took));
+            }
+            lost = format!("of {sent} packets only {arrived} arrived");
         }
-        ensure!(
-            arrived * 100 >= sent * 99,
-            "of {sent} packets only {arrived} arrived"
-        );
-        Ok(per_second(arrived, took))
+        bail!(lost)
     }
 
     /// Sends `count` packets: how many arrived, and how long it took; no time where all are one batch.
@@ -181,8 +189,15 @@ impl<'a> Frames<'a> {
         let generator = generator(&mut self.ebpf)?;
         let run = &mut self.run;
         let (sent, took) = sender.enter(|| generate(generator, run, ifindex, repeat, more))?;
-        // The last batch is received before the system call returns: same core, same softirq.
-        Ok((sent, self.delivered(end)? - before, took))
+        // The last batch is mostly received before the system call returns: same core, same softirq. On
+        // a busy machine the kernel leaves it to a thread.
+        let late = Instant::now() + LATE;
+        let mut arrived = self.delivered(end)? - before;
+        while arrived < sent && self.direction != Direction::Direct && Instant::now() < late {
+            thread::sleep(Duration::from_millis(1));
+            arrived = self.delivered(end)? - before;
+        }
+        Ok((sent, arrived, took))
     }
 
     /// Where what is counted arrives.
@@ -207,18 +222,28 @@ impl<'a> Frames<'a> {
         while first < self.flows {
             let window = WINDOW.min(self.flows - first);
             for _ in 0..2 {
-                self.go_on_with(first)?;
-                let (arrived, time) = self.send(window)?;
-                ensure!(
-                    arrived * 100 >= u64::from(window) * 99,
-                    "of {window} packets of new flows only {arrived} arrived, after {first} flows"
-                );
-                took += time;
+                took += self
+                    .open_window(first, window)
+                    .with_context(|| format!("opening flows, after {first}"))?;
             }
             first += window;
         }
         self.reflect(answering, self.direction == Direction::Both)?;
         Ok(took)
+    }
+
+    /// A packet in each of `count` flows from `first` on: how long the sending took.
+    fn open_window(&mut self, first: u32, count: u32) -> Result<Duration> {
+        let (mut took, mut arrived) = (Duration::ZERO, 0);
+        for _ in 0..TRIES {
+            self.go_on_with(first)?;
+            let (came, time) = self.send(count)?;
+            (took, arrived) = (took + time, came);
+            if are_enough(arrived, count.into()) {
+                return Ok(took);
+            }
+        }
+        bail!("of {count} packets only {arrived} arrived")
     }
 
     /// The next packet is to be of flow `number`.
@@ -250,6 +275,11 @@ impl<'a> Frames<'a> {
             PerCpuArray::try_from(self.ebpf.map("DELIVERED").context("map DELIVERED")?)?;
         Ok(map.get(&(end as u32), 0)?.iter().sum())
     }
+}
+
+/// Have packets arrived, but for those that any network may lose?
+pub fn are_enough(arrived: u64, sent: u64) -> bool {
+    arrived * 100 >= sent * 99
 }
 
 fn per_second(count: u64, took: Duration) -> f64 {

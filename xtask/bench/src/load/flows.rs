@@ -13,7 +13,7 @@ use anyhow::{Result, ensure};
 use super::{Lane, Load, heading};
 use crate::{
     contender::{Contender, Kind},
-    frames::{Direction, Frames},
+    frames::{Direction, Frames, are_enough},
     plan::Plan,
     report::{Better, Heading},
 };
@@ -98,7 +98,7 @@ impl Lane for Running<'_> {
                 let flows = self.call.min(left);
                 let (arrived, time) = self.frames.send(flows)?;
                 ensure!(
-                    arrived * 100 >= u64::from(flows) * 99,
+                    are_enough(arrived, flows.into()),
                     "of the first packets of {flows} flows only {arrived} arrived"
                 );
                 opened += arrived;
