@@ -3,6 +3,8 @@
 
 use anyhow::{Context as _, Result};
 use nix::{
+    errno::Errno,
+    libc,
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
     unistd::Pid,
 };
@@ -30,4 +32,14 @@ pub fn pin(cpu: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu).with_context(|| format!("CPU {cpu}"))?;
     sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("staying on CPU {cpu}"))
+}
+
+/// Has the calling thread run as soon as it wants to, whatever else does. Niceness would not do: it
+/// counts within a session only (`sched_autogroup_enabled`).
+pub fn hurry() -> Result<()> {
+    let least = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the parameters outlive the call; thread 0 is the calling one.
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &least) };
+    Errno::result(result).context("sched_setscheduler")?;
+    Ok(())
 }

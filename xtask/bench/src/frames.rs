@@ -6,8 +6,10 @@
 //!   receives, translates and forwards them on that same core before it asks for more. The rate is
 //!   the reciprocal of the whole cost per packet, generator and sink included (they are the same
 //!   for all, and what "bare redirect" shows).
+//! * The time is from batch to batch, as the program sees them: what the system call takes before
+//!   and after them (25 ms, waiting for the most part) is nobody's.
 //! * Counted is what arrives, not what was sent, and a round in which packets got lost on the way
-//!   fails.
+//!   does not count.
 //! * The flows are real: each was opened and answered before, so that every contender's state is
 //!   that of a running service.
 //! * Packets have valid checksums. That the receiver's were translated rightly is the tests' matter.
@@ -21,8 +23,9 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun as _, TestRunAttrs, TestRunOptions,
-    maps::{Array, PerCpuArray},
+    maps::{Array, MapData, PerCpuArray, PerCpuValues},
     programs::{SchedClassifier, TcAttachType, Xdp},
+    util::nr_cpus,
 };
 use netfw_tests::{
     Namespace,
@@ -48,6 +51,14 @@ const FIRST_TARGET_PORT: u16 = 5000;
 const BATCH: u32 = 64;
 /// Frames per system call.
 const REPEAT: u32 = 1 << 16;
+/// How long a packet may take.
+const LATE: Duration = Duration::from_millis(20);
+/// Rounds that may lose packets before one that does is an error: a busy machine lets the thread wait
+/// that forwards for the kernel, and a queue overflows.
+const TRIES: u32 = 3;
+/// Flows that are opened together: their second packets come before the first flows are forgotten
+/// again, also where those of whom only one packet was seen have little room.
+const WINDOW: u32 = 1 << 15;
 
 /// Where packets go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,10 +75,14 @@ pub enum Direction {
 
 /// The ends of the wire, as the programs number them.
 #[derive(Clone, Copy)]
-enum End {
+pub enum End {
     Container = 0,
     Client = 1,
 }
+
+/// The number of the next packet's flow, packets sent, and when the first batch and the last one began,
+/// in ns.
+type Run = [u64; 4];
 
 /// A generator at one end of a contender, and sinks at both.
 pub struct Frames<'a> {
@@ -75,6 +90,7 @@ pub struct Frames<'a> {
     direction: Direction,
     flows: u32,
     ebpf: Ebpf,
+    run: PerCpuArray<MapData, Run>,
     /// Of the sender's interface.
     ifindex: u32,
 }
@@ -118,12 +134,14 @@ impl<'a> Frames<'a> {
                 .with_context(|| format!("attaching the sink to {link}"))?;
         }
         generator(&mut ebpf)?.load().context("the generator")?;
+        let run = PerCpuArray::try_from(ebpf.take_map("RUN").context("map RUN")?)?;
         let frames = Self {
             ifindex: ifindex(sender(contender, direction), "eth0"),
             contender,
             direction,
             flows,
             ebpf,
+            run,
         };
         Ok(frames)
     }
@@ -131,20 +149,23 @@ impl<'a> Frames<'a> {
     /// Sends for `duration`: packets per second that arrived, answers for [`Direction::Both`]. With
     /// [`Direction::Direct`] what was sent, and none may arrive.
     pub fn run(&mut self, duration: Duration) -> Result<f64> {
-        let end = Instant::now() + duration;
-        let (sent, arrived, took) = self.send_while(REPEAT, || Instant::now() < end)?;
-        if self.direction == Direction::Direct {
-            ensure!(arrived == 0, "{arrived} of {sent} packets arrived");
-            return Ok(per_second(sent, took));
+        let mut lost = String::new();
+        for _ in 0..TRIES {
+            let end = Instant::now() + duration;
+            let (sent, arrived, took) = self.send_while(REPEAT, || Instant::now() < end)?;
+            if self.direction == Direction::Direct {
+                ensure!(arrived == 0, "{arrived} of {sent} packets arrived");
+                return Ok(per_second(sent, took));
+            }
+            if are_enough(arrived, sent) {
+                return Ok(per_second(arrived, took));
+            }
+            lost = format!("of {sent} packets only {arrived} arrived");
         }
-        ensure!(
-            arrived * 100 >= sent * 99,
-            "of {sent} packets only {arrived} arrived"
-        );
-        Ok(per_second(arrived, took))
+        bail!(lost)
     }
 
-    /// Sends `count` packets: how many arrived, and how long it took.
+    /// Sends `count` packets: how many arrived, and how long it took; no time where all are one batch.
     pub fn send(&mut self, count: u32) -> Result<(u64, Duration)> {
         let mut left = 1;
         let (_, arrived, took) = self.send_while(count, || {
@@ -166,9 +187,17 @@ impl<'a> Frames<'a> {
         let sender = sender(self.contender, self.direction);
         let ifindex = self.ifindex;
         let generator = generator(&mut self.ebpf)?;
-        let (sent, took) = sender.enter(|| generate(generator, ifindex, repeat, more))?;
-        // The last batch is received before the system call returns: same core, same softirq.
-        Ok((sent, self.delivered(end)? - before, took))
+        let run = &mut self.run;
+        let (sent, took) = sender.enter(|| generate(generator, run, ifindex, repeat, more))?;
+        // The last batch is mostly received before the system call returns: same core, same softirq. On
+        // a busy machine the kernel leaves it to a thread.
+        let late = Instant::now() + LATE;
+        let mut arrived = self.delivered(end)? - before;
+        while arrived < sent && self.direction != Direction::Direct && Instant::now() < late {
+            thread::sleep(Duration::from_millis(1));
+            arrived = self.delivered(end)? - before;
+        }
+        Ok((sent, arrived, took))
     }
 
     /// Where what is counted arrives.
@@ -179,27 +208,51 @@ impl<'a> Frames<'a> {
         }
     }
 
-    /// Packets there and back in every flow: established ones, in every contender's eyes.
-    fn open(&mut self) -> Result<()> {
+    /// Packets there and back in every flow, then another: established ones, in every contender's
+    /// eyes. How long the sending took.
+    pub fn open(&mut self) -> Result<Duration> {
         let answering = match self.direction {
             Direction::Out => End::Client,
             _ => End::Container,
         };
         self.reflect(answering, true)?;
         self.wait_for_neighbours()?;
-        for _ in 0..2 {
-            let (arrived, _) = self.send(self.flows)?;
-            ensure!(
-                arrived * 100 >= u64::from(self.flows) * 99,
-                "of the first packets of {} flows only {arrived} arrived",
-                self.flows
-            );
+        let mut took = Duration::ZERO;
+        let mut first = 0;
+        while first < self.flows {
+            let window = WINDOW.min(self.flows - first);
+            for _ in 0..2 {
+                took += self
+                    .open_window(first, window)
+                    .with_context(|| format!("opening flows, after {first}"))?;
+            }
+            first += window;
         }
-        self.reflect(answering, self.direction == Direction::Both)
+        self.reflect(answering, self.direction == Direction::Both)?;
+        Ok(took)
+    }
+
+    /// A packet in each of `count` flows from `first` on: how long the sending took.
+    fn open_window(&mut self, first: u32, count: u32) -> Result<Duration> {
+        let (mut took, mut arrived) = (Duration::ZERO, 0);
+        for _ in 0..TRIES {
+            self.go_on_with(first)?;
+            let (came, time) = self.send(count)?;
+            (took, arrived) = (took + time, came);
+            if are_enough(arrived, count.into()) {
+                return Ok(took);
+            }
+        }
+        bail!("of {count} packets only {arrived} arrived")
+    }
+
+    /// The next packet is to be of flow `number`.
+    fn go_on_with(&mut self, number: u32) -> Result<()> {
+        go_on_with(&mut self.run, number.into())
     }
 
     /// Sends single packets until they come through.
-    fn wait_for_neighbours(&mut self) -> Result<()> {
+    pub fn wait_for_neighbours(&mut self) -> Result<()> {
         for _ in 0..100 {
             if self.send(1)?.0 > 0 {
                 return Ok(());
@@ -209,25 +262,36 @@ impl<'a> Frames<'a> {
         bail!("nothing comes through")
     }
 
-    fn reflect(&mut self, end: End, on: bool) -> Result<()> {
+    /// Has an end send back the packets that it counts, or drop them.
+    pub fn reflect(&mut self, end: End, on: bool) -> Result<()> {
         let map = self.ebpf.map_mut("REFLECTS").context("map REFLECTS")?;
         let mut reflects: Array<_, u32> = Array::try_from(map)?;
         Ok(reflects.set(end as u32, u32::from(on), 0)?)
     }
 
-    fn delivered(&self, end: End) -> Result<u64> {
+    /// Packets that an end has counted so far.
+    pub fn delivered(&self, end: End) -> Result<u64> {
         let map: PerCpuArray<_, u64> =
             PerCpuArray::try_from(self.ebpf.map("DELIVERED").context("map DELIVERED")?)?;
         Ok(map.get(&(end as u32), 0)?.iter().sum())
     }
 }
 
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "counts of packets are far below 2^52"
-)]
+/// Have packets arrived, but for those that any network may lose?
+pub fn are_enough(arrived: u64, sent: u64) -> bool {
+    arrived * 100 >= sent * 99
+}
+
 fn per_second(count: u64, took: Duration) -> f64 {
-    count as f64 / took.as_secs_f64()
+    #[expect(clippy::cast_precision_loss, reason = "packets, far below 2^52")]
+    let count = count as f64;
+    count / took.as_secs_f64()
+}
+
+fn ratio(one: u64, other: u64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "packets, far below 2^52")]
+    let ratio = one as f64 / other as f64;
+    ratio
 }
 
 fn sender(contender: &Contender, direction: Direction) -> &Namespace {
@@ -237,21 +301,29 @@ fn sender(contender: &Contender, direction: Direction) -> &Namespace {
     }
 }
 
+/// Begins a run with flow `number`, on whatever CPU.
+fn go_on_with(run: &mut PerCpuArray<MapData, Run>, number: u64) -> Result<()> {
+    let cpus = nr_cpus().map_err(|(file, error)| anyhow::anyhow!("{file}: {error}"))?;
+    let runs = PerCpuValues::try_from(vec![[number, 0, 0, 0]; cpus])?;
+    Ok(run.set(0, runs, 0)?)
+}
+
 fn generate(
     generator: &Xdp,
+    run: &mut PerCpuArray<MapData, Run>,
     ifindex: u32,
     repeat: u32,
     mut more: impl FnMut() -> bool,
 ) -> Result<(u64, Duration)> {
-    cpu::pin(cpu::sender()?)?;
+    let cpu = cpu::sender()?;
+    cpu::pin(cpu)?;
     // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
     let length = u32::try_from(FRAME).context("a frame's length")?;
     let context: Vec<u8> = [0, length, 0, ifindex, 0, 0]
         .iter()
         .flat_map(|word: &u32| word.to_ne_bytes())
         .collect();
-    let start = Instant::now();
-    let mut sent = 0;
+    let (mut all, mut took) = (0, Duration::ZERO);
     while more() {
         generator
             .test_run(TestRunOptions {
@@ -262,9 +334,22 @@ fn generate(
                 ..TestRunOptions::new()
             })
             .context("sending live frames (Linux 5.18 can)")?;
-        sent += u64::from(repeat);
+        let [next, sent, first, last] = run.get(&0, 0)?[cpu];
+        go_on_with(run, next)?;
+        all += sent;
+        took += time_of_all(sent, last - first);
     }
-    Ok((sent, start.elapsed()))
+    Ok((all, took))
+}
+
+/// How long `sent` packets took, where `nanoseconds` lie between the beginnings of the first batch
+/// and the last one.
+fn time_of_all(sent: u64, nanoseconds: u64) -> Duration {
+    let batch = u64::from(BATCH);
+    match sent.saturating_sub(1) / batch * batch {
+        0 => Duration::ZERO,
+        timed => Duration::from_nanos(nanoseconds).mul_f64(ratio(sent, timed)),
+    }
 }
 
 /// A loader with what every use of the programs sets alike.
@@ -301,12 +386,11 @@ fn first_frame(contender: &Contender, direction: Direction) -> Result<[u8; FRAME
         }
         Direction::Direct => {
             let source = SocketAddr::new(IpAddr::V4(SOURCES), FIRST_PORT);
-            let address = contender.server_address()?;
-            (
-                source,
-                SocketAddr::new(address, contender.udp.served),
-                to_node,
-            )
+            let target = match contender.kind.has_addresses() {
+                true => SocketAddr::new(contender.server_address()?, contender.udp.served),
+                false => contender.udp.published,
+            };
+            (source, target, to_node)
         }
         Direction::Out => {
             let target = SocketAddr::new(CLIENT, FIRST_TARGET_PORT);
@@ -384,12 +468,9 @@ mod tests {
                     Array::try_from(ebpf.map_mut("TEMPLATE").expect("the map")).expect("an array");
                 map.set(0, words(&template), 0).expect("an entry");
 
-                let mut next: PerCpuArray<_, u32> =
-                    PerCpuArray::try_from(ebpf.map_mut("NEXT").expect("the map"))
-                        .expect("an array");
-                let cpus = next.get(&0, 0).expect("an entry").len();
-                let before_the_last = vec![flows - 3; cpus].try_into().expect("one per CPU");
-                next.set(0, before_the_last, 0).expect("an entry");
+                let map = ebpf.take_map("RUN").expect("the map");
+                let mut run = PerCpuArray::try_from(map).expect("an array");
+                go_on_with(&mut run, u64::from(flows) - 3).expect("an entry");
                 cpu::pin(cpu::sender().expect("a CPU")).expect("pinned");
 
                 let generate = generator(&mut ebpf).expect("the program");
@@ -404,6 +485,10 @@ mod tests {
                     let seen = Seen::parse(&ran.frame);
                     flows.push((seen.source, seen.destination));
                 }
+                let cpu = cpu::sender().expect("a CPU");
+                let [next, sent, first, last] = run.get(&0, 0).expect("an entry")[cpu];
+                assert_eq!((next, sent), (1, 4), "it begins anew after the last flow");
+                assert!(first > 0 && first == last, "one batch");
                 let flow = |source: &str, destination: &str| {
                     (
                         source.parse().expect("an address"),
@@ -426,6 +511,14 @@ mod tests {
     }
 
     #[test]
+    fn the_last_batch_takes_as_long_as_the_others() {
+        assert_eq!(time_of_all(64, 0), Duration::ZERO);
+        assert_eq!(time_of_all(65, 640), Duration::from_nanos(650));
+        assert_eq!(time_of_all(640, 5760), Duration::from_nanos(6400));
+        assert_eq!(time_of_all(0, 0), Duration::ZERO);
+    }
+
+    #[test]
     fn a_sink_counts_and_drops_or_sends_back() {
         netfw_tests::require_root();
         TestDevices::new().enter(|devices| {
@@ -441,7 +534,8 @@ mod tests {
             let map = ebpf.map_mut("REFLECTS").expect("the map");
             let mut reflects: Array<_, u32> = Array::try_from(map).expect("an array");
             reflects.set(0, 1, 0).expect("an entry");
-            let sink = classifier(&mut ebpf, "container").expect("the program");
+            let program = ebpf.program_mut("container").expect("the program");
+            let sink: &mut SchedClassifier = program.try_into().expect("a classifier");
             let ran = sink.run_on(&frame, devices.uplink.ifindex).expect("a run");
             assert_eq!(ran.verdict, netfw_tests::testrun::TC_REDIRECT);
             assert_checksums(&ran.frame);

@@ -163,7 +163,7 @@ fn measure(arguments: &Arguments) -> Result<Report> {
         .clone()
         .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/bench"));
 
-    let stages: Vec<_> = plan
+    let mut stages: Vec<_> = plan
         .publishes
         .iter()
         .enumerate()
@@ -174,6 +174,13 @@ fn measure(arguments: &Arguments) -> Result<Report> {
         })
         .filter(|(_, loads)| !loads.is_empty())
         .collect();
+    // On contenders of its own, with as few publishes as any.
+    let million = load::million::loads(&plan);
+    if let Some(&publishes) = plan.publishes.first()
+        && million.iter().any(|load| only.takes_load(load.name()))
+    {
+        stages.push((publishes, million));
+    }
     let kinds = only.kinds();
     let seconds = stages
         .iter()

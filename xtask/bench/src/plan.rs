@@ -10,8 +10,18 @@ pub struct Plan {
     pub flows: Vec<u32>,
     /// Of a round with packets.
     pub packets: Duration,
+    /// Of a round with new flows.
+    pub new_flows: Duration,
     /// Of a round with connections.
     pub connections: Duration,
+    /// Of a round with requests on connections that are kept.
+    pub requests: Duration,
+    /// Of a round with bulk TCP.
+    pub bulk: Duration,
+    /// Of a round with questions and answers.
+    pub latency: Duration,
+    /// Is a million flows set up? That alone takes minutes.
+    pub million: bool,
 }
 
 impl Plan {
@@ -22,7 +32,12 @@ impl Plan {
             publishes: vec![10, 1000, 10_000, 60_000],
             flows: vec![1, 1000, 100_000],
             packets: Duration::from_secs(1),
+            new_flows: Duration::from_millis(500),
             connections: Duration::from_secs(2),
+            requests: Duration::from_secs(2),
+            bulk: Duration::from_secs(2),
+            latency: Duration::from_secs(2),
+            million: true,
         }
     }
 
@@ -33,7 +48,12 @@ impl Plan {
             publishes: vec![10, 10_000],
             flows: vec![1000],
             packets: Duration::from_millis(200),
+            new_flows: Duration::from_millis(150),
             connections: Duration::from_millis(300),
+            requests: Duration::from_millis(300),
+            bulk: Duration::from_millis(200),
+            latency: Duration::from_millis(300),
+            million: false,
         }
     }
 }

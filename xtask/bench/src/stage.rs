@@ -6,7 +6,7 @@
 use anyhow::{Context as _, Result};
 
 use crate::{
-    contender::{Contender, Kind},
+    contender::{Contender, Kind, room::Room},
     load::{Lane, Load},
     progress::Progress,
     report::{Heading, Report, table},
@@ -21,10 +21,14 @@ pub fn run(
     progress: &Progress,
     report: &mut Report,
 ) -> Result<()> {
+    // Outlives the contenders.
+    let room = loads.iter().find_map(|load| load.flows());
+    let room = room.map(Room::new).transpose()?;
+    let config = room.as_ref().map(Room::config);
     let mut contenders = Vec::new();
-    for &kind in kinds {
+    for &kind in kinds.iter().filter(|&&kind| is_loaded(kind, loads)) {
         progress.say(&format!("setting up {kind}, {publishes} publishes"));
-        let contender = Contender::set_up(kind, publishes)
+        let contender = Contender::set_up(kind, publishes, config)
             .with_context(|| format!("setting up {kind} with {publishes} publishes"))?;
         contenders.push(contender);
         progress.advance(SET_UP);
@@ -36,6 +40,10 @@ pub fn run(
     Ok(())
 }
 
+fn is_loaded(kind: Kind, loads: &[Box<dyn Load>]) -> bool {
+    loads.iter().any(|load| load.suits(kind))
+}
+
 /// Seconds that it takes to set a contender up, and to make a lane.
 const SET_UP: f64 = 1.0;
 const LANE: f64 = 0.3;
@@ -43,11 +51,13 @@ const LANE: f64 = 0.3;
 /// Seconds that [`run`] will take.
 pub fn seconds(kinds: &[Kind], loads: &[Box<dyn Load>], rounds: usize) -> f64 {
     let count = |number: usize| f64::from(u32::try_from(number).unwrap_or(u32::MAX));
-    let loads = loads.iter().map(|load| {
+    let times = loads.iter().map(|load| {
         let lanes = kinds.iter().filter(|&&kind| load.suits(kind)).count();
+        let rounds = rounds.min(load.most_rounds());
         count(lanes) * (LANE + count(rounds) * load.seconds())
     });
-    count(kinds.len()) * SET_UP + loads.sum::<f64>()
+    let contenders = kinds.iter().filter(|&&kind| is_loaded(kind, loads));
+    count(contenders.count()) * SET_UP + times.sum::<f64>()
 }
 
 fn put_on(
@@ -72,6 +82,7 @@ fn put_on(
         lanes.push((kind, lane));
         progress.advance(LANE);
     }
+    let rounds = rounds.min(load.most_rounds());
     for round in 1..=rounds {
         for (kind, lane) in &mut lanes {
             progress.say(&format!(
@@ -79,8 +90,10 @@ fn put_on(
                 load.name()
             ));
             let figures = lane.run().with_context(|| kind.to_string())?;
-            for (heading, value) in headings.iter().zip(figures) {
-                report.add(heading, &kind.to_string(), load.at(), value);
+            let figures = headings.iter().zip(figures);
+            for (heading, value) in figures.filter(|(_, value)| !value.is_nan()) {
+                let at = heading.axis.as_ref().and_then(|_| load.at());
+                report.add(heading, &kind.to_string(), at, value);
             }
             progress.advance(load.seconds());
         }

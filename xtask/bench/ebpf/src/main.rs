@@ -10,7 +10,7 @@
 use aya_ebpf::{
     Global,
     bindings::{TC_ACT_OK, TC_ACT_SHOT, xdp_action},
-    helpers::{bpf_redirect, bpf_redirect_peer},
+    helpers::{bpf_ktime_get_ns, bpf_redirect, bpf_redirect_peer},
     macros::{classifier, map, xdp},
     maps::{Array, PerCpuArray},
     programs::{TcContext, XdpContext},
@@ -38,9 +38,16 @@ const PORT_BITS: u32 = 14;
 #[map]
 static TEMPLATE: Array<Frame> = Array::with_max_entries(1, 0);
 
-/// The number of the next packet.
+/// How far a run of the generator is, on each CPU: the number of the next packet's flow, packets sent,
+/// and when the first batch and the last one began, in ns. User space sets all but the first to 0.
+///
+/// The system call that a run is takes some 25 ms before and after its packets, in which the kernel
+/// changes its code for the program and waits for everybody to see it.
 #[map]
-static NEXT: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
+static RUN: PerCpuArray<[u64; 4]> = PerCpuArray::with_max_entries(1, 0);
+
+/// Packets after which the clock is looked at: a batch, see `BATCH` in user space.
+const BATCH: u64 = 64;
 
 /// The two ends.
 const CONTAINER: u32 = 0;
@@ -76,20 +83,26 @@ pub fn generate(ctx: XdpContext) -> u32 {
     if data + size_of::<Frame>() > ctx.data_end() {
         return xdp_action::XDP_ABORTED;
     }
-    let (Some(template), Some(next)) = (TEMPLATE.get_ptr(0), NEXT.get_ptr_mut(0)) else {
+    let (Some(template), Some(run)) = (TEMPLATE.get_ptr(0), RUN.get_ptr_mut(0)) else {
         return xdp_action::XDP_ABORTED;
     };
     // SAFETY: an entry of this CPU's own, and a program is not preempted by itself.
-    let number = unsafe { *next };
+    let [next, sent, first, last] = unsafe { &mut *run };
+    let number = *next as u32;
     let following = number.wrapping_add(1);
-    // SAFETY: as above.
-    unsafe {
-        *next = if following < FLOWS.load() {
-            following
-        } else {
-            0
-        }
+    *next = if following < FLOWS.load() {
+        following.into()
+    } else {
+        0
     };
+    if *sent % BATCH == 0 {
+        // SAFETY: a helper without pointers.
+        *last = unsafe { bpf_ktime_get_ns() };
+        if *sent == 0 {
+            *first = *last;
+        }
+    }
+    *sent += 1;
     let port = (number & ((1 << PORT_BITS) - 1)) as u16;
     let further = (number >> PORT_BITS) as u16;
     let further_at = FURTHER_AT.load() as usize;
@@ -220,6 +233,18 @@ pub fn redirect_out(_ctx: TcContext) -> i32 {
 pub fn redirect_xdp(_ctx: XdpContext) -> u32 {
     // SAFETY: a helper without pointers.
     unsafe { bpf_redirect(REDIRECT_TO.load(), 0) as u32 }
+}
+
+/// The limit of turning packets away: not one is looked at.
+#[classifier]
+pub fn drop(_ctx: TcContext) -> i32 {
+    TC_ACT_SHOT
+}
+
+/// The same by XDP.
+#[xdp]
+pub fn drop_xdp(_ctx: XdpContext) -> u32 {
+    xdp_action::XDP_DROP
 }
 
 #[cfg(not(test))]

@@ -16,12 +16,14 @@
 //! Half of the publishes are for TCP, half for UDP, in turns. The one that is measured is the one in
 //! the middle: the average, where the number of rules before it matters.
 
+pub mod room;
 mod rules;
 
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
     path::Path,
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -120,6 +122,10 @@ const CONTAINER: IpAddr = IpAddr::V4(Ipv4Addr::new(172, 17, 0, 2));
 /// The node's end of the container's veth, for those without netfw.
 pub const HOST_SIDE: &str = "ct0";
 
+/// A second container on the same network, for those loads that need one.
+const NEIGHBOUR: IpAddr = IpAddr::V4(Ipv4Addr::new(172, 17, 0, 3));
+const NEIGHBOUR_HOST_SIDE: &str = "ct1";
+
 /// Where the generator's flows come from beyond the client's own address: its low half counts.
 pub const SOURCES: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 0);
 
@@ -136,18 +142,15 @@ pub struct Contender {
     pub udp: Service,
     // Dropped in this order: the agent takes its own things down while the node is there.
     agent: Option<Agent>,
-    _redirect: Option<Ebpf>,
+    redirect: Mutex<Option<Ebpf>>,
     container: Option<Namespace>,
+    neighbour: OnceLock<Namespace>,
     pub lab: Lab,
 }
 
 impl Contender {
-    pub fn set_up(kind: Kind, publishes: u32) -> Result<Self> {
-        Self::set_up_with(kind, publishes, None)
-    }
-
-    /// As [`Self::set_up`]; `config` is netfw's configuration file.
-    pub fn set_up_with(kind: Kind, publishes: u32, config: Option<&Path>) -> Result<Self> {
+    /// `config` is netfw's configuration file, if it has any.
+    pub fn set_up(kind: Kind, publishes: u32, config: Option<&Path>) -> Result<Self> {
         ensure!(
             (2..=MOST_PUBLISHES).contains(&publishes),
             "{publishes} publishes: from 2 to {MOST_PUBLISHES} there can be"
@@ -165,15 +168,16 @@ impl Contender {
             tcp: service,
             udp: service,
             agent: None,
-            _redirect: None,
+            redirect: Mutex::new(None),
             container,
+            neighbour: OnceLock::new(),
             lab,
         };
         match kind {
             Kind::Host => contender.serve_at(NODE),
             Kind::Redirect | Kind::RedirectXdp => {
-                contender.attach();
-                contender._redirect = Some(contender.redirect()?);
+                contender.attach(contender.server(), HOST_SIDE);
+                contender.redirect = Mutex::new(Some(contender.redirect()?));
             }
             Kind::Routing => {
                 contender.bridge();
@@ -200,6 +204,23 @@ impl Contender {
             Some(_) => "eth0",
             None => "up0",
         }
+    }
+
+    /// A second container on the same network, made when somebody first asks for it.
+    pub fn neighbour(&self) -> Result<&Namespace> {
+        if let Some(neighbour) = self.neighbour.get() {
+            return Ok(neighbour);
+        }
+        let neighbour = self.lab.container("neighbour");
+        if let Some(agent) = &self.agent {
+            let path = neighbour.path();
+            let path = path.to_str().context("a namespace's path is ASCII")?;
+            agent.netfw(&["endpoint", "add", "neighbour", "--netns", path]);
+        } else {
+            self.plug_in(&neighbour, NEIGHBOUR_HOST_SIDE, NEIGHBOUR);
+        }
+        self.have_gro();
+        Ok(self.neighbour.get_or_init(|| neighbour))
     }
 
     pub fn agent(&self) -> Option<&Agent> {
@@ -240,25 +261,31 @@ impl Contender {
         }
     }
 
-    /// A veth pair between node and container.
-    fn attach(&self) {
-        let (node, container) = (&self.lab.node, self.server());
+    /// A veth pair between the node and a container.
+    fn attach(&self, container: &Namespace, host_side: &str) {
+        let node = &self.lab.node;
         let peer = ["peer", "name", "eth0", "netns", container.name()];
-        node.ip(&[&["link", "add", HOST_SIDE, "type", "veth"], &peer[..]].concat());
-        node.ip(&["link", "set", HOST_SIDE, "up"]);
+        node.ip(&[&["link", "add", host_side, "type", "veth"], &peer[..]].concat());
+        node.ip(&["link", "set", host_side, "up"]);
         container.ip(&["link", "set", "eth0", "up"]);
+    }
+
+    /// The same, and the container has an address on the bridge.
+    fn plug_in(&self, container: &Namespace, host_side: &str, address: IpAddr) {
+        self.attach(container, host_side);
+        let node = &self.lab.node;
+        node.ip(&["link", "set", host_side, "master", BRIDGE]);
+        container.ip(&["addr", "add", &format!("{address}/16"), "dev", "eth0"]);
+        container.ip(&["route", "add", "default", "via", &GATEWAY.to_string()]);
     }
 
     /// A bridge with the container on it, and a node that forwards.
     fn bridge(&self) {
-        let (node, container) = (&self.lab.node, self.server());
+        let node = &self.lab.node;
         node.ip(&["link", "add", BRIDGE, "type", "bridge"]);
         node.ip(&["addr", "add", &format!("{GATEWAY}/16"), "dev", BRIDGE]);
         node.ip(&["link", "set", BRIDGE, "up"]);
-        self.attach();
-        node.ip(&["link", "set", HOST_SIDE, "master", BRIDGE]);
-        container.ip(&["addr", "add", &format!("{CONTAINER}/16"), "dev", "eth0"]);
-        container.ip(&["route", "add", "default", "via", &GATEWAY.to_string()]);
+        self.plug_in(self.server(), HOST_SIDE, CONTAINER);
         node.sysctl("ipv4/ip_forward", "1");
         self.lab.route_through_node();
         // Absent where the kernel has no br_netfilter, or has not loaded it.
@@ -276,13 +303,7 @@ impl Contender {
             .load(frames::PROGRAMS)
             .context("loading the bare redirects")?;
         if self.kind == Kind::RedirectXdp {
-            let redirect: &mut Xdp = ebpf
-                .program_mut("redirect_xdp")
-                .context("program redirect_xdp")?
-                .try_into()?;
-            redirect.load().context("loading redirect_xdp")?;
-            node.enter(|| redirect.attach("up0", XdpMode::Driver))
-                .context("attaching the redirect by XDP")?;
+            attach_xdp(node, &mut ebpf, "redirect_xdp")?;
         } else {
             let redirect = frames::classifier(&mut ebpf, "redirect")?;
             node.enter(|| redirect.attach("up0", TcAttachType::Ingress))
@@ -292,6 +313,29 @@ impl Contender {
         node.enter(|| redirect.attach(HOST_SIDE, TcAttachType::Ingress))
             .context("attaching the redirect on the way out")?;
         Ok(ebpf)
+    }
+
+    /// Has a bare redirect's uplink drop everything instead, as long as the value returned lives.
+    pub fn drop_all(&self) -> Result<Closed<'_>> {
+        let node = &self.lab.node;
+        // Detaches it.
+        *self.programs() = None;
+        let mut ebpf = frames::loader()
+            .load(frames::PROGRAMS)
+            .context("loading the bare drops")?;
+        if self.kind == Kind::RedirectXdp {
+            attach_xdp(node, &mut ebpf, "drop_xdp")?;
+        } else {
+            let drop = frames::classifier(&mut ebpf, "drop")?;
+            node.enter(|| drop.attach("up0", TcAttachType::Ingress))
+                .context("attaching the drop")?;
+        }
+        *self.programs() = Some(ebpf);
+        Ok(Closed(self))
+    }
+
+    fn programs(&self) -> MutexGuard<'_, Option<Ebpf>> {
+        self.redirect.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn load_rules(&self, each: u16) -> Result<()> {
@@ -330,13 +374,8 @@ impl Contender {
     /// What the loads need, whoever forwards.
     fn get_ready(&self) -> Result<()> {
         let Lab { node, client, .. } = &self.lab;
-        // XDP frames reach a veth only where the other end polls, which GRO makes it do.
         client.run(&["ethtool", "-K", "eth0", "gro", "on"]);
-        for link in node.links() {
-            if is_veth(node, &link) {
-                node.run(&["ethtool", "-K", &link, "gro", "on"]);
-            }
-        }
+        self.have_gro();
         if self.kind == Kind::RedirectXdp {
             self.server().run(&["ethtool", "-K", "eth0", "gro", "on"]);
         }
@@ -348,6 +387,16 @@ impl Contender {
         Ok(())
     }
 
+    /// XDP frames reach a veth only where the other end polls, which GRO makes it do; the same for all.
+    fn have_gro(&self) {
+        let node = &self.lab.node;
+        for link in node.links() {
+            if is_veth(node, &link) {
+                node.run(&["ethtool", "-K", &link, "gro", "on"]);
+            }
+        }
+    }
+
     /// A datagram from the container to the client: neighbours know each other from then on.
     fn meet(&self) -> Result<()> {
         let sent = self.server().enter(|| {
@@ -357,6 +406,32 @@ impl Contender {
         sent.context("sending from the container")?;
         Ok(())
     }
+}
+
+/// While it lives, the uplink of a bare redirect drops everything; then it redirects again.
+pub struct Closed<'a>(&'a Contender);
+
+impl Drop for Closed<'_> {
+    fn drop(&mut self) {
+        *self.0.programs() = None;
+        match self.0.redirect() {
+            Ok(redirect) => *self.0.programs() = Some(redirect),
+            // Whatever comes next finds that nothing arrives, and says so.
+            Err(error) => eprintln!("{}: {error:#}", self.0.kind),
+        }
+    }
+}
+
+/// Loads an XDP program and attaches it to the uplink.
+fn attach_xdp(node: &Namespace, ebpf: &mut Ebpf, name: &str) -> Result<()> {
+    let program: &mut Xdp = ebpf
+        .program_mut(name)
+        .with_context(|| format!("program {name}"))?
+        .try_into()?;
+    program.load().with_context(|| format!("loading {name}"))?;
+    node.enter(|| program.attach("up0", XdpMode::Driver))
+        .with_context(|| format!("attaching {name} by XDP"))?;
+    Ok(())
 }
 
 fn is_veth(node: &Namespace, link: &str) -> bool {

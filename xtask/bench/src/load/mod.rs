@@ -1,14 +1,28 @@
 //! What contenders are loaded with, and what is measured of it.
 //!
 //! * [`packets`]: small UDP packets per second through one core
-//! * [`connections`]: new HTTP connections per second
+//! * [`flows`]: new UDP flows per second
+//! * [`http`]: new HTTP connections per second, and requests on those that are kept
+//! * [`bulk`]: TCP as much as goes through
+//! * [`latency`]: how long an answer takes
+//! * [`million`]: a million flows at a time
 //!
 //! A [`Load`] makes a [`Lane`] for each contender; the [`crate::stage`] has the lanes run in turns.
 
-pub mod connections;
+pub mod bulk;
+pub mod flows;
+pub mod http;
+pub mod latency;
+pub mod million;
 pub mod packets;
 
-use anyhow::Result;
+use std::{net::TcpListener, time::Duration};
+
+use anyhow::{Context as _, Result};
+use nix::sys::{
+    socket::{setsockopt, sockopt},
+    time::{TimeVal, TimeValLike as _},
+};
 
 use crate::{
     contender::{Contender, Kind},
@@ -30,6 +44,17 @@ pub trait Load {
     /// Can it be put on such a contender?
     fn suits(&self, kind: Kind) -> bool;
 
+    /// How many flows contenders are to have room for, where that is more than they have by themselves.
+    /// All loads of a stage want the same.
+    fn flows(&self) -> Option<u32> {
+        None
+    }
+
+    /// No more rounds than so many, whatever the plan says.
+    fn most_rounds(&self) -> usize {
+        usize::MAX
+    }
+
     /// Gets ready for rounds on a contender.
     fn lane<'a>(&self, contender: &'a Contender) -> Result<Box<dyn Lane + 'a>>;
 
@@ -39,12 +64,20 @@ pub trait Load {
 
 /// One contender under one load.
 pub trait Lane {
-    /// A round: a figure for each of [`Load::measures`].
+    /// A round: a figure for each of [`Load::measures`], NaN where this contender has none.
     fn run(&mut self) -> Result<Vec<f64>>;
 }
 
 /// All of [`Load::name`].
-pub const NAMES: &[&str] = &["packets", "connections"];
+pub const NAMES: &[&str] = &[
+    "packets",
+    "udp-flows",
+    "connections",
+    "requests",
+    "bulk",
+    "latency",
+    "million",
+];
 
 /// The loads for contenders with so many publishes; `first` are those with the fewest, which the loads
 /// run on that have nothing to do with publishes.
@@ -53,8 +86,21 @@ pub fn all(plan: &Plan, publishes: u32, first: bool) -> Vec<Box<dyn Load>> {
     if first {
         loads.extend(packets::loads(plan));
     }
-    loads.push(Box::new(connections::Connections::new(plan, publishes)));
+    loads.push(Box::new(flows::NewFlows::new(plan, publishes)));
+    loads.push(Box::new(http::Http::connections(plan, publishes)));
+    if first {
+        loads.push(Box::new(http::Http::requests(plan, publishes)));
+        loads.extend(bulk::loads(plan));
+        loads.extend(latency::loads(plan));
+    }
     loads
+}
+
+/// Has `accept` fail after so many whole seconds: a connection that ended up elsewhere is not waited
+/// for.
+fn accept_within(listener: &TcpListener, patience: Duration) -> Result<()> {
+    let patience = TimeVal::seconds(patience.as_secs().cast_signed());
+    setsockopt(listener, sockopt::ReceiveTimeout, &patience).context("SO_RCVTIMEO")
 }
 
 /// A heading in few words.

@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use super::{Lane, Load, heading};
 use crate::{
-    contender::{Contender, Kind},
+    contender::{Closed, Contender, Kind},
     frames::{Direction, Frames},
     plan::Plan,
     report::{Better, Heading},
@@ -42,33 +42,37 @@ pub fn loads(plan: &Plan) -> Vec<Box<dyn Load>> {
     loads
 }
 
+pub fn heading_of(direction: Direction) -> Heading {
+    let (id, title, axis) = match direction {
+        Direction::In => ("packets-in", "Small UDP packets to a publish", true),
+        Direction::Both => (
+            "packets-both",
+            "Small UDP packets to a publish, and answers",
+            false,
+        ),
+        Direction::Out => (
+            "packets-out",
+            "Small UDP packets from a container, masqueraded",
+            true,
+        ),
+        Direction::Direct => (
+            "packets-refused",
+            "Small UDP packets straight to a container's address, turned away",
+            false,
+        ),
+    };
+    let axis = axis.then_some("flows");
+    let title = format!("{title}, on one core");
+    heading(id, &title, "packets/s", Better::Higher, axis)
+}
+
 impl Load for Packets {
     fn name(&self) -> &'static str {
         "packets"
     }
 
     fn measures(&self) -> Vec<Heading> {
-        let (id, title, axis) = match self.direction {
-            Direction::In => ("packets-in", "Small UDP packets to a publish", true),
-            Direction::Both => (
-                "packets-both",
-                "Small UDP packets to a publish, and answers",
-                false,
-            ),
-            Direction::Out => (
-                "packets-out",
-                "Small UDP packets from a container, masqueraded",
-                true,
-            ),
-            Direction::Direct => (
-                "packets-refused",
-                "Small UDP packets straight to a container's address, turned away",
-                false,
-            ),
-        };
-        let axis = axis.then_some("flows");
-        let title = format!("{title}, on one core");
-        vec![heading(id, &title, "packets/s", Better::Higher, axis)]
+        vec![heading_of(self.direction)]
     }
 
     fn at(&self) -> Option<u64> {
@@ -79,13 +83,18 @@ impl Load for Packets {
         match self.direction {
             Direction::In | Direction::Both => true,
             Direction::Out => kind.has_container(),
-            Direction::Direct => kind.translates(),
+            // The redirects drop everything: the limit here.
+            Direction::Direct => kind.translates() || !kind.has_addresses(),
         }
     }
 
     fn lane<'a>(&self, contender: &'a Contender) -> Result<Box<dyn Lane + 'a>> {
+        let closed = (self.direction == Direction::Direct && !contender.kind.has_addresses())
+            .then(|| contender.drop_all())
+            .transpose()?;
         Ok(Box::new(Running {
             frames: Frames::new(contender, self.direction, self.flows)?,
+            _closed: closed,
             duration: self.duration,
         }))
     }
@@ -97,6 +106,7 @@ impl Load for Packets {
 
 struct Running<'a> {
     frames: Frames<'a>,
+    _closed: Option<Closed<'a>>,
     duration: Duration,
 }
 

@@ -1,8 +1,8 @@
-//! An HTTP client that opens connections as fast as one thread can: epoll, edge-triggered, and no
-//! system call that it can do without, so that little of its core is its own.
+//! An HTTP client that opens connections, or asks on those it has, as fast as one thread can: epoll,
+//! edge-triggered, and no system call that it can do without, so that little of its core is its own.
 
 use std::{
-    io::{ErrorKind, Read as _, Write as _},
+    io::{self, ErrorKind, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddrV4, TcpStream},
     os::fd::AsRawFd as _,
     time::{Duration, Instant},
@@ -26,17 +26,25 @@ pub const SOURCES: u8 = 16;
 const FIRST_PORT: u16 = 2000;
 const PORTS: u32 = 60_000;
 
-const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n";
+const CLOSING: &[u8] = b"GET / HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n";
+const KEEPING: &[u8] = b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n";
 
-/// A connection that has taken longer when the round ends has failed.
+/// What the server answers with, and how an answer ends.
+pub const BODY: &str = "netfw\n";
+const END: &[u8] = b"\r\n\r\nnetfw\n";
+
+/// A request that has taken longer when the round ends has failed.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 pub struct Client {
     target: SocketAddrV4,
+    /// Many requests on a connection; otherwise one.
+    keeps: bool,
     /// Numbers the connections; names their source address and port.
     next: u32,
 }
 
+/// Requests that were answered, and those that were not.
 #[derive(Clone, Copy, Default)]
 pub struct Counts {
     pub done: u32,
@@ -45,6 +53,8 @@ pub struct Counts {
 
 struct Connection {
     stream: TcpStream,
+    keeps: bool,
+    /// When it was opened, or the last request made.
     since: Instant,
     asked: bool,
     answer: Vec<u8>,
@@ -56,8 +66,12 @@ enum Progress {
 }
 
 impl Client {
-    pub fn new(target: SocketAddrV4) -> Self {
-        Self { target, next: 0 }
+    pub fn new(target: SocketAddrV4, keeps: bool) -> Self {
+        Self {
+            target,
+            keeps,
+            next: 0,
+        }
     }
 
     /// Keeps `at_once` connections going for `duration`, in the namespace of the calling thread.
@@ -79,7 +93,12 @@ impl Client {
                 let slot = usize::try_from(event.data()).context("a slot's number")?;
                 match connections[slot].proceed() {
                     Ok(Progress::Waiting) => continue,
-                    Ok(Progress::Done) => counts.done += 1,
+                    Ok(Progress::Done) => {
+                        counts.done += 1;
+                        if self.keeps && connections[slot].ask_again().is_ok() {
+                            continue;
+                        }
+                    }
                     Err(_) => counts.failed += 1,
                 }
                 // Closes the old one, which takes it out of the epoll set.
@@ -122,6 +141,7 @@ impl Client {
             .context("epoll_ctl")?;
         Ok(Connection {
             stream: TcpStream::from(socket),
+            keeps: self.keeps,
             since: Instant::now(),
             asked: false,
             answer: Vec::with_capacity(512),
@@ -133,19 +153,18 @@ impl Connection {
     /// Does what can be done without waiting.
     fn proceed(&mut self) -> Result<Progress> {
         if !self.asked {
-            match self.stream.write(REQUEST) {
-                Ok(length) => ensure!(length == REQUEST.len(), "a request of {length} bytes"),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    return Ok(Progress::Waiting);
-                }
-                Err(error) => return Err(error).context("asking"),
-            }
-            self.asked = true;
             // The answer's coming is another edge.
+            self.asked = self.ask()?;
             return Ok(Progress::Waiting);
         }
-        match self.stream.read_to_end(&mut self.answer) {
-            Ok(_) => {}
+        let read = match self.keeps {
+            // A short read has taken all there is, and what comes later is another edge.
+            true => self.read_some(),
+            false => self.stream.read_to_end(&mut self.answer).map(|_| true),
+        };
+        match read {
+            Ok(true) => {}
+            Ok(false) => return Ok(Progress::Waiting),
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(Progress::Waiting),
             Err(error) => return Err(error).context("reading the answer"),
         }
@@ -155,6 +174,36 @@ impl Connection {
             self.answer.len()
         );
         Ok(Progress::Done)
+    }
+
+    /// Reads once: is the answer complete?
+    fn read_some(&mut self) -> io::Result<bool> {
+        let mut bytes = [0; 512];
+        let length = self.stream.read(&mut bytes)?;
+        if length == 0 {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+        self.answer.extend_from_slice(&bytes[..length]);
+        Ok(self.answer.ends_with(END))
+    }
+
+    /// Was there room for the request?
+    fn ask(&mut self) -> Result<bool> {
+        let request = if self.keeps { KEEPING } else { CLOSING };
+        match self.stream.write(request) {
+            Ok(length) => ensure!(length == request.len(), "a request of {length} bytes"),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+            Err(error) => return Err(error).context("asking"),
+        }
+        Ok(true)
+    }
+
+    /// On the same connection.
+    fn ask_again(&mut self) -> Result<()> {
+        self.answer.clear();
+        self.since = Instant::now();
+        ensure!(self.ask()?, "no room for a request");
+        Ok(())
     }
 }
 

@@ -1,4 +1,5 @@
-//! New HTTP connections per second: connect, one request, one answer, closed by the server.
+//! HTTP: new connections per second (connect, one request, one answer, closed by the server), and
+//! requests per second on connections that are kept.
 //!
 //! The server is nginx in the container, on a CPU of its own where there are two; the client
 //! (`client`) has another. With two cores for client, server and the way between, the figure shows
@@ -21,7 +22,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use netfw_tests::{Running, wait_until};
 use tempfile::TempDir;
 
-use self::client::{Client, SOURCES, source};
+use self::client::{BODY, Client, SOURCES, source};
 use super::{Load, heading};
 use crate::{
     contender::{Contender, Kind},
@@ -30,39 +31,49 @@ use crate::{
     report::{Better, Heading},
 };
 
-pub struct Connections {
+pub struct Http {
+    /// Requests on connections that are kept; otherwise each has its own.
+    keeps: bool,
     publishes: u32,
     duration: Duration,
 }
 
-impl Connections {
-    pub fn new(plan: &Plan, publishes: u32) -> Self {
+impl Http {
+    pub fn connections(plan: &Plan, publishes: u32) -> Self {
         Self {
+            keeps: false,
             publishes,
             duration: plan.connections,
         }
     }
+
+    pub fn requests(plan: &Plan, publishes: u32) -> Self {
+        Self {
+            keeps: true,
+            publishes,
+            duration: plan.requests,
+        }
+    }
 }
 
-impl Load for Connections {
+impl Load for Http {
     fn name(&self) -> &'static str {
-        "connections"
+        match self.keeps {
+            true => "requests",
+            false => "connections",
+        }
     }
 
     fn measures(&self) -> Vec<Heading> {
-        let title = "New HTTP connections";
-        let axis = Some("publishes");
-        vec![heading(
-            "connections",
-            title,
-            "connections/s",
-            Better::Higher,
-            axis,
-        )]
+        let (title, unit, axis) = match self.keeps {
+            true => ("HTTP requests on 64 connections", "requests/s", None),
+            false => ("New HTTP connections", "connections/s", Some("publishes")),
+        };
+        vec![heading(self.name(), title, unit, Better::Higher, axis)]
     }
 
     fn at(&self) -> Option<u64> {
-        Some(self.publishes.into())
+        (!self.keeps).then_some(self.publishes.into())
     }
 
     fn suits(&self, kind: Kind) -> bool {
@@ -70,7 +81,7 @@ impl Load for Connections {
     }
 
     fn lane<'a>(&self, contender: &'a Contender) -> Result<Box<dyn super::Lane + 'a>> {
-        Ok(Box::new(Lane::new(contender, self.duration)?))
+        Ok(Box::new(Lane::new(contender, self)?))
     }
 
     fn seconds(&self) -> f64 {
@@ -88,7 +99,7 @@ struct Lane<'a> {
 }
 
 impl<'a> Lane<'a> {
-    fn new(contender: &'a Contender, duration: Duration) -> Result<Self> {
+    fn new(contender: &'a Contender, load: &Http) -> Result<Self> {
         // The client's own address is the first.
         for n in 1..SOURCES {
             let address = format!("{}/24", source(n));
@@ -100,7 +111,7 @@ impl<'a> Lane<'a> {
         };
         let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
         let nginx = nginx(contender, &directory)?;
-        let mut client = Client::new(target);
+        let mut client = Client::new(target, load.keeps);
         wait_until("nginx to answer", Duration::from_secs(10), || {
             let tried = contender
                 .lab
@@ -113,7 +124,7 @@ impl<'a> Lane<'a> {
             _directory: directory,
             client,
             contender,
-            duration,
+            duration: load.duration,
         })
     }
 }
@@ -133,7 +144,7 @@ impl super::Lane for Lane<'_> {
         })?;
         ensure!(
             counts.failed * 1000 <= counts.done,
-            "{} connections failed, {} worked",
+            "{} requests failed, {} were answered",
             counts.failed,
             counts.done
         );
@@ -148,12 +159,13 @@ fn nginx(contender: &Contender, directory: &TempDir) -> Result<Running> {
         "daemon off; user root; worker_processes 1; pid {path}/pid; error_log stderr;\n\
          events {{ worker_connections 4096; multi_accept on; }}\n\
          http {{\n\
-           access_log off; keepalive_timeout 0;\n\
+           access_log off; keepalive_timeout 60; keepalive_requests 4294967295;\n\
            client_body_temp_path {path}; proxy_temp_path {path}; fastcgi_temp_path {path};\n\
            uwsgi_temp_path {path}; scgi_temp_path {path};\n\
-           server {{ listen {} backlog=4096; return 200 \"netfw\\n\"; }}\n\
+           server {{ listen {} backlog=4096; return 200 \"{}\"; }}\n\
          }}\n",
-        contender.tcp.served
+        contender.tcp.served,
+        BODY.escape_default()
     );
     let file = directory.path().join("nginx.conf");
     fs::write(&file, configuration).with_context(|| format!("cannot write {}", file.display()))?;
