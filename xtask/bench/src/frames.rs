@@ -24,7 +24,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun as _, TestRunAttrs, TestRunOptions,
     maps::{Array, MapData, PerCpuArray, PerCpuValues},
-    programs::{SchedClassifier, TcAttachType, Xdp},
+    programs::{SchedClassifier, TcAttachType, Xdp, XdpMode},
     util::nr_cpus,
 };
 use netfw_tests::{
@@ -67,6 +67,8 @@ pub enum Direction {
     In,
     /// The same, and each is answered.
     Both,
+    /// To a publish of a container that takes frames by XDP, from the driver.
+    ToDriver,
     /// From the container to the client, masqueraded.
     Out,
     /// From the client straight to the container's address, where nothing may pass.
@@ -102,6 +104,9 @@ impl<'a> Frames<'a> {
         if direction != Direction::Direct {
             frames.open()?;
         }
+        if direction == Direction::ToDriver {
+            frames.count_by_xdp()?;
+        }
         Ok(frames)
     }
 
@@ -110,7 +115,7 @@ impl<'a> Frames<'a> {
         let first = first_frame(contender, direction)?;
         let further_at: u32 = match direction {
             // The low half of the source address.
-            Direction::In | Direction::Both | Direction::Direct => 14 + 14,
+            Direction::In | Direction::Both | Direction::ToDriver | Direction::Direct => 14 + 14,
             // A container has one address: the destination port.
             Direction::Out => 14 + 20 + 2,
         };
@@ -144,6 +149,21 @@ impl<'a> Frames<'a> {
             run,
         };
         Ok(frames)
+    }
+
+    /// From now on the container's packets are counted in its driver, not at TC.
+    fn count_by_xdp(&mut self) -> Result<()> {
+        let (server, link) = (self.contender.server(), self.contender.server_link());
+        let sink: &mut Xdp = self
+            .ebpf
+            .program_mut("container_xdp")
+            .context("program container_xdp")?
+            .try_into()?;
+        sink.load().context("loading container_xdp")?;
+        server
+            .enter(|| sink.attach(link, XdpMode::Driver))
+            .with_context(|| format!("attaching the sink to {link} by XDP"))?;
+        Ok(())
     }
 
     /// Sends for `duration`: packets per second that arrived, answers for [`Direction::Both`]. With
@@ -203,7 +223,7 @@ impl<'a> Frames<'a> {
     /// Where what is counted arrives.
     fn far_end(&self) -> End {
         match self.direction {
-            Direction::In | Direction::Direct => End::Container,
+            Direction::In | Direction::ToDriver | Direction::Direct => End::Container,
             Direction::Both | Direction::Out => End::Client,
         }
     }
@@ -380,7 +400,7 @@ fn first_frame(contender: &Contender, direction: Direction) -> Result<[u8; FRAME
     let server = contender.server();
     let to_node = (mac(client, "eth0"), mac(node, "up0"));
     let (source, destination, (from, to)) = match direction {
-        Direction::In | Direction::Both => {
+        Direction::In | Direction::Both | Direction::ToDriver => {
             let source = SocketAddr::new(IpAddr::V4(SOURCES), FIRST_PORT);
             (source, contender.udp.published, to_node)
         }

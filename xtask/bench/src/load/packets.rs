@@ -34,6 +34,7 @@ pub fn loads(plan: &Plan) -> Vec<Box<dyn Load>> {
     for &flows in &plan.flows {
         loads.push(load(Direction::In, flows));
     }
+    loads.push(load(Direction::ToDriver, FEW));
     loads.push(load(Direction::Both, FEW));
     for &flows in &plan.flows {
         loads.push(load(Direction::Out, flows));
@@ -45,6 +46,11 @@ pub fn loads(plan: &Plan) -> Vec<Box<dyn Load>> {
 pub fn heading_of(direction: Direction) -> Heading {
     let (id, title, axis) = match direction {
         Direction::In => ("packets-in", "Small UDP packets to a publish", true),
+        Direction::ToDriver => (
+            "packets-in-xdp",
+            "Small UDP packets to a publish, into a container that takes frames by XDP",
+            false,
+        ),
         Direction::Both => (
             "packets-both",
             "Small UDP packets to a publish, and answers",
@@ -83,6 +89,10 @@ impl Load for Packets {
         match self.direction {
             Direction::In | Direction::Both => true,
             Direction::Out => kind.has_container(),
+            // What goes by `bpf_redirect_peer` passes the driver by.
+            Direction::ToDriver => {
+                kind.has_container() && !matches!(kind, Kind::Redirect | Kind::Netfw)
+            }
             // The redirects drop everything: the limit here.
             Direction::Direct => kind.translates() || !kind.has_addresses(),
         }

@@ -15,6 +15,12 @@ const NOTES: &[(&str, &str)] = &[
          finds everything in the processor's caches; 100,000 do not.",
     ),
     (
+        "packets-in-xdp",
+        "As above, 256 flows, but the container counts (and drops) frames in its driver: what the hook \
+         itself can do, where no skb is made. A container that talks by sockets gets the figures above. \
+         What goes by TC into the container passes its driver by, and has no figure here.",
+    ),
+    (
         "million-packets",
         "As above, with a million established flows: nearly every packet finds its flow in main memory.",
     ),
@@ -44,7 +50,7 @@ const NOTES: &[(&str, &str)] = &[
          figures'. The publish that is asked for is the one in the middle.",
     ),
     (
-        "keep-alive",
+        "requests",
         "Requests on connections that are already open: what established TCP costs per exchange.",
     ),
     (

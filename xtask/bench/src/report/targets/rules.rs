@@ -59,6 +59,14 @@ pub const RULES: &[Rule] = &[
         0.9,
     ),
     share(
+        "limit-driver",
+        "Packets to a container that takes frames by XDP: to the bare redirect",
+        "packets-in-xdp",
+        XDP,
+        REDIRECT_XDP,
+        0.9,
+    ),
+    share(
         "iptables-tc",
         "Packets to a publish, TC: to iptables",
         "packets-in",
@@ -68,8 +76,8 @@ pub const RULES: &[Rule] = &[
     ),
     share(
         "iptables-xdp",
-        "Packets to a publish, XDP: to iptables",
-        "packets-in",
+        "Packets to a container that takes frames by XDP: to iptables",
+        "packets-in-xdp",
         XDP,
         IPTABLES,
         3.0,
