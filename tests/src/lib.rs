@@ -8,6 +8,7 @@
 //! * [`programs`]: nginx, echo servers, tcpdump and the like, in a namespace
 //! * [`raw`]: sockets of any IP protocol
 //! * [`sctp`]: an SCTP stack in user space
+//! * [`site`]: the programs, and a small world in their maps
 //! * [`sockets`]: sockets with what the standard library has no words for
 //! * [`packet`]: builds packets, good and damaged ones, and checks those that come back
 //! * [`stun`]: how a NAT behaves, as RFC 5780 finds out
@@ -29,6 +30,7 @@ pub mod programs;
 pub mod raw;
 pub mod reaper;
 pub mod sctp;
+pub mod site;
 pub mod sockets;
 pub mod stun;
 pub mod tap;
