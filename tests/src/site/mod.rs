@@ -145,6 +145,12 @@ impl Site {
         self.clear::<A, Local>(&format!("LOCALS{digit}"));
     }
 
+    /// Ends the flows that are not assured.
+    pub fn forget_embryos(&mut self) {
+        self.clear::<Tuple<Ip4>, Flow<Ip4>>("EMBRYOS4");
+        self.clear::<Tuple<Ip6>, Flow<Ip6>>("EMBRYOS6");
+    }
+
     pub fn clear<K: Pod, V: Pod>(&mut self, map: &str) {
         let mut map: HashMap<&mut MapData, K, V> =
             HashMap::try_from(self.ebpf.map_mut(map).expect("a map")).expect("a hash");

@@ -2,12 +2,14 @@
 //!
 //! * [`contender`]: the ways from a client to a container that are compared
 //! * [`load`]: what they are loaded with
+//! * [`chore`]: what is measured without traffic, such as the time to attach a container
 //! * [`stage`]: all contenders under one load after the other, in turns
 //! * [`report`]: the figures
 //!
 //! Medians are compared, and the spread is shown. Figures from different runs are hardly comparable,
 //! and none is a promise for other machines.
 
+mod chore;
 mod contender;
 mod cpu;
 mod frames;
@@ -19,7 +21,7 @@ mod stage;
 
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 
 use crate::{contender::Kind, plan::Plan, progress::Progress, report::Report};
@@ -30,7 +32,7 @@ struct Arguments {
     /// Two minutes: fewer and shorter rounds, fewer points
     #[arg(long)]
     quick: bool,
-    /// Only these loads and contenders: names of either, separated by commas
+    /// Only these loads, chores and contenders: names of any, separated by commas
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     only: Vec<String>,
     /// Numbers of publishes, instead of the plan's
@@ -42,11 +44,17 @@ struct Arguments {
     /// Where the report goes: report.json
     #[arg(long, default_value = "target/bench", value_name = "DIRECTORY")]
     into: PathBuf,
+    /// Instead of all else: hold the programs' time per packet to the committed budget, or write that
+    #[arg(long, value_name = "MODE")]
+    budget: Option<chore::programs::budget::Mode>,
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     netfw_tests::require_root();
+    if let Some(mode) = arguments.budget {
+        return chore::programs::budget::run(mode);
+    }
     let mut plan = if arguments.quick {
         Plan::quick()
     } else {
@@ -69,12 +77,15 @@ fn main() -> Result<()> {
         })
         .filter(|(_, loads)| !loads.is_empty())
         .collect();
+    let mut chores = chore::all(&plan);
+    chores.retain(|chore| only.takes_chore(chore.name()));
     let kinds = only.kinds();
-    let seconds = stages
+    let for_loads: f64 = stages
         .iter()
         .map(|(_, loads)| stage::seconds(&kinds, loads, plan.rounds))
         .sum();
-    let progress = Progress::new(seconds);
+    let for_chores: f64 = chores.iter().map(|chore| chore.seconds(plan.rounds)).sum();
+    let progress = Progress::new(for_loads + for_chores);
     let mut report = Report::new(report::machine::now());
     for (publishes, loads) in &stages {
         stage::run(
@@ -86,6 +97,17 @@ fn main() -> Result<()> {
             &mut report,
         )?;
     }
+    for chore in &chores {
+        let mut stage = chore::Stage {
+            rounds: plan.rounds,
+            progress: &progress,
+            report: &mut report,
+        };
+        let name = chore.name();
+        chore
+            .run(&mut stage)
+            .with_context(|| format!("chore {name}"))?;
+    }
     progress.finish();
     println!("\n{report}");
     let file = arguments.into.join("report.json");
@@ -96,6 +118,7 @@ fn main() -> Result<()> {
 
 /// What `--only` leaves.
 struct Only {
+    /// And chores.
     loads: Vec<String>,
     kinds: Vec<Kind>,
 }
@@ -110,10 +133,11 @@ impl Only {
             if let Ok(kind) = <Kind as clap::ValueEnum>::from_str(name, false) {
                 only.kinds.push(kind);
             } else {
+                let known = [load::NAMES, chore::NAMES].concat();
                 ensure!(
-                    load::NAMES.contains(&name.as_str()),
-                    "{name:?} is neither a load ({}) nor a contender ({})",
-                    load::NAMES.join(", "),
+                    known.contains(&name.as_str()),
+                    "{name:?} is neither a load or a chore ({}) nor a contender ({})",
+                    known.join(", "),
                     kind_names().join(", ")
                 );
                 only.loads.push(name.clone());
@@ -124,6 +148,14 @@ impl Only {
 
     fn takes_load(&self, name: &str) -> bool {
         self.loads.is_empty() || self.loads.iter().any(|load| load == name)
+    }
+
+    /// Chores have contenders of their own: who names some of the others' does not ask for chores.
+    fn takes_chore(&self, name: &str) -> bool {
+        match self.loads.is_empty() {
+            true => self.kinds.is_empty(),
+            false => self.takes_load(name),
+        }
     }
 
     fn kinds(&self) -> Vec<Kind> {

@@ -12,6 +12,8 @@ pub struct Plan {
     pub packets: Duration,
     /// Of a round with connections.
     pub connections: Duration,
+    /// Of runs of each program on each packet, in a round.
+    pub blocks: usize,
 }
 
 impl Plan {
@@ -23,6 +25,7 @@ impl Plan {
             flows: vec![1, 1000, 100_000],
             packets: Duration::from_secs(1),
             connections: Duration::from_secs(2),
+            blocks: 20,
         }
     }
 
@@ -34,6 +37,7 @@ impl Plan {
             flows: vec![1000],
             packets: Duration::from_millis(200),
             connections: Duration::from_millis(300),
+            blocks: 3,
         }
     }
 }
