@@ -2,6 +2,7 @@
 //!
 //! * [`wait`]: wait for a condition, with a deadline
 //! * [`netns`]: network namespaces and processes in them, gone when their value is dropped
+//! * [`crowd`]: many empty namespaces at once
 //! * [`reaper`]: undoes what is left even when the test process is killed
 //! * [`topology`]: [`Lab`], a client, a node and the outside world in one line
 //! * [`agent`]: a `netfw agent` that serves a lab's node, and the command line towards it
@@ -23,6 +24,7 @@
 //! A fixture that cannot be set up panics with the facts; a test has nothing better to do.
 
 pub mod agent;
+pub mod crowd;
 pub mod flood;
 pub mod netns;
 pub mod packet;
@@ -41,6 +43,7 @@ pub mod wait;
 pub mod xdp;
 
 pub use agent::Agent;
+pub use crowd::Crowd;
 pub use netns::{Namespace, Running};
 pub use topology::Lab;
 pub use wait::wait_until;

@@ -12,6 +12,12 @@ pub struct Plan {
     pub packets: Duration,
     /// Of a round with connections.
     pub connections: Duration,
+    /// Containers that are there beforehand, where that may make a difference; growing.
+    pub endpoints: Vec<u32>,
+    /// Published at once; growing.
+    pub ports: Vec<u16>,
+    /// How long a contender may take for one point of those.
+    pub patience: Duration,
     /// Of runs of each program on each packet, in a round.
     pub blocks: usize,
 }
@@ -25,6 +31,9 @@ impl Plan {
             flows: vec![1, 1000, 100_000],
             packets: Duration::from_secs(1),
             connections: Duration::from_secs(2),
+            endpoints: vec![0, 100, 1000],
+            ports: vec![100, 1000, 10_000],
+            patience: Duration::from_secs(90),
             blocks: 20,
         }
     }
@@ -37,6 +46,9 @@ impl Plan {
             flows: vec![1000],
             packets: Duration::from_millis(200),
             connections: Duration::from_millis(300),
+            endpoints: vec![0, 100],
+            ports: vec![100, 10_000],
+            patience: Duration::from_secs(5),
             blocks: 3,
         }
     }

@@ -1,11 +1,15 @@
 //! What is measured without traffic: how long commands take, how much memory the agent has, and what
 //! a packet costs in each program alone.
 //!
+//! * [`attach`]: attaching and detaching a container, with one publish and with many; [`attacher`]:
+//!   netfw and its contenders
 //! * [`programs`]: nanoseconds per packet of the eBPF programs
 //!
 //! Contenders and points are a chore's own. What they have in common with [`crate::load`]: rounds in
 //! which all take turns, and a report with every round's figure.
 
+pub mod attach;
+pub mod attacher;
 pub mod programs;
 
 use anyhow::Result;
@@ -31,10 +35,14 @@ pub struct Stage<'a> {
 }
 
 /// All of [`Chore::name`].
-pub const NAMES: &[&str] = &["programs"];
+pub const NAMES: &[&str] = &["attach", "ranges", "programs"];
 
 pub fn all(plan: &Plan) -> Vec<Box<dyn Chore>> {
-    vec![Box::new(programs::Programs::new(plan))]
+    vec![
+        Box::new(attach::Attach::new(plan)),
+        Box::new(attach::Ranges::new(plan)),
+        Box::new(programs::Programs::new(plan)),
+    ]
 }
 
 /// A number of rounds or things, for arithmetic on seconds.
