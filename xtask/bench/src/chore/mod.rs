@@ -3,11 +3,13 @@
 //!
 //! * [`attach`]: attaching and detaching a container, with one publish and with many; [`attacher`]:
 //!   netfw and its contenders
+//! * [`agent`]: its start, and its memory
 //! * [`programs`]: nanoseconds per packet of the eBPF programs
 //!
 //! Contenders and points are a chore's own. What they have in common with [`crate::load`]: rounds in
 //! which all take turns, and a report with every round's figure.
 
+pub mod agent;
 pub mod attach;
 pub mod attacher;
 pub mod programs;
@@ -35,12 +37,13 @@ pub struct Stage<'a> {
 }
 
 /// All of [`Chore::name`].
-pub const NAMES: &[&str] = &["attach", "ranges", "programs"];
+pub const NAMES: &[&str] = &["attach", "ranges", "agent", "programs"];
 
 pub fn all(plan: &Plan) -> Vec<Box<dyn Chore>> {
     vec![
         Box::new(attach::Attach::new(plan)),
         Box::new(attach::Ranges::new(plan)),
+        Box::new(agent::Starts::new(plan)),
         Box::new(programs::Programs::new(plan)),
     ]
 }
