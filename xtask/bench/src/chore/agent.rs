@@ -3,7 +3,8 @@
 //!
 //! It is killed, and started again: from the start of its process to its first answer to `netfw
 //! status`, the programs loaded, verified and swapped. Its memory is its share of pages (PSS) once that
-//! does not change any more; what the kernel keeps for maps and programs is not in it.
+//! does not change any more, after such a start and, once, after it has attached all of them itself;
+//! what the kernel keeps for maps and programs is not in it.
 
 use std::{
     fs, thread,
@@ -24,6 +25,8 @@ use crate::{
 };
 
 const NAME: &str = "netfw";
+/// Before it is killed: what it took to attach them may not have been given back.
+const GROWN: &str = "netfw, having attached them";
 const FIRST_PORT: u16 = 20_000;
 
 /// Seconds, about: to set up, per endpoint, and a round.
@@ -74,6 +77,10 @@ impl Chore for Starts {
                 stage.progress.say(&words);
                 let port = FIRST_PORT + u16::try_from(present).context("a port")?;
                 netfw.fill(Crowd::new("present", more)?, port)?;
+                let mib = settled_memory(&mut netfw.agent)?;
+                stage
+                    .report
+                    .add(&memory, GROWN, Some(endpoints.into()), mib);
                 stage.progress.advance(FILL * f64::from(more));
             }
             present = endpoints;
