@@ -2,12 +2,14 @@
 //!
 //! * [`wait`]: wait for a condition, with a deadline
 //! * [`netns`]: network namespaces and processes in them, gone when their value is dropped
+//! * [`crowd`]: many empty namespaces at once
 //! * [`reaper`]: undoes what is left even when the test process is killed
 //! * [`topology`]: [`Lab`], a client, a node and the outside world in one line
 //! * [`agent`]: a `netfw agent` that serves a lab's node, and the command line towards it
 //! * [`programs`]: nginx, echo servers, tcpdump and the like, in a namespace
 //! * [`raw`]: sockets of any IP protocol
 //! * [`sctp`]: an SCTP stack in user space
+//! * [`site`]: the programs, and a small world in their maps
 //! * [`sockets`]: sockets with what the standard library has no words for
 //! * [`packet`]: builds packets, good and damaged ones, and checks those that come back
 //! * [`stun`]: how a NAT behaves, as RFC 5780 finds out
@@ -22,6 +24,7 @@
 //! A fixture that cannot be set up panics with the facts; a test has nothing better to do.
 
 pub mod agent;
+pub mod crowd;
 pub mod flood;
 pub mod netns;
 pub mod packet;
@@ -29,6 +32,7 @@ pub mod programs;
 pub mod raw;
 pub mod reaper;
 pub mod sctp;
+pub mod site;
 pub mod sockets;
 pub mod stun;
 pub mod tap;
@@ -39,6 +43,7 @@ pub mod wait;
 pub mod xdp;
 
 pub use agent::Agent;
+pub use crowd::Crowd;
 pub use netns::{Namespace, Running};
 pub use topology::Lab;
 pub use wait::wait_until;

@@ -8,7 +8,7 @@
 //! A redirect shows as its verdict only; where to, the kernel keeps to itself. The end-to-end
 //! tests show that.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, time::Duration};
 
 use anyhow::{Context as _, Result};
 use aya::{
@@ -41,6 +41,8 @@ const HEADROOM: usize = 256;
 pub struct Ran {
     pub verdict: u32,
     pub frame: Vec<u8>,
+    /// How long it took, by the kernel's clock, which is asked once before and once after.
+    pub took: Duration,
 }
 
 /// A program that can be run on a packet.
@@ -103,6 +105,7 @@ where
     Ok(Ran {
         verdict: result.return_value,
         frame: out,
+        took: result.duration,
     })
 }
 

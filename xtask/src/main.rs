@@ -39,7 +39,8 @@ enum Command {
     Test(test::Arguments),
     /// Send random packets through every hook, and check what comes out
     Fuzz(fuzz::Arguments),
-    /// Print what the verifier walks through per program, and hold it to the committed budget
+    /// Print what the verifier walks through per program and how long a packet takes, and hold both to
+    /// the committed budgets
     Verify(verify::Arguments),
     /// Compare netfw with iptables and plain routing, side by side on this machine
     Bench(bench::Arguments),

@@ -44,6 +44,7 @@ pub const FOR_BENCH: &[Program] = &[
     ("conntrack", "conntrack"),
     ("ethtool", "ethtool"),
     ("nginx", "nginx-light"),
+    ("/usr/lib/cni/bridge", "containernetworking-plugins"),
 ];
 
 /// For `--kernel`: to boot another kernel, and the programs that its tests start.

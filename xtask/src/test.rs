@@ -1,4 +1,5 @@
-//! `cargo xtask test`: host tests as whoever runs it, then packet and end-to-end tests as root.
+//! `cargo xtask test`: host tests as whoever runs it, then packet and end-to-end tests as root; then the
+//! programs' time per packet, beside its budget.
 //!
 //! Only the compiled test programs run as root, through cargo's `runner`: cargo itself stays the
 //! user's, so no file under target/ ends up with another owner.
@@ -16,6 +17,7 @@ use crate::{
     command::{is_root, line, root_prefix},
     kernel, packages, setup,
     toolchain::{Toolchain, path},
+    verify,
 };
 
 #[derive(clap::Args)]
@@ -82,6 +84,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         .and_then(|mut command| totals.count(command.arg("--").args(&arguments.arguments)))
     };
 
+    // No test has a say in time, and whoever names tests wants those alone.
+    let speed = if arguments.arguments.is_empty() {
+        verify::speed(&toolchain, false)
+    } else {
+        Ok(())
+    };
+
     println!(
         "total: {} passed, {} failed, {} ignored",
         totals.passed, totals.failed, totals.ignored
@@ -90,6 +99,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         ("host tests", host),
         ("tests that need root", root),
         ("tests of the node, as root", node),
+        ("the programs' time per packet", speed),
     ]
     .into_iter()
     .filter_map(|(what, result)| result.err().map(|error| format!("{what}: {error:#}")))

@@ -2,12 +2,14 @@
 //!
 //! * [`contender`]: the ways from a client to a container that are compared
 //! * [`load`]: what they are loaded with
+//! * [`chore`]: what is measured without traffic, such as the time to attach a container
 //! * [`stage`]: all contenders under one load after the other, in turns
 //! * [`report`]: the figures
 //!
 //! Medians are compared, and the spread is shown. Figures from different runs are hardly comparable,
 //! and none is a promise for other machines.
 
+mod chore;
 mod contender;
 mod cpu;
 mod frames;
@@ -68,6 +70,9 @@ struct Arguments {
     /// Write the figures into docs/benchmarks.md too, with charts and raw rounds
     #[arg(long)]
     docs: bool,
+    /// Instead of all else: hold the programs' time per packet to the committed budget, or write that
+    #[arg(long, value_name = "MODE", conflicts_with_all = ["quick", "only", "publishes", "rounds", "from", "compare", "docs"])]
+    budget: Option<chore::programs::budget::Mode>,
 }
 
 const WORSE: u8 = 1;
@@ -84,6 +89,11 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<ExitCode> {
+    if let Some(mode) = arguments.budget {
+        netfw_tests::require_root();
+        chore::programs::budget::run(mode)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     // Whatever is wrong with these should not show only after half an hour.
     let old = arguments.compare.as_deref().map(Report::read).transpose()?;
     if arguments.docs {
@@ -181,33 +191,46 @@ fn measure(arguments: &Arguments) -> Result<Report> {
     {
         stages.push((publishes, million));
     }
+    let mut chores = chore::all(&plan);
+    chores.retain(|chore| only.takes_chore(chore.name()));
     let kinds = only.kinds();
-    let seconds = stages
+    let for_loads: f64 = stages
         .iter()
         .map(|(_, loads)| stage::seconds(&kinds, loads, plan.rounds))
         .sum();
     let file = into.join(REPORT);
+    let for_chores: f64 = chores.iter().map(|chore| chore.seconds(plan.rounds)).sum();
     let mut report = Report::new(report::machine::now());
     report.keep_in(file.clone());
     // That it can be, before half an hour of measuring.
     report.keep()?;
     end_on_signals(file.clone())?;
-    let progress = Progress::new(seconds);
-    for (publishes, loads) in &stages {
-        let done = stage::run(
-            &kinds,
-            *publishes,
-            loads,
-            plan.rounds,
-            &progress,
-            &mut report,
-        );
-        if let Err(error) = done {
-            progress.finish();
-            report.keep()?;
-            eprintln!("figures so far: {}", shown(&file));
-            return Err(error);
+    let progress = Progress::new(for_loads + for_chores);
+    let mut all = || {
+        for (publishes, loads) in &stages {
+            let rounds = plan.rounds;
+            stage::run(&kinds, *publishes, loads, rounds, &progress, &mut report)?;
         }
+        for chore in &chores {
+            progress.start(chore.name());
+            let mut stage = chore::Stage {
+                rounds: plan.rounds,
+                progress: &progress,
+                report: &mut report,
+            };
+            chore
+                .run(&mut stage)
+                .with_context(|| chore.name().to_owned())?;
+            report.keep()?;
+        }
+        Ok(())
+    };
+    let done = all();
+    if let Err(error) = done {
+        progress.finish();
+        report.keep()?;
+        eprintln!("figures so far: {}", shown(&file));
+        return Err(error);
     }
     progress.finish();
     report.finish()?;
@@ -236,14 +259,16 @@ fn end_on_signals(file: PathBuf) -> Result<()> {
 
 fn only_help() -> String {
     format!(
-        "Only these loads and contenders, separated by commas. Loads: {}. Contenders: {}",
+        "Only these loads, chores and contenders, separated by commas. Loads: {}. Chores: {}. Contenders: {}",
         load::NAMES.join(", "),
+        chore::NAMES.join(", "),
         kind_names().join(", ")
     )
 }
 
 /// What `--only` leaves.
 struct Only {
+    /// And chores.
     loads: Vec<String>,
     kinds: Vec<Kind>,
 }
@@ -258,10 +283,11 @@ impl Only {
             if let Ok(kind) = <Kind as clap::ValueEnum>::from_str(name, false) {
                 only.kinds.push(kind);
             } else {
+                let known = [load::NAMES, chore::NAMES].concat();
                 ensure!(
-                    load::NAMES.contains(&name.as_str()),
-                    "{name:?} is neither a load ({}) nor a contender ({})",
-                    load::NAMES.join(", "),
+                    known.contains(&name.as_str()),
+                    "{name:?} is neither a load or a chore ({}) nor a contender ({})",
+                    known.join(", "),
                     kind_names().join(", ")
                 );
                 only.loads.push(name.clone());
@@ -272,6 +298,14 @@ impl Only {
 
     fn takes_load(&self, name: &str) -> bool {
         self.loads.is_empty() || self.loads.iter().any(|load| load == name)
+    }
+
+    /// Chores have contenders of their own: who names some of the others' does not ask for chores.
+    fn takes_chore(&self, name: &str) -> bool {
+        match self.loads.is_empty() {
+            true => self.kinds.is_empty(),
+            false => self.takes_load(name),
+        }
     }
 
     fn kinds(&self) -> Vec<Kind> {

@@ -22,6 +22,14 @@ pub struct Plan {
     pub latency: Duration,
     /// Is a million flows set up? That alone takes minutes.
     pub million: bool,
+    /// Containers that are there beforehand, where that may make a difference; growing.
+    pub endpoints: Vec<u32>,
+    /// Published at once; growing.
+    pub ports: Vec<u16>,
+    /// How long a contender may take for one point of those.
+    pub patience: Duration,
+    /// Of runs of each program on each packet, in a round.
+    pub blocks: usize,
 }
 
 impl Plan {
@@ -38,6 +46,10 @@ impl Plan {
             bulk: Duration::from_secs(2),
             latency: Duration::from_secs(2),
             million: true,
+            endpoints: vec![0, 100, 1000],
+            ports: vec![100, 1000, 10_000],
+            patience: Duration::from_secs(90),
+            blocks: 20,
         }
     }
 
@@ -54,6 +66,10 @@ impl Plan {
             bulk: Duration::from_millis(200),
             latency: Duration::from_millis(300),
             million: false,
+            endpoints: vec![0, 100],
+            ports: vec![100, 10_000],
+            patience: Duration::from_secs(5),
+            blocks: 3,
         }
     }
 }

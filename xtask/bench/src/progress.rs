@@ -1,19 +1,15 @@
 //! How far the run is, and how long it will take: a bar in a terminal, and elsewhere a line for each
 //! load. Both on stderr: stdout is the report's.
 
-use std::{
-    cell::Cell,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
 pub struct Progress {
     bar: ProgressBar,
     started: Instant,
-    /// Seconds foreseen for all, and for what is done.
+    /// Seconds foreseen for all.
     total: f64,
-    done: Cell<f64>,
 }
 
 impl Progress {
@@ -30,18 +26,17 @@ impl Progress {
             bar,
             started: Instant::now(),
             total: seconds,
-            done: Cell::new(0.0),
         };
         progress.advance(0.0);
         progress.bar.enable_steady_tick(Duration::from_secs(1));
         progress
     }
 
-    /// A load begins.
-    pub fn start(&self, load: &str) {
+    /// A load or chore begins.
+    pub fn start(&self, what: &str) {
         if self.bar.is_hidden() {
-            let percent = (100.0 * self.done.get() / self.total.max(1.0)).min(100.0);
-            eprintln!("{percent:>3.0}%, {} to go: {load}", self.to_go());
+            let percent = (100.0 * self.done() / self.total.max(1.0)).min(100.0);
+            eprintln!("{percent:>3.0}%, {} to go: {what}", self.to_go());
         }
     }
 
@@ -52,17 +47,26 @@ impl Progress {
 
     /// So many of the seconds foreseen are over.
     pub fn advance(&self, seconds: f64) {
-        self.done.set(self.done.get() + seconds);
+        self.bar.inc(ticks(seconds));
         self.bar.set_prefix(self.to_go());
-        self.bar.set_position(ticks(self.done.get()));
+    }
+
+    /// Shows a line that stays.
+    pub fn line(&self, text: &str) {
+        self.bar.suspend(|| eprintln!("{text}"));
     }
 
     pub fn finish(&self) {
         self.bar.finish_and_clear();
     }
 
+    /// Seconds foreseen for what is done.
+    fn done(&self) -> f64 {
+        Duration::from_millis(self.bar.position()).as_secs_f64()
+    }
+
     fn to_go(&self) -> String {
-        let left = left(self.total, self.done.get(), self.started.elapsed());
+        let left = left(self.total, self.done(), self.started.elapsed());
         format!("about {}", humantime::format_duration(left))
     }
 }

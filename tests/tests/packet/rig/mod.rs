@@ -1,11 +1,5 @@
 //! Runs each case on every hook and in every family: {IPv4, IPv6} × {TC alone, XDP with TC behind
-//! it}. A case is written once, with the names of [`names`].
-//!
-//! Published are, on any address of the node: 8080 and 8081 → `web`:80 (TCP, UDP and SCTP), and on
-//! `node` alone 9090 → `peer`:90.
-
-mod names;
-mod site;
+//! it}. A case is written once, with the names of [`netfw_tests::site`].
 
 use std::{net::IpAddr, process::Command, time::Duration};
 
@@ -24,6 +18,7 @@ use netfw_common::{
 use netfw_tests::{
     netns::enter,
     packet::{Packet, Seen},
+    site::{PEER_IFINDEX, Site, names::set_family},
     tap::Tap,
     testrun::{
         RunOn as _, TC_DROP, TC_NEXT, TC_REDIRECT, XDP_DROP, XDP_PASS, XDP_REDIRECT, run_leaving,
@@ -33,20 +28,13 @@ use netfw_tests::{
 };
 use nix::time::{ClockId, clock_gettime};
 
-pub use self::names::{
-    Family, at, error, family, header_len, icmp, ip, named, ping, pong, pseudo_sum, raw, sctp, tcp,
-    udp,
+pub use netfw_tests::site::{
+    Macs, PEER_COUNTER, PUBLISH_COUNTER, WEB_COUNTER,
+    names::{
+        Family, at, error, family, header_len, icmp, ip, named, ping, pong, pseudo_sum, raw, sctp,
+        tcp, udp,
+    },
 };
-use self::{names::set_family, site::Site};
-
-/// Loopback stands for the host side of `peer`'s veth pair: any device will do.
-const PEER_IFINDEX: u32 = 1;
-const PEER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 3];
-const STRANGER_IFINDEX: u32 = 5000;
-
-pub const WEB_COUNTER: u32 = 1;
-pub const PUBLISH_COUNTER: u32 = 2;
-pub const PEER_COUNTER: u32 = 3;
 
 /// The hooks that a packet from the world meets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,16 +146,6 @@ fn check_quote(before: &Seen, after: &Seen) {
         assert_eq!(is.damage, was.damage, "of the quote, {after:?}");
     }
     assert_eq!(is.payload, was.payload, "of the quote");
-}
-
-/// MAC addresses of those in the table.
-#[derive(Clone, Copy)]
-pub struct Macs {
-    pub client: [u8; 6],
-    pub uplink: [u8; 6],
-    pub gateway: [u8; 6],
-    pub web: [u8; 6],
-    pub peer: [u8; 6],
 }
 
 /// One test on one path.
@@ -616,14 +594,7 @@ impl Rig {
 
     /// Who has which MAC address.
     pub fn macs(&self) -> Macs {
-        let devices = &self.site.devices;
-        Macs {
-            client: devices.uplink.peer_mac,
-            uplink: devices.uplink.mac,
-            gateway: devices.veth.mac,
-            web: devices.veth.peer_mac,
-            peer: PEER_MAC,
-        }
+        self.site.macs()
     }
 
     /// Waits until the data plane's clock has moved on by a tick (1.07 s).

@@ -1,11 +1,14 @@
 //! What the bench needs in the kernel: a packet generator, the two ends that count what arrives,
-//! and the fastest forwarding and dropping there can be, as the limit to compare with.
+//! the fastest forwarding and dropping there can be, as the limit to compare with, and programs to
+//! time netfw's against ([`reference`]).
 //!
 //! The generator runs in `BPF_PROG_TEST_RUN` with live frames. The kernel hands the same pages
 //! round again and again, with whatever the last receiver left in them: every packet is written
 //! from scratch.
 #![no_std]
 #![no_main]
+
+mod reference;
 
 use aya_ebpf::{
     Global,

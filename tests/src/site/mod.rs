@@ -1,5 +1,13 @@
-//! Programs and devices, which tests take turns to use: to load the programs takes the verifier a
-//! second, to empty their maps some milliseconds.
+//! Programs and devices, and a small world in the programs' maps: what [`names`] names, in both
+//! families. Packets are run through the programs there by `BPF_PROG_TEST_RUN`.
+//!
+//! Published are, on any address of the node: 8080 and 8081 → `web`:80 (TCP, UDP and SCTP), and on
+//! `node` alone 9090 → `peer`:90.
+//!
+//! Tests take turns to use one: to load the programs takes the verifier a second, to empty their maps
+//! some milliseconds.
+
+pub mod names;
 
 use std::{
     net::IpAddr,
@@ -22,12 +30,18 @@ use netfw_common::{
     },
     tuple::{Tuple, proto},
 };
-use netfw_tests::testrun::TestDevices;
 
-use super::{
-    PEER_COUNTER, PEER_IFINDEX, PEER_MAC, PUBLISH_COUNTER, STRANGER_IFINDEX, WEB_COUNTER,
-    names::{Family, family, ip, set_family},
-};
+use self::names::{Family, family, ip, set_family};
+use crate::testrun::TestDevices;
+
+/// Loopback stands for the host side of `peer`'s veth pair: any device will do.
+pub const PEER_IFINDEX: u32 = 1;
+const PEER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 3];
+const STRANGER_IFINDEX: u32 = 5000;
+
+pub const WEB_COUNTER: u32 = 1;
+pub const PUBLISH_COUNTER: u32 = 2;
+pub const PEER_COUNTER: u32 = 3;
 
 /// The counters that tests look at lie below.
 const COUNTERS: u32 = 16;
@@ -40,15 +54,33 @@ pub struct Site {
     pub devices: TestDevices,
 }
 
+/// MAC addresses of those in the table.
+#[derive(Clone, Copy)]
+pub struct Macs {
+    pub client: [u8; 6],
+    pub uplink: [u8; 6],
+    pub gateway: [u8; 6],
+    pub web: [u8; 6],
+    pub peer: [u8; 6],
+}
+
+/// Entries in the flow tables of a test: so few that tests can fill them.
+const FEW_FLOWS: u32 = 64;
+const FEW_EMBRYOS: u32 = 1024;
+
 impl Site {
-    /// One that nobody uses.
+    /// One that nobody uses, with small flow tables.
     pub fn take() -> Self {
         let free = POOL.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        free.unwrap_or_else(|| {
-            let devices = TestDevices::new();
-            let ebpf = devices.enter(|_| load());
-            Self { ebpf, devices }
-        })
+        free.unwrap_or_else(|| Self::load(Some((FEW_FLOWS, FEW_EMBRYOS))))
+    }
+
+    /// A new one, with so many entries for flows and for embryos in each family, or as many as the
+    /// agent has. Its maps are empty: [`reset`](Self::reset) fills them.
+    pub fn load(tables: Option<(u32, u32)>) -> Self {
+        let devices = TestDevices::new();
+        let ebpf = devices.enter(|_| load(tables));
+        Self { ebpf, devices }
     }
 
     /// For the next.
@@ -58,7 +90,7 @@ impl Site {
             .push(self);
     }
 
-    /// Empties all maps, and fills them with the world of [`super::names`], in both families.
+    /// Empties all maps, and fills them with the world of [`names`], in both families.
     pub fn reset(&mut self) {
         self.clear_family::<Ip4>("4");
         self.clear_family::<Ip6>("6");
@@ -113,6 +145,12 @@ impl Site {
         self.clear::<A, Local>(&format!("LOCALS{digit}"));
     }
 
+    /// Ends the flows that are not assured.
+    pub fn forget_embryos(&mut self) {
+        self.clear::<Tuple<Ip4>, Flow<Ip4>>("EMBRYOS4");
+        self.clear::<Tuple<Ip6>, Flow<Ip6>>("EMBRYOS6");
+    }
+
     pub fn clear<K: Pod, V: Pod>(&mut self, map: &str) {
         let mut map: HashMap<&mut MapData, K, V> =
             HashMap::try_from(self.ebpf.map_mut(map).expect("a map")).expect("a hash");
@@ -139,6 +177,17 @@ impl Site {
         let mut map: Array<&mut MapData, Config> =
             Array::try_from(self.ebpf.map_mut("CONFIG").expect("a map")).expect("an array");
         map.set(0, config, 0).expect("settings");
+    }
+
+    /// Who has which MAC address.
+    pub fn macs(&self) -> Macs {
+        Macs {
+            client: self.devices.uplink.peer_mac,
+            uplink: self.devices.uplink.mac,
+            gateway: self.devices.veth.mac,
+            web: self.devices.veth.peer_mac,
+            peer: PEER_MAC,
+        }
     }
 
     pub fn endpoints(&self) -> [Endpoint; 3] {
@@ -302,13 +351,18 @@ fn six(name: &str) -> Ip6 {
     }
 }
 
-fn load() -> Ebpf {
+fn load(tables: Option<(u32, u32)>) -> Ebpf {
     let mut loader = EbpfLoader::new();
     loader.override_global("AYA_LOG_LEVEL", &0u8, false);
-    for digit in ["4", "6"] {
-        loader
-            .map_max_entries(format!("FLOWS{digit}").leak(), 64)
-            .map_max_entries(format!("EMBRYOS{digit}").leak(), 1024);
+    if let Some((flows, embryos)) = tables {
+        for (name, entries) in [
+            ("FLOWS4", flows),
+            ("FLOWS6", flows),
+            ("EMBRYOS4", embryos),
+            ("EMBRYOS6", embryos),
+        ] {
+            loader.map_max_entries(name, entries);
+        }
     }
     let mut ebpf = loader
         .load(netfw::bpf::PROGRAMS_OBJECT)

@@ -21,7 +21,8 @@ use std::{
 
 use etherparse::checksum::Sum16BitWords;
 use netfw_common::tuple::proto;
-use netfw_tests::packet::{IcmpError, Packet};
+
+use crate::packet::{IcmpError, Packet};
 
 /// What a test runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
