@@ -82,6 +82,8 @@ pub enum ConfigError {
 #[serde(deny_unknown_fields, default)]
 pub struct File {
     pub max_flows: Option<u32>,
+    /// Of those, how many may be of UDP, ICMP and others without connections.
+    pub max_udp_flows: Option<u32>,
     pub max_embryos: Option<u32>,
     /// Ports for masquerade, `"1024-32767"`.
     pub ports: Option<String>,
@@ -135,6 +137,16 @@ impl File {
             parse_interface(name).map_err(ConfigError::Uplink)?;
         }
         let max_flows = size("max_flows", self.max_flows, DEFAULT_MAX_FLOWS)?;
+        // Three quarters: connections find room in any flood.
+        let default = (max_flows - max_flows / 4).max(1);
+        let max_udp_flows = size("max_udp_flows", self.max_udp_flows, default)?;
+        if max_udp_flows > max_flows {
+            return Err(ConfigError::Value {
+                key: "max_udp_flows",
+                value: max_udp_flows.to_string(),
+                why: "there is no room for more than max_flows",
+            });
+        }
         Ok(Config {
             instance,
             netns,
@@ -152,8 +164,8 @@ impl File {
                 timeouts: self.timeouts.resolve()?,
                 epoch: 0,
                 mappings: 0,
-                // Of two entries a flow, three quarters.
-                max_queries: max_flows * 3 / 2,
+                // Two entries a flow.
+                max_queries: max_udp_flows * 2,
             },
             socket_group: self.socket_group,
             program_log,
@@ -256,6 +268,9 @@ mod tests {
         )
         .unwrap();
         assert_eq!(config.max_flows, 1000);
+        assert_eq!(config.dataplane.max_queries, 2 * 750);
+        let all = resolve("max_flows = 1000\nmax_udp_flows = 1000").unwrap();
+        assert_eq!(all.dataplane.max_queries, 2 * 1000);
         assert_eq!(config.xdp, Xdp::Native);
         assert_eq!(resolve("").unwrap().xdp, Xdp::Auto);
         assert_eq!(config.dataplane.port_max, 3000);
@@ -268,6 +283,8 @@ mod tests {
             "xdp = \"on\"",
             "max_flow = 1",
             "max_flows = 0",
+            "max_udp_flows = 0",
+            "max_flows = 1000\nmax_udp_flows = 1001",
             "max_flows = -1",
             "ports = \"5\"",
             "ports = \"9-8\"",

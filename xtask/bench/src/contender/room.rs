@@ -46,9 +46,9 @@ impl Room {
     }
 }
 
-/// Flows without connections get three quarters of netfw's table at most.
+/// Room for so many flows without connections, which get three quarters of a table by default.
 fn configuration(flows: u32) -> String {
-    format!("max_flows = {}\n", flows / 3 * 4 + 4)
+    format!("max_flows = {flows}\nmax_udp_flows = {flows}\n")
 }
 
 /// A number in a file of the kernel's that is larger than it was.
@@ -117,7 +117,10 @@ mod tests {
 
     #[test]
     fn three_quarters_of_the_table_are_enough() {
-        assert_eq!(configuration(1_000_000), "max_flows = 1333336\n");
+        assert_eq!(
+            configuration(1_000_000),
+            "max_flows = 1000000\nmax_udp_flows = 1000000\n"
+        );
         assert_eq!(buckets(1_000_000), 1 << 20);
     }
 }

@@ -5,9 +5,9 @@
 //!   flow is established then.
 //! * **Packets**: one way, as in [`super::packets`], where this is the last point on the axis.
 //! * **Memory**: netfw's tables are as large as they are configured, from the start: what the kernel
-//!   says that they take (`memlock` of the four maps of flows, of both families, in
-//!   `/proc/PID/fdinfo`). Flows without connections get no more than three quarters of a table, so it is
-//!   one for 1,333,336. conntrack allocates an object for each flow: those of the slab `nf_conntrack`,
+//!   says that the one takes in which the million lie (`memlock` of `FLOWS4` in `/proc/PID/fdinfo`). It
+//!   does not count what is there for any number of flows: the tables of half-open ones (38 MiB by
+//!   default), and the empty one for IPv6 (its buckets: 32 MiB). conntrack allocates an object for each flow: those of the slab `nf_conntrack`,
 //!   and the buckets of the hash that a million flows are given, 8 bytes each. What extensions take
 //!   (accounting, timestamps, masquerading) comes from slabs that serve the whole kernel, and is not in
 //!   the figure; the flows here need none.
@@ -53,8 +53,8 @@ const WATCHED: Duration = Duration::from_secs(4);
 /// Not measured, or there is no such thing.
 const NONE: f64 = f64::NAN;
 
-/// netfw's maps of flows.
-const MAPS: [&str; 4] = ["FLOWS4", "FLOWS6", "EMBRYOS4", "EMBRYOS6"];
+/// netfw's map of assured IPv4 flows.
+const MAP: &str = "FLOWS4";
 
 /// Seconds that conntrack keeps a UDP flow, whether it has seen an answer or not: as long as netfw does
 /// once there was one, and longer than a round. Its own 30 would end before the last flow is there.
@@ -166,7 +166,7 @@ impl Lane for Running<'_> {
         self.contender.forget_flows();
         let took = self.frames.open()?;
         let memory = match self.contender.agent() {
-            Some(agent) => maps_of(agent.instance())?,
+            Some(agent) => map_of(agent.instance())?,
             None => {
                 let held = self.contender.lab.node.run(&["conntrack", "-C"]);
                 check(held.trim().parse().context("a count of flows")?)?;
@@ -220,18 +220,13 @@ fn check(held: u64) -> Result<()> {
     Ok(())
 }
 
-/// Bytes that an instance's maps of flows take.
-fn maps_of(instance: &str) -> Result<u64> {
-    let directory = maps_directory(Path::new("/sys/fs/bpf").join(instance))?;
-    MAPS.iter()
-        .map(|name| {
-            let file = directory.join(name);
-            let map = MapData::from_pin(&file).with_context(|| file.display().to_string())?;
-            let info = format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd());
-            let text = fs::read_to_string(&info).with_context(|| info.clone())?;
-            field(&text, "memlock:").with_context(|| format!("no memlock in {text:?}"))
-        })
-        .sum()
+/// Bytes that an instance's map of flows takes.
+fn map_of(instance: &str) -> Result<u64> {
+    let file = maps_directory(Path::new("/sys/fs/bpf").join(instance))?.join(MAP);
+    let map = MapData::from_pin(&file).with_context(|| file.display().to_string())?;
+    let info = format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd());
+    let text = fs::read_to_string(&info).with_context(|| info.clone())?;
+    field(&text, "memlock:").with_context(|| format!("no memlock in {text:?}"))
 }
 
 /// The pins lie below the ABI's version.
@@ -239,11 +234,11 @@ fn maps_directory(instance: PathBuf) -> Result<PathBuf> {
     let entries = fs::read_dir(&instance).with_context(|| instance.display().to_string())?;
     for entry in entries {
         let maps = entry?.path().join("maps");
-        if maps.join(MAPS[0]).exists() {
+        if maps.join(MAP).exists() {
             return Ok(maps);
         }
     }
-    bail!("no maps of flows below {}", instance.display());
+    bail!("no map of flows below {}", instance.display());
 }
 
 /// Bytes of the objects in a slab.

@@ -71,6 +71,32 @@ const NOTES: &[(&str, &str)] = &[
         "attach",
         "From the command's start to its end, with so many endpoints there already.",
     ),
+    (
+        "detach",
+        "From the command's start to its end, with so many endpoints there already.",
+    ),
+    (
+        "agent-start",
+        "From the agent's start to its first answer, where it takes over so many endpoints of an agent \
+         that was killed. Packets go on meanwhile.",
+    ),
+    (
+        "agent-memory",
+        "What the agent's process has for itself (Pss), idle.",
+    ),
+    (
+        "ns-per-packet",
+        "One run of a program on one packet (BPF_PROG_TEST_RUN), less what an empty program takes. Caches \
+         are colder than in a stream of packets.",
+    ),
+    (
+        "latency-p50",
+        "64 bytes there and back on one TCP connection, nothing else going on.",
+    ),
+    (
+        "latency-loaded-p50",
+        "The same beside 80,000 small UDP packets per second through the same way, on the client's core.",
+    ),
     ("publish-range", "A range of so many ports in one command."),
     (
         "withdraw-range",
@@ -78,7 +104,9 @@ const NOTES: &[(&str, &str)] = &[
     ),
     (
         "million-memory",
-        "What the kernel holds for the maps with a million flows, and the agent's own memory.",
+        "The table that the flows lie in: netfw's map of IPv4 flows, conntrack's objects and buckets. Not \
+         what is there for any number of flows: netfw's tables of half-open flows, 38 MiB by default, and \
+         the empty one for IPv6; conntrack's extensions.",
     ),
 ];
 

@@ -76,6 +76,9 @@ impl fmt::Display for Report {
     }
 }
 
+/// Width of a contender's name, unless one is longer.
+const NAME: usize = 22;
+
 impl fmt::Display for Measure {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(out, "{}: {}", self.heading.title, self.unit())?;
@@ -86,14 +89,16 @@ impl fmt::Display for Measure {
         } else {
             ""
         };
+        let names = rows.iter().map(|row| row.contender.chars().count());
+        let width = names.max().unwrap_or_default().max(NAME);
         let line = format!(
-            "  {:<22} {axis:>10} {:>12} {:>12} {:>12} {:>8} {ratio:>11}",
+            "  {:<width$} {axis:>10} {:>12} {:>12} {:>12} {:>8} {ratio:>11}",
             "", "median", "lowest", "highest", "spread"
         );
         writeln!(out, "{}", line.trim_end())?;
         for row in rows {
             let line = format!(
-                "  {:<22} {:>10} {:>12} {:>12} {:>12} {:>8} {:>11}",
+                "  {:<width$} {:>10} {:>12} {:>12} {:>12} {:>8} {:>11}",
                 row.contender, row.at, row.median, row.lowest, row.highest, row.spread, row.ratio
             );
             writeln!(out, "{}", line.trim_end())?;
