@@ -47,10 +47,12 @@ use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
     time::Instant,
+    sync::Arc,
 };
 
 use aya_log::EbpfLogger;
 
+use tokio::sync::Notify;
 pub use self::error::AgentError;
 use self::{
     config::Config,
@@ -89,6 +91,9 @@ pub struct Agent {
     /// Why the node's own processes do not reach publishes, if so.
     sockets: Result<(), String>,
     mtu: u32,
+    /// Nor these, for which nobody waits; told when there are some.
+    later: Vec<Purge>,
+    purger: Arc<Notify>,
     started: Instant,
 }
 

@@ -26,7 +26,7 @@ use super::{
     flow::Part,
     notify::ServiceManager,
     paths::Paths,
-    purge::carry_out,
+    purge::keep_purging,
 };
 use crate::{
     api::server::{Shared, router},
@@ -117,6 +117,10 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
     tracing::info!(
         instance = %ready.instance,
         netns = %ready.netns.as_deref().unwrap_or(Path::new("the agent's own")).display(),
+    let purger = {
+        let agent = shared.agent.clone();
+        tokio::spawn(async move { keep_purging(&agent).await })
+    };
         uplinks = ready.uplinks.iter().filter(|u| u.served).count(),
         endpoints = ready.endpoints,
         socket = %socket.display(),
@@ -173,19 +177,11 @@ fn raise(epoch: &Epoch) {
 async fn look(agent: &Arc<Mutex<Agent>>) {
     let mut held = agent.lock().await;
     if let Err(error) = held.observe().await {
+    purger.abort();
         tracing::warn!(error = %crate::chain(&error), "the node could not be looked at");
     }
-    let purges = held.take_purges();
-    drop(held);
-    if !purges.is_empty() {
-        // The next change of the node is not to wait for a walk over a million flows.
-        let agent = agent.clone();
-        tokio::spawn(async move {
-            if let Err(error) = carry_out(&agent, purges).await {
-                tracing::warn!(error = %crate::chain(&error), "not all flows that should go went");
-            }
-        });
-    }
+    // The next change of the node is not to wait for a walk over a million flows.
+    held.defer_purges();
 }
 
 async fn sweep(agent: Arc<Mutex<Agent>>) {

@@ -69,6 +69,8 @@ impl Agent {
             purges: Vec::new(),
             sockets: Ok(()),
             mtu: 0,
+            later: Vec::new(),
+            purger: Default::default(),
             started: Instant::now(),
         };
         agent.reconcile().await?;
