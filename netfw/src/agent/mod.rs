@@ -28,6 +28,7 @@ pub mod endpoint;
 pub mod error;
 pub mod flow;
 pub mod ipam;
+pub mod memory;
 pub mod network;
 pub mod node;
 mod notify;

@@ -24,6 +24,7 @@ use super::{
     config::Config,
     down::{Report, clear},
     flow::Part,
+    memory,
     notify::ServiceManager,
     paths::Paths,
     purge::keep_purging,
@@ -50,6 +51,7 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Runs until told to end. The calling thread must be the process's only one: the namespace is
 /// entered before the runtime starts its threads, which inherit it.
 pub fn run(config: Config) -> Result<(), AgentError> {
+    memory::be_frugal();
     let paths = Paths::of(&config.instance);
     let _lock = paths.lock()?;
     let notify = ServiceManager::from_environment();
@@ -96,6 +98,7 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
     if program_log {
         tokio::spawn(forward_log(agent.logger()?));
     }
+    memory::give_back();
     let epoch = agent.epoch();
     let ready = agent.status();
     let shared = Shared {
