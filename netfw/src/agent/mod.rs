@@ -45,15 +45,15 @@ pub mod view;
 mod xdp;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
-    time::Instant,
     sync::Arc,
+    time::Instant,
 };
 
 use aya_log::EbpfLogger;
-
 use tokio::sync::Notify;
+
 pub use self::error::AgentError;
 use self::{
     config::Config,
@@ -81,6 +81,8 @@ pub struct Agent {
     /// Endpoints that are up, and the ifindex of their host side. Who is wanted and not here is
     /// gone.
     up: BTreeMap<Name, u32>,
+    /// Host sides that the agent has deleted, until netlink says so.
+    deleted: BTreeSet<u32>,
     uplinks: BTreeMap<u32, UplinkState>,
     xdp: xdp::State,
     missing_uplinks: Vec<String>,
@@ -89,12 +91,12 @@ pub struct Agent {
     ipv6: Result<(), String>,
     /// Not carried out yet.
     purges: Vec<Purge>,
-    /// Why the node's own processes do not reach publishes, if so.
-    sockets: Result<(), String>,
-    mtu: u32,
     /// Nor these, for which nobody waits; told when there are some.
     later: Vec<Purge>,
     purger: Arc<Notify>,
+    /// Why the node's own processes do not reach publishes, if so.
+    sockets: Result<(), String>,
+    mtu: u32,
     started: Instant,
 }
 

@@ -117,13 +117,13 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
         })
     };
     let sweeper = tokio::spawn(sweep(shared.agent.clone()));
-    tracing::info!(
-        instance = %ready.instance,
-        netns = %ready.netns.as_deref().unwrap_or(Path::new("the agent's own")).display(),
     let purger = {
         let agent = shared.agent.clone();
         tokio::spawn(async move { keep_purging(&agent).await })
     };
+    tracing::info!(
+        instance = %ready.instance,
+        netns = %ready.netns.as_deref().unwrap_or(Path::new("the agent's own")).display(),
         uplinks = ready.uplinks.iter().filter(|u| u.served).count(),
         endpoints = ready.endpoints,
         socket = %socket.display(),
@@ -137,24 +137,47 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
             _ = hangup.recv() => break "SIGHUP",
             () = shared.shutdown.notified() => break "asked to",
             change = monitor.changed() => {
-                // At once, whoever has the agent: a way out may lead nowhere by now.
-                raise(&epoch);
-                if change == Change::Neighbours {
+                if change == Change::Filters {
+                    // At once: what the container sends meanwhile nobody translates.
+                    let unfiltered = monitor.unfiltered();
+                    shared.agent.lock().await.mend_filters(&unfiltered);
                     continue;
                 }
-                if change == Change::Lost {
+                // At once, whoever has the agent: a way out may lead nowhere by now.
+                raise(&epoch);
+                // What the agent looks at is interfaces and their addresses.
+                if matches!(change, Change::Neighbours | Change::Routes) {
+                    continue;
+                }
+                let mut lost = change == Change::Lost;
+                if lost {
                     tracing::debug!("netlink lost messages: looking at everything");
                 }
                 tokio::time::sleep(SETTLE).await;
-                while monitor.changed().now_or_never().is_some() {}
+                while let Some(next) = monitor.changed().now_or_never() {
+                    lost |= next == Change::Lost;
+                }
                 raise(&epoch);
-                look(&shared.agent).await;
+                let touched = monitor.touched();
+                let mut agent = shared.agent.lock().await;
+                if lost {
+                    let all = agent.filtered();
+                    agent.mend_filters(&all);
+                } else {
+                    agent.mend_filters(&touched.unfiltered);
+                }
+                let nothing_new = agent.expects(&touched) && !lost;
+                drop(agent);
+                if !nothing_new {
+                    look(&shared.agent).await;
+                }
             }
             () = tokio::time::sleep(LOOK_AGAIN) => look(&shared.agent).await,
         }
     };
     notify.tell("STOPPING=1");
     sweeper.abort();
+    purger.abort();
     stop.notify_one();
     if tokio::time::timeout(GRACE, server).await.is_err() {
         tracing::warn!("requests were still under way");
@@ -180,7 +203,6 @@ fn raise(epoch: &Epoch) {
 async fn look(agent: &Arc<Mutex<Agent>>) {
     let mut held = agent.lock().await;
     if let Err(error) = held.observe().await {
-    purger.abort();
         tracing::warn!(error = %crate::chain(&error), "the node could not be looked at");
     }
     // The next change of the node is not to wait for a walk over a million flows.

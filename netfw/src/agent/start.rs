@@ -12,6 +12,7 @@ use super::{
     Agent, AgentError, Bridge,
     config::Config,
     counter::{self, Indexes},
+    endpoint::Inside,
     network, node,
     purge::{Doomed, Then},
     record::{self, Node, host_mac, instance_of, is_object, object_of},
@@ -61,16 +62,17 @@ impl Agent {
             counters,
             bridges: Default::default(),
             up: Default::default(),
+            deleted: Default::default(),
             uplinks: Default::default(),
             xdp: Default::default(),
             missing_uplinks: Vec::new(),
             locals: Default::default(),
             ipv6: network::ipv6(),
             purges: Vec::new(),
-            sockets: Ok(()),
-            mtu: 0,
             later: Vec::new(),
             purger: Default::default(),
+            sockets: Ok(()),
+            mtu: 0,
             started: Instant::now(),
         };
         agent.reconcile().await?;
@@ -219,11 +221,15 @@ impl Agent {
         self.dataplane.attach_container(link.index, &link.name)?;
         // Killed between making the pair and giving it its address?
         // What the container made of its interface since is its own business.
-        if let Ok(namespace) = self.open_target(endpoint)
-            && let Err(error) = self
-                .configure_container(endpoint, link.index, &namespace)
-                .await
-        {
+        let configured = match self.open_target(endpoint).map(Inside::of) {
+            Ok(Ok(inside)) => {
+                self.configure_container(endpoint, link.index, &inside)
+                    .await
+            }
+            Ok(Err(error)) => Err(error.into()),
+            Err(_) => Ok(()),
+        };
+        if let Err(error) = configured {
             tracing::warn!(endpoint = %endpoint.name, error = %crate::chain(&error), "left as it is");
         }
         Ok(link.index)
@@ -236,7 +242,10 @@ impl Agent {
             }
             other => other?,
         };
-        let made = self.connect(endpoint, &namespace).await;
+        let made = match Inside::of(namespace) {
+            Ok(inside) => self.connect(endpoint, &inside).await,
+            Err(error) => Err(error.into()),
+        };
         if made.is_err() {
             self.disconnect(endpoint, Then::Nothing).await;
         }

@@ -5,8 +5,14 @@
 //! the file.
 
 use std::{
-    fs,
+    fs::{self, File},
+    io::{Read as _, Seek as _, Write as _},
     path::{Component, Path, PathBuf},
+};
+
+use nix::{
+    fcntl::{OFlag, openat},
+    sys::stat::Mode,
 };
 
 use super::NetError;
@@ -21,6 +27,46 @@ pub fn set(key: &str, value: &str) -> Result<Option<String>, NetError> {
     fs::write(path_of(key)?, value)
         .map_err(NetError::system(format!("set sysctl {key} to {value}")))?;
     Ok(Some(previous))
+}
+
+/// Sets several keys of one directory, as [`set`] does, and returns how many were something else. The
+/// directory is looked up once: `/proc/sys` has one for each namespace that was looked at, those of all
+/// `eth0` in one hash chain, and a thousand namespaces make a look-up cost a hundred microseconds.
+pub fn set_all(directory: &str, settings: &[(&str, &str)]) -> Result<usize, NetError> {
+    let path = path_of(directory)?;
+    let opened = File::open(&path).map_err(NetError::system(format!("look into {directory}")))?;
+    let mut changed = 0;
+    for (key, value) in settings {
+        let asked = || format!("set sysctl {directory}/{key} to {value}");
+        let name = Path::new(key);
+        if !matches!(
+            name.components().collect::<Vec<_>>()[..],
+            [Component::Normal(_)]
+        ) {
+            return Err(NetError::BadSysctl {
+                key: (*key).to_owned(),
+            });
+        }
+        let file = openat(
+            &opened,
+            name,
+            OFlag::O_RDWR | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(NetError::errno_of(asked()))?;
+        let mut file = File::from(file);
+        let mut previous = String::new();
+        file.read_to_string(&mut previous)
+            .map_err(NetError::system(asked()))?;
+        if previous.trim_end() != *value {
+            // A write counts at the file's beginning only.
+            file.rewind().map_err(NetError::system(asked()))?;
+            file.write_all(value.as_bytes())
+                .map_err(NetError::system(asked()))?;
+            changed += 1;
+        }
+    }
+    Ok(changed)
 }
 
 /// The value, without the newline.
