@@ -404,7 +404,7 @@ impl Agent {
                 alias: &alias(&self.config.instance, &endpoint.name),
             })
             .await?;
-        silence(&endpoint.host_interface)?;
+        silence(self.conf6.as_ref(), &endpoint.host_interface)?;
         self.set_records(endpoint, ifindex, mtu)?;
         self.dataplane
             .attach_container(ifindex, &endpoint.host_interface)?;
@@ -481,14 +481,25 @@ impl Agent {
             prepare_ipv6(namespace, &endpoint.interface)?;
         }
         netlink.set_up(link.index).await?;
+        // Before it has addresses: IPv6 on an interface that is not ready makes up for it later. And whoever
+        // waits for this uses it at once.
+        let inner = netlink.wait_operational(link.index).await?;
+        if !inner || !self.netlink.wait_operational(host_ifindex).await? {
+            tracing::debug!(endpoint = %endpoint.name, "its interfaces are not up yet");
+        }
         let routes = netlink.routes().await?;
-        for (pool, ip) in given {
+        for &(pool, ip) in &given {
             netlink.add_address(link.index, pool.on_link(ip)).await?;
             let has_default = routes
                 .iter()
                 .any(|r| r.dst.prefix_len() == 0 && r.dst.addr().is_ipv4() == ip.is_ipv4());
             if !has_default {
                 netlink.add_default_route(link.index, pool.gateway).await?;
+            }
+        }
+        for (_, ip) in given {
+            if ip.is_ipv6() && !netlink.wait_local(ip).await {
+                tracing::debug!(endpoint = %endpoint.name, %ip, "not the container's yet");
             }
         }
         Ok(())
@@ -582,10 +593,14 @@ impl Agent {
 }
 
 /// The port of a bridge has no use for addresses of its own. Without, it says nothing into the
-/// container, and the node's addresses do not change with every endpoint.
-fn silence(host_interface: &str) -> Result<(), NetError> {
-    match sysctl::set(&format!("net/ipv6/conf/{host_interface}/disable_ipv6"), "1") {
-        // No IPv6 in the kernel, or too small an MTU for it.
+/// container, and the node's addresses do not change with every endpoint. `conf6` is the node's
+/// `net/ipv6/conf`, if it has one.
+fn silence(conf6: Option<&sysctl::Directory>, host_interface: &str) -> Result<(), NetError> {
+    let Some(conf6) = conf6 else {
+        return Ok(());
+    };
+    match conf6.set(&format!("{host_interface}/disable_ipv6"), "1") {
+        // Too small an MTU for IPv6.
         Err(error) if error.is_gone() => Ok(()),
         done => done.map(drop),
     }
@@ -594,8 +609,13 @@ fn silence(host_interface: &str) -> Result<(), NetError> {
 /// Inside, only our address and our default route count.
 fn prepare_ipv6(namespace: &Namespace, interface: &str) -> Result<(), NetError> {
     let interface = interface.to_owned();
-    namespace
-        .run(move || sysctl::set_all(&format!("net/ipv6/conf/{interface}"), &SETTINGS6).map(drop))?
+    namespace.run(move || {
+        let directory = sysctl::Directory::open(&format!("net/ipv6/conf/{interface}"))?;
+        for (key, value) in SETTINGS6 {
+            directory.set(key, value)?;
+        }
+        Ok(())
+    })?
 }
 
 /// A container's namespace, and a netlink socket in it.

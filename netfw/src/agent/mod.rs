@@ -65,7 +65,7 @@ use self::{
 use crate::{
     bpf::{DataPlane, Epoch},
     name::Name,
-    net::Netlink,
+    net::{Netlink, sysctl::Directory},
 };
 
 pub struct Agent {
@@ -87,6 +87,8 @@ pub struct Agent {
     xdp: xdp::State,
     missing_uplinks: Vec<String>,
     locals: HashMap<IpAddr, u32>,
+    /// The node's `net/ipv6/conf`, unless the kernel has no IPv6.
+    conf6: Option<Directory>,
     /// Why the node has no IPv6, if so.
     ipv6: Result<(), String>,
     /// Not carried out yet.

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     bpf::{DataPlane, Family, Options},
     name::Name,
-    net::{Link, Namespace, Netlink},
+    net::{Link, Namespace, Netlink, sysctl::Directory},
 };
 
 impl Agent {
@@ -67,6 +67,7 @@ impl Agent {
             xdp: Default::default(),
             missing_uplinks: Vec::new(),
             locals: Default::default(),
+            conf6: Directory::open("net/ipv6/conf").ok(),
             ipv6: network::ipv6(),
             purges: Vec::new(),
             later: Vec::new(),

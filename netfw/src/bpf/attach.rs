@@ -171,7 +171,17 @@ pub fn attach(
             }
         }
     }
-    let added = attach_clsact(program, hook, name)?;
+    let added = match attach_clsact(program, hook, name) {
+        // A kernel without clsact or cls_bpf, perhaps.
+        Err(error) if only.is_none() && hook.prefers() == Attachment::Clsact => {
+            let pin = tcx_pin(links, ifindex, hook);
+            return match attach_tcx(program, &pin, hook, name) {
+                Ok(()) => Ok(Attachment::Tcx),
+                Err(_) => Err(error),
+            };
+        }
+        other => other?,
+    };
     remember(program, clsact_pin(links, ifindex, hook))?;
     // A container's goes with its interface.
     if added && hook != Hook::Container {

@@ -73,7 +73,10 @@ fn what_happens_to_interfaces_is_noticed_among_the_agent_s_own_doing() {
     let endpoint = site.agent.json(&["endpoint", "inspect", "web"]);
     let veth = text(&endpoint["host_interface"]);
     attach(&site.agent, "app", &app, &[]);
-    site.lab.node.ip(&["link", "add", "extra", "type", "dummy"]);
+    let extra = ["type", "veth", "peer", "name", "extra2"];
+    site.lab
+        .node
+        .ip(&[&["link", "add", "extra"], &extra[..]].concat());
     wait_until("the new interface to be an uplink", SOON, || {
         let status = site.agent.json(&["status"]);
         let uplinks = status["uplinks"].as_array().expect("a list");
