@@ -217,14 +217,17 @@ impl Agent {
         links: &[Link],
         network: &Network,
     ) -> Result<(), AgentError> {
+        let others = self
+            .up
+            .iter()
+            .filter(|(_, host)| links.iter().any(|link| link.peer == Some(**host)));
+        let mut others = others.filter_map(|(name, _)| self.wanted.endpoints.get(name));
         let same = |e: &&Endpoint| {
-            let up = self.up.get(&e.name);
             e.network == network.name
-                && up.is_some_and(|up| links.iter().any(|link| link.peer == Some(*up)))
                 && std::fs::metadata(&e.namespace.path)
                     .is_ok_and(|file| (file.dev(), file.ino()) == inside.namespace.id())
         };
-        match self.wanted.endpoints.values().find(same) {
+        match others.find(same) {
             Some(endpoint) => Err(AgentError::AlreadyAttached {
                 netns: target.path.clone(),
                 network: network.name.clone(),
@@ -408,7 +411,9 @@ impl Agent {
         self.set_records(endpoint, ifindex, mtu)?;
         self.dataplane
             .attach_container(ifindex, &endpoint.host_interface)?;
-        self.configure_container(endpoint, ifindex, inside).await?;
+        let peer = self.configure_container(endpoint, ifindex, inside).await?;
+        self.wait_usable(endpoint, ifindex, peer, &inside.netlink)
+            .await?;
         self.prepare_endpoint(endpoint, ifindex, &inside.namespace);
         Ok(ifindex)
     }
@@ -450,13 +455,13 @@ impl Agent {
     }
 
     /// Inside: addresses, up, and default routes where there are none. Idempotent. `host_ifindex` is
-    /// the other end.
+    /// the other end. Returns the index of this one.
     pub(super) async fn configure_container(
         &self,
         endpoint: &Endpoint,
         host_ifindex: u32,
         inside: &Inside,
-    ) -> Result<(), AgentError> {
+    ) -> Result<u32, AgentError> {
         let network = self.network_of(endpoint)?;
         let Inside { namespace, netlink } = inside;
         // A name may stand for another namespace by now, with an interface of the same name.
@@ -476,16 +481,12 @@ impl Agent {
                 .find(|ip| ip.is_ipv4() == pool.gateway.is_ipv4());
             given.extend(own.map(|ip| (pool, ip)));
         }
-        if given.iter().any(|(_, ip)| ip.is_ipv6()) {
-            // Before it is up, or a router's advertisement could come first.
-            prepare_ipv6(namespace, &endpoint.interface)?;
-        }
-        netlink.set_up(link.index).await?;
-        // Before it has addresses: IPv6 on an interface that is not ready makes up for it later. And whoever
-        // waits for this uses it at once.
-        let inner = netlink.wait_operational(link.index).await?;
-        if !inner || !self.netlink.wait_operational(host_ifindex).await? {
-            tracing::debug!(endpoint = %endpoint.name, "its interfaces are not up yet");
+        if !link.up {
+            if given.iter().any(|(_, ip)| ip.is_ipv6()) {
+                // Before it is up, or a router's advertisement could come first.
+                prepare_ipv6(namespace, &endpoint.interface)?;
+            }
+            netlink.set_up(link.index).await?;
         }
         let routes = netlink.routes().await?;
         for &(pool, ip) in &given {
@@ -497,10 +498,25 @@ impl Agent {
                 netlink.add_default_route(link.index, pool.gateway).await?;
             }
         }
-        for (_, ip) in given {
-            if ip.is_ipv6() && !netlink.wait_local(ip).await {
-                tracing::debug!(endpoint = %endpoint.name, %ip, "not the container's yet");
-            }
+        Ok(link.index)
+    }
+
+    /// Waits until the container can send and be sent to: whoever waits for it uses it at once. `host` and
+    /// `peer` are the two ends.
+    async fn wait_usable(
+        &self,
+        endpoint: &Endpoint,
+        host: u32,
+        peer: u32,
+        inside: &Netlink,
+    ) -> Result<(), AgentError> {
+        let mut usable = inside.wait_operational(peer).await?;
+        usable &= self.netlink.wait_operational(host).await?;
+        for ip in endpoint.ips().filter(IpAddr::is_ipv6) {
+            usable &= inside.wait_local(ip).await;
+        }
+        if !usable {
+            tracing::warn!(endpoint = %endpoint.name, "it may lose what it sends first");
         }
         Ok(())
     }

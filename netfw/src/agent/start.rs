@@ -223,10 +223,10 @@ impl Agent {
         // Killed between making the pair and giving it its address?
         // What the container made of its interface since is its own business.
         let configured = match self.open_target(endpoint).map(Inside::of) {
-            Ok(Ok(inside)) => {
-                self.configure_container(endpoint, link.index, &inside)
-                    .await
-            }
+            Ok(Ok(inside)) => self
+                .configure_container(endpoint, link.index, &inside)
+                .await
+                .map(drop),
             Ok(Err(error)) => Err(error.into()),
             Err(_) => Ok(()),
         };
