@@ -24,7 +24,7 @@ use super::{
 use crate::{
     api::types::{self, EndpointRequest, NamespaceRequest},
     name::{Mac, Name},
-    net::{Namespace, NetError, Netlink, Veth, namespace, sysctl},
+    net::{Link, Namespace, NetError, Netlink, Veth, namespace, sysctl},
     publish::Families,
 };
 
@@ -50,7 +50,7 @@ impl Agent {
         request: EndpointRequest,
         counters: &mut Vec<u32>,
     ) -> Result<(), AgentError> {
-        let (endpoint, network, namespace) = self.decide(&request, counters).await?;
+        let (endpoint, network, target) = self.decide(&request, counters).await?;
         self.store
             .commit(&[Change::Network(&network), Change::Endpoint(&endpoint)])?;
         self.wanted
@@ -59,12 +59,13 @@ impl Agent {
         self.wanted
             .endpoints
             .insert(endpoint.name.clone(), endpoint.clone());
-        let made = match namespace {
-            Some(namespace) => self.connect(&endpoint, &namespace).await,
-            None => match Namespace::create(&endpoint.name) {
-                Ok(namespace) => self.connect(&endpoint, &namespace).await,
-                Err(error) => Err(error.into()),
-            },
+        let opened = match target {
+            Some(inside) => Ok(inside),
+            None => Namespace::create(&endpoint.name).and_then(Inside::of),
+        };
+        let made = match opened {
+            Ok(inside) => self.connect(&endpoint, &inside).await,
+            Err(error) => Err(error.into()),
         };
         match made {
             Ok(ifindex) => {
@@ -93,7 +94,7 @@ impl Agent {
         &mut self,
         request: &EndpointRequest,
         counters: &mut Vec<u32>,
-    ) -> Result<(Endpoint, Network, Option<Namespace>), AgentError> {
+    ) -> Result<(Endpoint, Network, Option<Inside>), AgentError> {
         let name = &request.name;
         if let Some(other) = self.wanted.endpoints.get(name) {
             let name = name.clone();
@@ -116,8 +117,12 @@ impl Agent {
             .cloned()
             .ok_or_else(|| self.no_network(&network))?;
         let (target, namespace) = self.target(name, request.namespace.as_ref())?;
-        if let Some(namespace) = &namespace {
-            self.check_not_attached(&target, namespace, &network)?;
+        let inside = namespace.map(Inside::of).transpose()?;
+        let mut interface = "eth0".into();
+        if let Some(inside) = &inside {
+            let links = inside.netlink.links().await?;
+            self.check_not_attached(&target, inside, &links, &network)?;
+            interface = free_interface(&links)?;
         }
         let (ip4, ip6) = self.addresses_for(request, &mut network)?;
         let first = ip4.map(IpAddr::V4).or(ip6.map(IpAddr::V6));
@@ -137,10 +142,6 @@ impl Agent {
             v6: ip6.is_some(),
         };
         let publishes = self.resolve_publishes(&request.publish, families, &network)?;
-        let interface = match &namespace {
-            Some(namespace) => free_interface(namespace).await?,
-            None => "eth0".into(),
-        };
         let host_interface = self.free_host_interface(name).await?;
         let counter = self.take_counter(counters)?;
         let mut published = Vec::with_capacity(publishes.len());
@@ -161,7 +162,7 @@ impl Agent {
             publishes: published,
             removing: false,
         };
-        Ok((endpoint, network, namespace))
+        Ok((endpoint, network, inside))
     }
 
     /// The namespace, opened; none where it is to be made.
@@ -207,19 +208,26 @@ impl Agent {
         Ok((target, Some(namespace)))
     }
 
+    /// `links` are what the namespace has. Only who has the other end of one is asked for its
+    /// namespace: with a thousand endpoints, looking at all their files takes milliseconds.
     fn check_not_attached(
         &self,
         target: &Target,
-        namespace: &Namespace,
+        inside: &Inside,
+        links: &[Link],
         network: &Network,
     ) -> Result<(), AgentError> {
+        let others = self
+            .up
+            .iter()
+            .filter(|(_, host)| links.iter().any(|link| link.peer == Some(**host)));
+        let mut others = others.filter_map(|(name, _)| self.wanted.endpoints.get(name));
         let same = |e: &&Endpoint| {
             e.network == network.name
-                && self.up.contains_key(&e.name)
                 && std::fs::metadata(&e.namespace.path)
-                    .is_ok_and(|file| (file.dev(), file.ino()) == namespace.id())
+                    .is_ok_and(|file| (file.dev(), file.ino()) == inside.namespace.id())
         };
-        match self.wanted.endpoints.values().find(same) {
+        match others.find(same) {
             Some(endpoint) => Err(AgentError::AlreadyAttached {
                 netns: target.path.clone(),
                 network: network.name.clone(),
@@ -382,7 +390,7 @@ impl Agent {
     pub(super) async fn connect(
         &mut self,
         endpoint: &Endpoint,
-        namespace: &Namespace,
+        inside: &Inside,
     ) -> Result<u32, AgentError> {
         let bridge = self.bridge_of(endpoint)?;
         let mtu = self.mtu_of(self.network_of(endpoint)?);
@@ -393,19 +401,20 @@ impl Agent {
                 host_mac: host_mac(&endpoint.host_interface).0,
                 peer_name: &endpoint.interface,
                 peer_mac: endpoint.mac.0,
-                peer_ns: namespace.as_fd(),
+                peer_ns: inside.namespace.as_fd(),
                 mtu,
                 master: bridge.ifindex,
                 alias: &alias(&self.config.instance, &endpoint.name),
             })
             .await?;
-        silence(&endpoint.host_interface)?;
+        silence(self.conf6.as_ref(), &endpoint.host_interface)?;
         self.set_records(endpoint, ifindex, mtu)?;
         self.dataplane
             .attach_container(ifindex, &endpoint.host_interface)?;
-        self.configure_container(endpoint, ifindex, namespace)
+        let peer = self.configure_container(endpoint, ifindex, inside).await?;
+        self.wait_usable(endpoint, ifindex, peer, &inside.netlink)
             .await?;
-        self.prepare_endpoint(endpoint, ifindex, namespace);
+        self.prepare_endpoint(endpoint, ifindex, &inside.namespace);
         Ok(ifindex)
     }
 
@@ -446,17 +455,17 @@ impl Agent {
     }
 
     /// Inside: addresses, up, and default routes where there are none. Idempotent. `host_ifindex` is
-    /// the other end.
+    /// the other end. Returns the index of this one.
     pub(super) async fn configure_container(
         &self,
         endpoint: &Endpoint,
         host_ifindex: u32,
-        namespace: &Namespace,
-    ) -> Result<(), AgentError> {
+        inside: &Inside,
+    ) -> Result<u32, AgentError> {
         let network = self.network_of(endpoint)?;
-        let inside = Netlink::within(namespace)?;
+        let Inside { namespace, netlink } = inside;
         // A name may stand for another namespace by now, with an interface of the same name.
-        let link = inside
+        let link = netlink
             .link(&endpoint.interface)
             .await?
             .filter(|link| link.peer == Some(host_ifindex))
@@ -472,20 +481,42 @@ impl Agent {
                 .find(|ip| ip.is_ipv4() == pool.gateway.is_ipv4());
             given.extend(own.map(|ip| (pool, ip)));
         }
-        if given.iter().any(|(_, ip)| ip.is_ipv6()) {
-            // Before it is up, or a router's advertisement could come first.
-            prepare_ipv6(namespace, &endpoint.interface)?;
+        if !link.up {
+            if given.iter().any(|(_, ip)| ip.is_ipv6()) {
+                // Before it is up, or a router's advertisement could come first.
+                prepare_ipv6(namespace, &endpoint.interface)?;
+            }
+            netlink.set_up(link.index).await?;
         }
-        inside.set_up(link.index).await?;
-        let routes = inside.routes().await?;
-        for (pool, ip) in given {
-            inside.add_address(link.index, pool.on_link(ip)).await?;
+        let routes = netlink.routes().await?;
+        for &(pool, ip) in &given {
+            netlink.add_address(link.index, pool.on_link(ip)).await?;
             let has_default = routes
                 .iter()
                 .any(|r| r.dst.prefix_len() == 0 && r.dst.addr().is_ipv4() == ip.is_ipv4());
             if !has_default {
-                inside.add_default_route(link.index, pool.gateway).await?;
+                netlink.add_default_route(link.index, pool.gateway).await?;
             }
+        }
+        Ok(link.index)
+    }
+
+    /// Waits until the container can send and be sent to: whoever waits for it uses it at once. `host` and
+    /// `peer` are the two ends.
+    async fn wait_usable(
+        &self,
+        endpoint: &Endpoint,
+        host: u32,
+        peer: u32,
+        inside: &Netlink,
+    ) -> Result<(), AgentError> {
+        let mut usable = inside.wait_operational(peer).await?;
+        usable &= self.netlink.wait_operational(host).await?;
+        for ip in endpoint.ips().filter(IpAddr::is_ipv6) {
+            usable &= inside.wait_local(ip).await;
+        }
+        if !usable {
+            tracing::warn!(endpoint = %endpoint.name, "it may lose what it sends first");
         }
         Ok(())
     }
@@ -510,8 +541,11 @@ impl Agent {
             }
         };
         for ifindex in found.into_iter().chain(known.filter(|k| Some(*k) != found)) {
-            if let Err(error) = self.netlink.delete_link(ifindex).await {
-                report("its veth pair was not deleted", &error);
+            match self.netlink.delete_link(ifindex).await {
+                Ok(()) => {
+                    self.deleted.insert(ifindex);
+                }
+                Err(error) => report("its veth pair was not deleted", &error),
             }
             if let Err(error) = self.dataplane.remove_endpoint(ifindex) {
                 report("its entry was not removed", &error);
@@ -575,10 +609,14 @@ impl Agent {
 }
 
 /// The port of a bridge has no use for addresses of its own. Without, it says nothing into the
-/// container, and the node's addresses do not change with every endpoint.
-fn silence(host_interface: &str) -> Result<(), NetError> {
-    match sysctl::set(&format!("net/ipv6/conf/{host_interface}/disable_ipv6"), "1") {
-        // No IPv6 in the kernel, or too small an MTU for it.
+/// container, and the node's addresses do not change with every endpoint. `conf6` is the node's
+/// `net/ipv6/conf`, if it has one.
+fn silence(conf6: Option<&sysctl::Directory>, host_interface: &str) -> Result<(), NetError> {
+    let Some(conf6) = conf6 else {
+        return Ok(());
+    };
+    match conf6.set(&format!("{host_interface}/disable_ipv6"), "1") {
+        // Too small an MTU for IPv6.
         Err(error) if error.is_gone() => Ok(()),
         done => done.map(drop),
     }
@@ -588,16 +626,29 @@ fn silence(host_interface: &str) -> Result<(), NetError> {
 fn prepare_ipv6(namespace: &Namespace, interface: &str) -> Result<(), NetError> {
     let interface = interface.to_owned();
     namespace.run(move || {
+        let directory = sysctl::Directory::open(&format!("net/ipv6/conf/{interface}"))?;
         for (key, value) in SETTINGS6 {
-            sysctl::set(&format!("net/ipv6/conf/{interface}/{key}"), value)?;
+            directory.set(key, value)?;
         }
         Ok(())
     })?
 }
 
-/// `eth0`, or the next that the namespace does not have.
-async fn free_interface(namespace: &Namespace) -> Result<String, AgentError> {
-    let links = Netlink::within(namespace)?.links().await?;
+/// A container's namespace, and a netlink socket in it.
+pub(super) struct Inside {
+    namespace: Namespace,
+    netlink: Netlink,
+}
+
+impl Inside {
+    pub(super) fn of(namespace: Namespace) -> Result<Self, NetError> {
+        let netlink = Netlink::within(&namespace)?;
+        Ok(Self { namespace, netlink })
+    }
+}
+
+/// `eth0`, or the next that is not among a namespace's interfaces.
+fn free_interface(links: &[Link]) -> Result<String, AgentError> {
     (0..1000)
         .map(|n| format!("eth{n}"))
         .find(|name| !links.iter().any(|l| l.name == *name))

@@ -28,6 +28,7 @@ pub mod endpoint;
 pub mod error;
 pub mod flow;
 pub mod ipam;
+pub mod memory;
 pub mod network;
 pub mod node;
 mod notify;
@@ -44,12 +45,14 @@ pub mod view;
 mod xdp;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
+    sync::Arc,
     time::Instant,
 };
 
 use aya_log::EbpfLogger;
+use tokio::sync::Notify;
 
 pub use self::error::AgentError;
 use self::{
@@ -62,7 +65,7 @@ use self::{
 use crate::{
     bpf::{DataPlane, Epoch},
     name::Name,
-    net::Netlink,
+    net::{Netlink, sysctl::Directory},
 };
 
 pub struct Agent {
@@ -78,14 +81,21 @@ pub struct Agent {
     /// Endpoints that are up, and the ifindex of their host side. Who is wanted and not here is
     /// gone.
     up: BTreeMap<Name, u32>,
+    /// Host sides that the agent has deleted, until netlink says so.
+    deleted: BTreeSet<u32>,
     uplinks: BTreeMap<u32, UplinkState>,
     xdp: xdp::State,
     missing_uplinks: Vec<String>,
     locals: HashMap<IpAddr, u32>,
+    /// The node's `net/ipv6/conf`, unless the kernel has no IPv6.
+    conf6: Option<Directory>,
     /// Why the node has no IPv6, if so.
     ipv6: Result<(), String>,
     /// Not carried out yet.
     purges: Vec<Purge>,
+    /// Nor these, for which nobody waits; told when there are some.
+    later: Vec<Purge>,
+    purger: Arc<Notify>,
     /// Why the node's own processes do not reach publishes, if so.
     sockets: Result<(), String>,
     mtu: u32,

@@ -169,6 +169,7 @@ mod tests {
             point_to_point: false,
             no_arp: false,
             peer: None,
+            operational: true,
         }
     }
 

@@ -1,13 +1,13 @@
 //! What happens to the node while the agent runs: interfaces come and go, addresses change,
 //! namespaces are deleted. The agent looks at everything anew and acts on the difference.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::{
     Agent, AgentError, UplinkState, node,
     purge::{Doomed, Then},
 };
-use crate::{bpf::Attachment, name::Name};
+use crate::{name::Name, net::Touched};
 
 impl Agent {
     /// Brings uplinks, local addresses and endpoints in line with what the kernel has. Trouble
@@ -23,6 +23,8 @@ impl Agent {
                 self.purge(Doomed::Foreign, Then::Nothing);
             }
         }
+        self.deleted
+            .retain(|ifindex| view.present.contains(ifindex));
         self.follow_uplinks(view.uplinks);
         self.follow_xdp(&links);
         for name in &view.missing {
@@ -77,6 +79,70 @@ impl Agent {
             }
         }
         Ok(())
+    }
+
+    /// Is what happened to interfaces no more than the agent's own doing? Then there is nothing to look at:
+    /// with a thousand endpoints, a look at all interfaces takes longer than to add one more.
+    pub fn expects(&mut self, touched: &Touched) -> bool {
+        let gone: Vec<bool> = touched
+            .gone
+            .iter()
+            .map(|ifindex| self.deleted.remove(ifindex))
+            .collect();
+        let is_veth = |ifindex: &u32| {
+            // They are said to have changed before they are said to be gone.
+            touched.gone.contains(ifindex)
+                || self.deleted.contains(ifindex)
+                || self.up.values().any(|up| up == ifindex)
+        };
+        let is_bridge = |ifindex: &u32| self.bridges.values().any(|b| b.ifindex == *ifindex);
+        // An end in a container that comes up is to be prepared for XDP.
+        !self.xdp.is_active()
+            && gone.iter().all(|known| *known)
+            && touched.links.iter().all(|i| is_veth(i) || is_bridge(i))
+            && touched
+                .addresses
+                .iter()
+                .all(|i| is_veth(i) && !self.locals.values().any(|at| at == i))
+    }
+
+    /// Puts programs back that somebody has taken off these interfaces (`tc qdisc del`).
+    pub fn mend_filters(&mut self, ifindexes: &BTreeSet<u32>) {
+        for &ifindex in ifindexes {
+            if !self.dataplane.lacks_filter(ifindex) {
+                continue;
+            }
+            let endpoint = self.up.iter().find(|(_, up)| **up == ifindex);
+            let (name, mended) = if let Some((endpoint, _)) = endpoint
+                && let Some(endpoint) = self.wanted.endpoints.get(endpoint)
+            {
+                let name = endpoint.host_interface.clone();
+                let attached = self.dataplane.attach_container(ifindex, &name);
+                (name, attached.map(drop).map_err(|e| crate::chain(&e)))
+            } else if let Some(UplinkState { uplink, attached }) = self.uplinks.get(&ifindex)
+                && attached.is_ok()
+            {
+                let uplink = uplink.clone();
+                let attached = self.attach(ifindex, &uplink);
+                (uplink.name, attached.map(drop))
+            } else {
+                continue;
+            };
+            match mended {
+                Ok(()) => tracing::warn!(
+                    interface = %name,
+                    "somebody took netfw's filter off: it is there again"
+                ),
+                // The interface may be going as well.
+                Err(error) => tracing::warn!(interface = %name, error, "without netfw's filter"),
+            }
+        }
+    }
+
+    /// Interfaces whose programs may be filters.
+    pub fn filtered(&self) -> BTreeSet<u32> {
+        let uplinks = self.uplinks.keys().copied();
+        self.up.values().copied().chain(uplinks).collect()
     }
 
     fn follow_uplinks(&mut self, now: BTreeMap<u32, node::Uplink>) {
@@ -145,8 +211,7 @@ impl Agent {
             self.dataplane.attach_tunnel(ifindex, &uplink.name)
         };
         match attached {
-            Ok(Attachment::Tcx) => Ok("tcx"),
-            Ok(Attachment::Clsact) => Ok("clsact"),
+            Ok(attachment) => Ok(attachment.name()),
             Err(error) => Err(crate::chain(&error)),
         }
     }

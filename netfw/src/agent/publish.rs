@@ -10,7 +10,7 @@ use netfw_common::{
 use super::{
     Agent, AgentError,
     plan::family,
-    purge::{Doomed, Then},
+    purge::{Doomed, Shadows, Then},
     record::{Endpoint, Network, Published},
     store::Change,
 };
@@ -332,7 +332,8 @@ impl Agent {
     }
 
     /// Forgets masqueraded flows whose answers come to ports that are published now: they would be
-    /// found before the publish is.
+    /// found before the publish is. Not at once: to be in somebody's way, one must be a talk with the
+    /// very port that he comes from.
     pub(super) fn flush_shadows(&mut self, published: &[Published]) {
         let config = &self.config.dataplane;
         let masquerade = PortRange {
@@ -346,8 +347,8 @@ impl Agent {
         {
             return;
         }
-        let publishes = published.iter().map(|p| p.publish).collect();
-        self.purge(Doomed::Shadows(publishes), Then::Nothing);
+        let publishes = published.iter().map(|p| p.publish);
+        self.purge_later(Doomed::Shadows(Shadows::of(publishes)));
     }
 }
 

@@ -40,12 +40,49 @@ pub enum Doomed {
     },
     /// Masqueraded ones whose answers come to ports that are published now, and those that came in
     /// through mappings of such ports: they would be found before the publish is.
-    Shadows(Vec<Publish>),
+    Shadows(Shadows),
     /// Those by addresses that are not the node's any more: nothing comes back to them, and what a
     /// container sends would keep them from expiring.
     Foreign,
     /// Those that no endpoint accounts for.
     Unowned,
+}
+
+/// Publishes that flows may be in the way of.
+#[derive(Clone, Debug)]
+pub struct Shadows {
+    publishes: Vec<Publish>,
+    /// A bit for each host port of theirs: most flows are at none, and need no second look.
+    ports: Vec<u64>,
+}
+
+impl Shadows {
+    pub fn of(publishes: impl IntoIterator<Item = Publish>) -> Self {
+        let mut all = Self {
+            publishes: Vec::new(),
+            ports: vec![0; (1 << 16) / 64],
+        };
+        all.extend(publishes);
+        all
+    }
+
+    fn extend(&mut self, publishes: impl IntoIterator<Item = Publish>) {
+        for publish in publishes {
+            for port in publish.host_ports.ports() {
+                self.ports[usize::from(port) / 64] |= 1 << (port % 64);
+            }
+            self.publishes.push(publish);
+        }
+    }
+
+    /// Does one of them take what is sent there?
+    fn take<A: Family>(&self, addr: A, port: u16, proto: u8) -> bool {
+        self.ports[usize::from(port) / 64] & 1 << (port % 64) != 0
+            && self
+                .publishes
+                .iter()
+                .any(|publish| takes(publish, addr, port, proto))
+    }
 }
 
 impl Doomed {
@@ -110,13 +147,18 @@ impl Visit for Judge<'_> {
                 } else {
                     key.zone == zone::WORLD
                 };
-                shadow
-                    && publishes
-                        .iter()
-                        .any(|publish| takes(publish, key.dst, key.dport.get(), key.proto))
+                shadow && publishes.take(key.dst, key.dport.get(), key.proto)
             }
             Doomed::Foreign => key.zone == zone::WORLD && self.is_foreign(key.dst.ip()),
             Doomed::Unowned => !self.counters.contains(&counter),
+        }
+    }
+
+    fn judges_halves_alike(&self) -> bool {
+        match self.doomed {
+            Doomed::All | Doomed::Counters(_) | Doomed::Endpoint { .. } | Doomed::Unowned => true,
+            // What the world sends is judged, whatever becomes of the other half.
+            Doomed::Shadows(_) | Doomed::Foreign => false,
         }
     }
 
@@ -129,9 +171,7 @@ impl Visit for Judge<'_> {
             Doomed::All => true,
             Doomed::Counters(_) => false,
             Doomed::Endpoint { ips, .. } => ips.contains(&inside.0.ip()),
-            Doomed::Shadows(publishes) => publishes
-                .iter()
-                .any(|publish| takes(publish, outside.0, outside.1.get(), key.proto)),
+            Doomed::Shadows(publishes) => publishes.take(outside.0, outside.1.get(), key.proto),
             Doomed::Foreign => self.is_foreign(outside.0.ip()),
             Doomed::Unowned => !self.ips.contains(&inside.0.ip()),
         }
@@ -164,9 +204,34 @@ impl Agent {
         });
     }
 
+    /// To be carried out in the background, by [`keep_purging`]. Where one that has not begun looks for
+    /// the same kind of thing, it looks for both: there may be an endpoint a moment, and a million flows.
+    pub(super) fn purge_later(&mut self, doomed: Doomed) {
+        match (doomed, self.later.last_mut().map(|last| &mut last.doomed)) {
+            (Doomed::Shadows(more), Some(Doomed::Shadows(waiting))) => {
+                waiting.extend(more.publishes);
+            }
+            (Doomed::Foreign, Some(Doomed::Foreign)) => {}
+            (doomed, _) => self.later.push(Purge {
+                doomed,
+                then: Then::Nothing,
+                walk: FlowWalk::default(),
+            }),
+        }
+        self.purger.notify_one();
+    }
+
     /// Whoever takes them carries them out.
     pub fn take_purges(&mut self) -> Vec<Purge> {
         std::mem::take(&mut self.purges)
+    }
+
+    /// Those that are due now become such that nobody waits for.
+    pub(super) fn defer_purges(&mut self) {
+        if !self.purges.is_empty() {
+            self.later.append(&mut self.purges);
+            self.purger.notify_one();
+        }
     }
 
     /// All that are due, with the lock held: at the start, when nobody waits for it.
@@ -269,6 +334,19 @@ pub async fn carry_out(agent: &Mutex<Agent>, purges: Vec<Purge>) -> Result<usize
     }
 }
 
+/// Carries out what nobody waits for, as it comes.
+pub async fn keep_purging(agent: &Mutex<Agent>) {
+    let due = agent.lock().await.purger.clone();
+    loop {
+        let purges = std::mem::take(&mut agent.lock().await.later);
+        if purges.is_empty() {
+            due.notified().await;
+        } else if let Err(error) = carry_out(agent, purges).await {
+            tracing::warn!(error = %crate::chain(&error), "not all flows that should go went");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use netfw_common::{
@@ -323,7 +401,10 @@ mod tests {
             (&Doomed::Counters(HashSet::from([7])), [true; 3]),
             (&Doomed::Counters(HashSet::from([8])), [false; 3]),
             (&endpoint, [false, false, true]),
-            (&Doomed::Shadows(vec![publish]), [true, false, false]),
+            (
+                &Doomed::Shadows(Shadows::of([publish])),
+                [true, false, false],
+            ),
             (&Doomed::Foreign, [false, true, false]),
         ];
         for (doomed, want) in cases {
@@ -347,7 +428,7 @@ mod tests {
             (zone::CONTAINER, mapped.flags, true),
             (zone::CONTAINER, mapped.flags | flag::REPLY, false),
         ] {
-            let doomed = Doomed::Shadows(vec![publish]);
+            let doomed = Doomed::Shadows(Shadows::of([publish]));
             let key = Tuple4 {
                 zone,
                 ..key("192.0.2.1", 8080)
@@ -375,7 +456,7 @@ mod tests {
             (Doomed::All, true),
             (endpoint("fd00::2"), true),
             (endpoint("fd00::3"), false),
-            (Doomed::Shadows(vec![publish]), true),
+            (Doomed::Shadows(Shadows::of([publish])), true),
             (Doomed::Foreign, false),
             (Doomed::Unowned, false),
         ] {

@@ -24,9 +24,10 @@ use super::{
     config::Config,
     down::{Report, clear},
     flow::Part,
+    memory,
     notify::ServiceManager,
     paths::Paths,
-    purge::carry_out,
+    purge::keep_purging,
 };
 use crate::{
     api::server::{Shared, router},
@@ -50,6 +51,7 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Runs until told to end. The calling thread must be the process's only one: the namespace is
 /// entered before the runtime starts its threads, which inherit it.
 pub fn run(config: Config) -> Result<(), AgentError> {
+    memory::be_frugal();
     let paths = Paths::of(&config.instance);
     let _lock = paths.lock()?;
     let notify = ServiceManager::from_environment();
@@ -96,6 +98,7 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
     if program_log {
         tokio::spawn(forward_log(agent.logger()?));
     }
+    memory::give_back();
     let epoch = agent.epoch();
     let ready = agent.status();
     let shared = Shared {
@@ -114,6 +117,10 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
         })
     };
     let sweeper = tokio::spawn(sweep(shared.agent.clone()));
+    let purger = {
+        let agent = shared.agent.clone();
+        tokio::spawn(async move { keep_purging(&agent).await })
+    };
     tracing::info!(
         instance = %ready.instance,
         netns = %ready.netns.as_deref().unwrap_or(Path::new("the agent's own")).display(),
@@ -130,24 +137,47 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
             _ = hangup.recv() => break "SIGHUP",
             () = shared.shutdown.notified() => break "asked to",
             change = monitor.changed() => {
-                // At once, whoever has the agent: a way out may lead nowhere by now.
-                raise(&epoch);
-                if change == Change::Neighbours {
+                if change == Change::Filters {
+                    // At once: what the container sends meanwhile nobody translates.
+                    let unfiltered = monitor.unfiltered();
+                    shared.agent.lock().await.mend_filters(&unfiltered);
                     continue;
                 }
-                if change == Change::Lost {
+                // At once, whoever has the agent: a way out may lead nowhere by now.
+                raise(&epoch);
+                // What the agent looks at is interfaces and their addresses.
+                if matches!(change, Change::Neighbours | Change::Routes) {
+                    continue;
+                }
+                let mut lost = change == Change::Lost;
+                if lost {
                     tracing::debug!("netlink lost messages: looking at everything");
                 }
                 tokio::time::sleep(SETTLE).await;
-                while monitor.changed().now_or_never().is_some() {}
+                while let Some(next) = monitor.changed().now_or_never() {
+                    lost |= next == Change::Lost;
+                }
                 raise(&epoch);
-                look(&shared.agent).await;
+                let touched = monitor.touched();
+                let mut agent = shared.agent.lock().await;
+                if lost {
+                    let all = agent.filtered();
+                    agent.mend_filters(&all);
+                } else {
+                    agent.mend_filters(&touched.unfiltered);
+                }
+                let nothing_new = agent.expects(&touched) && !lost;
+                drop(agent);
+                if !nothing_new {
+                    look(&shared.agent).await;
+                }
             }
             () = tokio::time::sleep(LOOK_AGAIN) => look(&shared.agent).await,
         }
     };
     notify.tell("STOPPING=1");
     sweeper.abort();
+    purger.abort();
     stop.notify_one();
     if tokio::time::timeout(GRACE, server).await.is_err() {
         tracing::warn!("requests were still under way");
@@ -175,17 +205,8 @@ async fn look(agent: &Arc<Mutex<Agent>>) {
     if let Err(error) = held.observe().await {
         tracing::warn!(error = %crate::chain(&error), "the node could not be looked at");
     }
-    let purges = held.take_purges();
-    drop(held);
-    if !purges.is_empty() {
-        // The next change of the node is not to wait for a walk over a million flows.
-        let agent = agent.clone();
-        tokio::spawn(async move {
-            if let Err(error) = carry_out(&agent, purges).await {
-                tracing::warn!(error = %crate::chain(&error), "not all flows that should go went");
-            }
-        });
-    }
+    // The next change of the node is not to wait for a walk over a million flows.
+    held.defer_purges();
 }
 
 async fn sweep(agent: Arc<Mutex<Agent>>) {

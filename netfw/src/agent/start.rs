@@ -12,6 +12,7 @@ use super::{
     Agent, AgentError, Bridge,
     config::Config,
     counter::{self, Indexes},
+    endpoint::Inside,
     network, node,
     purge::{Doomed, Then},
     record::{self, Node, host_mac, instance_of, is_object, object_of},
@@ -20,7 +21,7 @@ use super::{
 use crate::{
     bpf::{DataPlane, Family, Options},
     name::Name,
-    net::{Link, Namespace, Netlink},
+    net::{Link, Namespace, Netlink, sysctl::Directory},
 };
 
 impl Agent {
@@ -61,12 +62,16 @@ impl Agent {
             counters,
             bridges: Default::default(),
             up: Default::default(),
+            deleted: Default::default(),
             uplinks: Default::default(),
             xdp: Default::default(),
             missing_uplinks: Vec::new(),
             locals: Default::default(),
+            conf6: Directory::open("net/ipv6/conf").ok(),
             ipv6: network::ipv6(),
             purges: Vec::new(),
+            later: Vec::new(),
+            purger: Default::default(),
             sockets: Ok(()),
             mtu: 0,
             started: Instant::now(),
@@ -217,11 +222,15 @@ impl Agent {
         self.dataplane.attach_container(link.index, &link.name)?;
         // Killed between making the pair and giving it its address?
         // What the container made of its interface since is its own business.
-        if let Ok(namespace) = self.open_target(endpoint)
-            && let Err(error) = self
-                .configure_container(endpoint, link.index, &namespace)
+        let configured = match self.open_target(endpoint).map(Inside::of) {
+            Ok(Ok(inside)) => self
+                .configure_container(endpoint, link.index, &inside)
                 .await
-        {
+                .map(drop),
+            Ok(Err(error)) => Err(error.into()),
+            Err(_) => Ok(()),
+        };
+        if let Err(error) = configured {
             tracing::warn!(endpoint = %endpoint.name, error = %crate::chain(&error), "left as it is");
         }
         Ok(link.index)
@@ -234,7 +243,10 @@ impl Agent {
             }
             other => other?,
         };
-        let made = self.connect(endpoint, &namespace).await;
+        let made = match Inside::of(namespace) {
+            Ok(inside) => self.connect(endpoint, &inside).await,
+            Err(error) => Err(error.into()),
+        };
         if made.is_err() {
             self.disconnect(endpoint, Then::Nothing).await;
         }

@@ -425,7 +425,7 @@ impl State {
     }
 
     /// Does XDP run anywhere, or is about to?
-    fn is_active(&self) -> bool {
+    pub(super) fn is_active(&self) -> bool {
         self.active() > 0
     }
 }

@@ -201,12 +201,13 @@ impl Client {
     async fn connect(&self) -> Result<UnixStream> {
         let asked = Instant::now();
         loop {
-            let held = self.paths.is_locked();
             let error = match self.try_connect().await {
                 Err(error @ ClientError::NotRunning { .. }) => error,
                 done => return done,
             };
-            let (patience, error) = if held {
+            // Not before: whoever reads /proc/locks waits for an RCU grace period (locks_start takes
+            // file_rwsem for writing), and so does who locks a file meanwhile, machine-wide.
+            let (patience, error) = if self.paths.is_locked() {
                 let instance = self.paths.instance.clone();
                 (STARTING, ClientError::Starting { instance })
             } else {

@@ -14,14 +14,17 @@ use axum::{
     routing::{get, post},
 };
 use serde::{Deserialize, de::DeserializeOwned};
-use tokio::sync::{Mutex, Notify};
+use tokio::{
+    sync::{Mutex, Notify},
+    task::block_in_place,
+};
 
 use super::types::{
     Endpoint, EndpointRequest, Failure, FailureKind, Flow, Flushed, Network, NetworkDetails,
     NetworkRequest, PublishRequest, Stats, Status,
 };
 use crate::{
-    agent::{Agent, AgentError, flow, purge::carry_out},
+    agent::{Agent, AgentError, flow, memory, purge::carry_out},
     name::Name,
 };
 
@@ -212,9 +215,19 @@ struct FlowQuery {
     endpoint: Option<String>,
 }
 
-async fn flows(State(shared): State<Shared>, Query(query): Query<FlowQuery>) -> Answer<Vec<Flow>> {
+async fn flows(
+    State(shared): State<Shared>,
+    Query(query): Query<FlowQuery>,
+) -> Result<Response, Refusal> {
     let endpoint = query.endpoint.as_deref().map(name).transpose()?;
-    Ok(Json(flow::list(&shared.agent, endpoint.as_ref()).await?))
+    let flows = flow::list(&shared.agent, endpoint.as_ref()).await?;
+    Ok(block_in_place(|| {
+        let answer = Json::<&[Flow]>(&flows).into_response();
+        // There may be a million.
+        drop(flows);
+        memory::give_back();
+        answer
+    }))
 }
 
 async fn flush(State(shared): State<Shared>, Query(query): Query<FlowQuery>) -> Answer<Flushed> {

@@ -13,6 +13,7 @@
 //! program on the interface; otherwise it is a leftover and goes.
 
 use std::{
+    ffi::CStr,
     fmt, fs, io,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
@@ -70,6 +71,19 @@ impl Hook {
         }
     }
 
+    /// The way to attach it, where the kernel has both.
+    ///
+    /// Uplinks are other programs' too: TCX has an order among them, and a link that nobody flushes. An
+    /// endpoint's veth is netfw's alone, and made while somebody waits: each TCX attachment takes an
+    /// RCU grace period (10 to 15 ms) under the RTNL lock, in which nobody on the node gets to change an
+    /// interface, where a filter takes an expedited one.
+    const fn prefers(self) -> Attachment {
+        match self {
+            Self::Uplink | Self::Tunnel | Self::Guard => Attachment::Tcx,
+            Self::Container => Attachment::Clsact,
+        }
+    }
+
     const fn direction(self) -> TcAttachType {
         match self {
             Self::Uplink | Self::Tunnel | Self::Container => TcAttachType::Ingress,
@@ -85,12 +99,18 @@ pub enum Attachment {
     Clsact,
 }
 
-impl fmt::Display for Attachment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Attachment {
+    pub const fn name(self) -> &'static str {
+        match self {
             Self::Tcx => "tcx",
             Self::Clsact => "clsact",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 
@@ -140,18 +160,31 @@ pub fn attach(
         if swap(program, &pin, hook, ifindex, name)? {
             return Ok(Attachment::Tcx);
         }
-        match attach_tcx(program, &pin, hook, name) {
-            Ok(()) => return Ok(Attachment::Tcx),
-            Err(TcxError::Pin(error)) => return Err(error),
-            // EINVAL: the kernel does not know the attach type.
-            Err(TcxError::Attach(error))
-                if only.is_none() && root_errno(&error) == Some(libc::EINVAL) => {}
-            Err(TcxError::Attach(error)) => return Err(failed(error)),
+        if only.is_some() || hook.prefers() == Attachment::Tcx {
+            match attach_tcx(program, &pin, hook, name) {
+                Ok(()) => return Ok(Attachment::Tcx),
+                Err(TcxError::Pin(error)) => return Err(error),
+                // EINVAL: the kernel does not know the attach type.
+                Err(TcxError::Attach(error))
+                    if only.is_none() && root_errno(&error) == Some(libc::EINVAL) => {}
+                Err(TcxError::Attach(error)) => return Err(failed(error)),
+            }
         }
     }
-    let added = attach_clsact(program, hook, name)?;
+    let added = match attach_clsact(program, hook, name) {
+        // A kernel without clsact or cls_bpf, perhaps.
+        Err(error) if only.is_none() && hook.prefers() == Attachment::Clsact => {
+            let pin = tcx_pin(links, ifindex, hook);
+            return match attach_tcx(program, &pin, hook, name) {
+                Ok(()) => Ok(Attachment::Tcx),
+                Err(_) => Err(error),
+            };
+        }
+        other => other?,
+    };
     remember(program, clsact_pin(links, ifindex, hook))?;
-    if added {
+    // A container's goes with its interface.
+    if added && hook != Hook::Container {
         remember(program, qdisc_pin(links, ifindex))?;
     }
     Ok(Attachment::Clsact)
@@ -335,6 +368,21 @@ fn detach_clsact(hook: Hook, ifindex: u32) -> Result<(), BpfError> {
     }
 }
 
+/// Has somebody taken a filter of ours off the interface?
+pub fn lacks_filter(links: &Path, ifindex: u32) -> bool {
+    Hook::ALL
+        .into_iter()
+        .filter(|hook| clsact_pin(links, ifindex, *hook).exists())
+        .any(|hook| {
+            let side = match hook.direction() {
+                TcAttachType::Egress => clsact::Side::Egress,
+                _ => clsact::Side::Ingress,
+            };
+            // Where that cannot be found out, it is put there once more.
+            !clsact::has_filter(ifindex, side, PRIORITY, HANDLE.into()).unwrap_or(false)
+        })
+}
+
 /// The interfaces with a program of ours. Pins of interfaces that are gone are removed.
 pub fn attached(links: &Path) -> Vec<u32> {
     let mut found = Vec::new();
@@ -406,11 +454,14 @@ pub(super) fn open_link(path: &Path) -> Result<Option<(OwnedFd, sys::LinkInfo)>,
 
 /// The interface of an index in the calling thread's namespace.
 fn name_of(ifindex: u32) -> Option<String> {
-    let interfaces = nix::net::if_::if_nameindex().ok()?;
-    interfaces
-        .iter()
-        .find(|interface| interface.index() == ifindex)
-        .and_then(|interface| interface.name().to_str().ok().map(String::from))
+    let mut name = [0u8; libc::IF_NAMESIZE];
+    // SAFETY: the function writes a string of at most IF_NAMESIZE bytes with its NUL.
+    let found = unsafe { libc::if_indextoname(ifindex, name.as_mut_ptr().cast()) };
+    if found.is_null() {
+        return None;
+    }
+    let name = CStr::from_bytes_until_nul(&name).ok()?;
+    name.to_str().ok().map(String::from)
 }
 
 fn tc_errno(error: &TcError) -> Option<i32> {

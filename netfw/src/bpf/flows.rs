@@ -1,7 +1,8 @@
 //! Flows as user space sees them: looked at, removed, swept.
 //!
 //! A flow is two entries, one for each direction, which are removed together (netfw-common's
-//! `flow`); so is an endpoint-independent mapping. The programs create and refresh them at any time,
+//! `flow`); so is an endpoint-independent mapping. Where a walk removes all of a kind, and so both halves
+//! of each flow, it takes each half when it meets it. The programs create and refresh them at any time,
 //! so nothing here may rely on an entry that was read a moment ago: before a flow is swept, both
 //! halves are read once more. What remains is the time between that look and the deletion, some
 //! microseconds in which a packet would have to revive a flow that has been silent for minutes; the
@@ -69,6 +70,12 @@ pub fn now() -> u32 {
 pub trait Visit {
     /// Is the flow of this half to be removed?
     fn flow<A: Family>(&mut self, key: &Tuple<A>, flow: &Flow<A>) -> bool;
+
+    /// Is the answer the same for both halves of any flow? Then each is removed as the walk meets it,
+    /// many at once, and none is asked for the other.
+    fn judges_halves_alike(&self) -> bool {
+        false
+    }
 
     /// Is the mapping of this side to be removed?
     fn mapping<A: Family>(&mut self, _key: &MappingKey<A>, _mapping: &Mapping<A>) -> bool {
@@ -170,13 +177,35 @@ impl<A: Family> FlowTables<A> {
         }
         let removed = self.assured.remove(key)?;
         if removed && !proto::has_connections(key.proto) {
-            let failed = |what| BpfError::map(A::NAMES.queries, what);
-            let before = self.queries.get(&queries::REMOVED, 0);
-            let count = before.map_err(failed("read"))?.wrapping_add(1);
-            let written = self.queries.set(queries::REMOVED, count, 0);
-            written.map_err(failed("write"))?;
+            self.count_removed(1)?;
         }
         Ok(removed)
+    }
+
+    /// Deletes those that are there still. Their other halves, until they go too, are without counterpart,
+    /// and count as absent.
+    fn delete_halves(&mut self, assured: bool, keys: &[Tuple<A>]) -> Result<(), BpfError> {
+        if !assured {
+            return self.embryos.remove_all(keys);
+        }
+        let mut queries = 0;
+        let deleted = self.assured.remove_each(keys, |key| {
+            queries += u64::from(!proto::has_connections(key.proto));
+        });
+        self.count_removed(queries)?;
+        deleted
+    }
+
+    /// Entries of flows without connections that are assured no more.
+    fn count_removed(&mut self, more: u64) -> Result<(), BpfError> {
+        if more == 0 {
+            return Ok(());
+        }
+        let failed = |what| BpfError::map(A::NAMES.queries, what);
+        let before = self.queries.get(&queries::REMOVED, 0);
+        let count = before.map_err(failed("read"))?.wrapping_add(more);
+        let written = self.queries.set(queries::REMOVED, count, 0);
+        written.map_err(failed("write"))
     }
 
     /// Removes the flow of the half under `key`, if there is one and `is_over` says so of its halves.
@@ -301,11 +330,17 @@ impl<A: Family> FlowTables<A> {
         };
         // No copy of a table that may hold millions, for the few that are meant.
         let mut selected = Vec::new();
+        let mut originals = 0;
         let end = table.step(walk, |key, flow| {
             if visit.flow(key, flow) {
                 selected.push(*key);
+                originals += usize::from(!flow.has(flag::REPLY));
             }
         })?;
+        if visit.judges_halves_alike() {
+            self.delete_halves(part == Part::Assured, &selected)?;
+            return Ok((originals, end));
+        }
         for key in &selected {
             // Its other half may have been selected too, and gone.
             removed += usize::from(self.remove_if(key, |_, _| true)?);

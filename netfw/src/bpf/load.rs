@@ -4,12 +4,17 @@
 //! ends, or hold half of the flows that were asked for; so every pin is compared with what the object
 //! wants before aya sees it, and one that differs is an error that says how to get rid of it.
 
-use std::path::Path;
+use std::{
+    panic::resume_unwind,
+    path::Path,
+    sync::{Mutex, PoisonError},
+    thread,
+};
 
 use aya::{
     Ebpf, EbpfLoader,
     maps::{MapError, MapInfo},
-    programs::SchedClassifier,
+    programs::{Program, SchedClassifier},
     util::nr_cpus,
 };
 use aya_obj::Object;
@@ -94,6 +99,81 @@ fn sizes(options: &Options, cpus: u32) -> impl Iterator<Item = (&'static str, u3
 pub fn load(options: &Options, pins: &Pins) -> Result<Ebpf, BpfError> {
     let cpus = nr_cpus().map_err(|(path, source)| BpfError::Cpus { path, source })?;
     let sizes: Vec<_> = sizes(options, cpus as u32).collect();
+    let directory = pins.maps();
+    // Each parses for a tenth of a second: the object here, the kernel's BTF there.
+    let (checked, mut loader) = thread::scope(|scope| {
+        let checked = scope.spawn(|| check_pins(&sizes, pins));
+        let loader = EbpfLoader::new();
+        let checked = checked.join();
+        (checked.unwrap_or_else(|panic| resume_unwind(panic)), loader)
+    });
+    checked?;
+
+    // aya's log filter: 0 is off, and the verifier then removes the log calls as dead code.
+    let log_level = options.log_level.map_or(0u8, |level| level as u8);
+    let netns = cgroup::netns_cookie().map_err(|source| BpfError::Cookie { source })?;
+    loader.override_global("AYA_LOG_LEVEL", &log_level, false);
+    loader.override_global("NODE_NETNS", &netns, true);
+    for (name, size) in sizes {
+        loader.map_max_entries(name, size);
+    }
+    for &name in PINNED {
+        loader.map_pin_path(name, directory.join(name));
+    }
+    let mut ebpf = loader.load(PROGRAMS_OBJECT).map_err(BpfError::object)?;
+    load_programs(&mut ebpf)?;
+    Ok(ebpf)
+}
+
+/// Loads the programs that every node needs; others are loaded when they are first attached. The verifier
+/// takes most of a start, and goes through two programs at a time where there are two CPUs.
+fn load_programs(ebpf: &mut Ebpf) -> Result<(), BpfError> {
+    // The longest first.
+    let hooks = [Hook::Container, Hook::Uplink, Hook::Guard].map(Hook::program);
+    let names: Vec<_> = hooks.into_iter().chain(cgroup::PROGRAMS).collect();
+    let mut waiting: Vec<_> = ebpf
+        .programs_mut()
+        .filter_map(|(found, program)| {
+            let rank = names.iter().position(|name| *name == found)?;
+            Some((rank, program))
+        })
+        .collect();
+    waiting.sort_by_key(|(rank, _)| *rank);
+    let waiting = Mutex::new(waiting.into_iter());
+    let next = || {
+        let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.next()
+    };
+    let work = || {
+        while let Some((rank, program)) = next() {
+            let name = names[rank];
+            let loaded = match program {
+                Program::SchedClassifier(program) => program.load(),
+                Program::CgroupSockAddr(program) => program.load(),
+                _ => {
+                    return Err(BpfError::Lacks {
+                        kind: "program",
+                        name,
+                    });
+                }
+            };
+            loaded.map_err(|source| BpfError::Load {
+                program: name,
+                source: Box::new(source),
+            })?;
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let second = scope.spawn(work);
+        let first = work();
+        let second = second.join().unwrap_or_else(|panic| resume_unwind(panic));
+        first.and(second)
+    })
+}
+
+/// Is each pin that is there what the object wants?
+fn check_pins(sizes: &[(&str, u32)], pins: &Pins) -> Result<(), BpfError> {
     let object = Object::parse(PROGRAMS_OBJECT).map_err(|error| BpfError::object(error.into()))?;
     let directory = pins.maps();
     for &name in PINNED {
@@ -110,33 +190,7 @@ pub fn load(options: &Options, pins: &Pins) -> Result<Ebpf, BpfError> {
         };
         check(name, &directory.join(name), &wanted, pins.instance())?;
     }
-
-    // aya's log filter: 0 is off, and the verifier then removes the log calls as dead code.
-    let log_level = options.log_level.map_or(0u8, |level| level as u8);
-    let netns = cgroup::netns_cookie().map_err(|source| BpfError::Cookie { source })?;
-    let mut loader = EbpfLoader::new();
-    loader.override_global("AYA_LOG_LEVEL", &log_level, false);
-    loader.override_global("NODE_NETNS", &netns, true);
-    for (name, size) in sizes {
-        loader.map_max_entries(name, size);
-    }
-    for &name in PINNED {
-        loader.map_pin_path(name, directory.join(name));
-    }
-    let mut ebpf = loader.load(PROGRAMS_OBJECT).map_err(BpfError::object)?;
-    // Others when they are first attached: most nodes have no use for them.
-    for hook in [Hook::Uplink, Hook::Guard, Hook::Container] {
-        program(&mut ebpf, hook)?;
-    }
-    for name in cgroup::PROGRAMS {
-        cgroup::program(&mut ebpf, name)?
-            .load()
-            .map_err(|source| BpfError::Load {
-                program: name,
-                source: Box::new(source),
-            })?;
-    }
-    Ok(ebpf)
+    Ok(())
 }
 
 /// The program of a hook, loaded.

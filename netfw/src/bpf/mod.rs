@@ -185,6 +185,11 @@ impl DataPlane {
         attach::attach(&mut self.ebpf, &links, hook, ifindex, name, self.only)
     }
 
+    /// Has somebody taken a program of ours off the interface? Only filters can be: a TCX link is its maker's.
+    pub fn lacks_filter(&self, ifindex: u32) -> bool {
+        attach::lacks_filter(&self.pins.links(), ifindex)
+    }
+
     /// Takes our programs off an interface, which may be gone already. Goes on past errors and
     /// returns the first.
     pub fn detach(&mut self, ifindex: u32) -> Result<(), BpfError> {

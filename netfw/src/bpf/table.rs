@@ -50,11 +50,7 @@ impl<K: Pod + Eq + Hash, V: Pod> Table<K, V> {
         self.map
             .insert(key, value, 0)
             .map_err(|error| match root_errno(&error) {
-                Some(libc::E2BIG) => BpfError::Full {
-                    map: self.name,
-                    asked: 1,
-                    max: self.max,
-                },
+                Some(libc::E2BIG) => self.full(1),
                 _ => BpfError::map(self.name, "write")(error),
             })
     }
@@ -80,6 +76,37 @@ impl<K: Pod + Eq + Hash, V: Pod> Table<K, V> {
 
     /// Inserts or overwrites all; where one fails, none of them.
     pub fn insert_all(&mut self, entries: &[(K, V)]) -> Result<(), BpfError> {
+        let (keys, values): (Vec<K>, Vec<V>) = entries.iter().copied().unzip();
+        // As a rule none is there, and so nothing to be put back.
+        match sys::insert_batch(self.fd(), &keys, &values) {
+            Ok(()) => Ok(()),
+            Err((done, error)) if error.raw_os_error() == Some(libc::E2BIG) => {
+                self.remove_all(&keys[..done])?;
+                Err(self.full(entries.len()))
+            }
+            Err((done, _)) => {
+                let done = &keys[..done];
+                let rest = &entries[done.len()..];
+                let written = self.overwrite_all(rest);
+                if written.is_err()
+                    && let Err(error) = self.remove_all(done)
+                {
+                    tracing::error!(%error, "undoing a failed write");
+                }
+                written
+            }
+        }
+    }
+
+    fn full(&self, asked: usize) -> BpfError {
+        BpfError::Full {
+            map: self.name,
+            asked,
+            max: self.max,
+        }
+    }
+
+    fn overwrite_all(&mut self, entries: &[(K, V)]) -> Result<(), BpfError> {
         // The kernel's batch tells only how far it came, so what to put back is read beforehand.
         let before: Vec<Option<V>> = entries
             .iter()
@@ -96,11 +123,7 @@ impl<K: Pod + Eq + Hash, V: Pod> Table<K, V> {
             }
             Err((_, error)) => {
                 failure = Some(match error.raw_os_error() {
-                    Some(libc::E2BIG) => BpfError::Full {
-                        map: self.name,
-                        asked: entries.len(),
-                        max: self.max,
-                    },
+                    Some(libc::E2BIG) => self.full(entries.len()),
                     _ => BpfError::map(self.name, "write")(error.into()),
                 });
             }
@@ -122,25 +145,39 @@ impl<K: Pod + Eq + Hash, V: Pod> Table<K, V> {
 
     /// Removes all of them that are there. Goes on past errors and returns the first.
     pub fn remove_all(&mut self, keys: &[K]) -> Result<(), BpfError> {
+        self.remove_each(keys, |_| {})
+    }
+
+    /// The same, and says which were there.
+    pub fn remove_each(&mut self, keys: &[K], mut removed: impl FnMut(&K)) -> Result<(), BpfError> {
         let mut first = None;
         let mut rest = keys;
         while !rest.is_empty() {
-            match sys::delete_batch(self.fd(), rest) {
-                Ok(()) => break,
+            let (done, error) = match sys::delete_batch(self.fd(), rest) {
+                Ok(()) => (rest.len(), None),
+                Err((done, error)) => (done, Some(error)),
+            };
+            let (gone, more) = rest.split_at(done);
+            gone.iter().for_each(&mut removed);
+            rest = match error {
+                None => more,
                 // One that is not there ends a batch.
-                Err((done, error)) if error.raw_os_error() == Some(libc::ENOENT) => {
-                    rest = rest.get(done + 1..).unwrap_or_default();
+                Some(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                    more.get(1..).unwrap_or_default()
                 }
-                Err((done, _)) => {
-                    rest = rest.get(done..).unwrap_or_default();
-                    for key in rest {
-                        if let Err(error) = self.remove(key) {
-                            first.get_or_insert(error);
+                Some(_) => {
+                    for key in more {
+                        match self.remove(key) {
+                            Ok(true) => removed(key),
+                            Ok(false) => {}
+                            Err(error) => {
+                                first.get_or_insert(error);
+                            }
                         }
                     }
                     break;
                 }
-            }
+            };
         }
         first.map_or(Ok(()), Err)
     }

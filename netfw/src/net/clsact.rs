@@ -1,6 +1,7 @@
-//! The `clsact` queueing discipline, to which filters are attached where the kernel has no TCX.
+//! The `clsact` queueing discipline, to which filters are attached on containers' interfaces, and where
+//! the kernel has no TCX.
 
-use nix::errno::Errno;
+use nix::{errno::Errno, libc};
 use rtnetlink::{
     packet_core::{NLM_F_ACK, NLM_F_DUMP},
     packet_route::{
@@ -47,6 +48,37 @@ pub fn remove_unused(ifindex: u32) -> Result<bool, NetError> {
         Ok(_) => Ok(true),
         Err(error) if is_gone(&error) => Ok(false),
         Err(error) => Err(failed(error)),
+    }
+}
+
+/// Where filters are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Side {
+    Ingress,
+    Egress,
+}
+
+/// Is there a filter of this priority and handle, for all protocols?
+pub fn has_filter(ifindex: u32, side: Side, priority: u16, handle: u32) -> Result<bool, NetError> {
+    let mut filter = TcMessage::with_index(ifindex.cast_signed());
+    filter.header.parent = TcHandle {
+        major: u16::MAX,
+        minor: match side {
+            Side::Ingress => TcHandle::MIN_INGRESS,
+            Side::Egress => TcHandle::MIN_EGRESS,
+        },
+    };
+    filter.header.handle = handle.into();
+    let every = (libc::ETH_P_ALL as u16).to_be();
+    filter.header.info = u32::from(priority) << 16 | u32::from(every);
+    let found = exchange(RouteNetlinkMessage::GetTrafficFilter(filter), NLM_F_ACK);
+    match found {
+        Ok(messages) => Ok(messages > 0),
+        Err(error) if is_gone(&error) => Ok(false),
+        Err(source) => Err(NetError::Netlink {
+            asked: format!("look for the filter on the interface of index {ifindex}"),
+            source,
+        }),
     }
 }
 

@@ -9,7 +9,7 @@
 //! |---|---|
 //! | [`namespace`] | network namespaces by name, path or process |
 //! | [`netlink`] | links, addresses and routes: reading and changing |
-//! | [`clsact`] | the queueing discipline for filters, removed |
+//! | [`clsact`] | the queueing discipline for filters: looked at, removed |
 //! | [`ethtool`] | drivers and offloads |
 //! | [`peer`] | the other end of a veth pair |
 //! | [`xdp`] | which XDP program an interface runs, and how |
@@ -36,7 +36,7 @@ pub mod sysctl;
 pub mod xdp;
 
 pub use error::NetError;
-pub use monitor::{Change, Monitor};
+pub use monitor::{Change, Monitor, Touched};
 pub use namespace::Namespace;
 pub use netlink::{Netlink, Veth};
 pub use record::{Address, Link, Route};

@@ -1,11 +1,11 @@
 //! Being told when links, addresses or routes of the node change.
 //!
-//! The monitor says only *what kind* of thing changed: the reader looks at the present state anyway,
-//! since more may have happened meanwhile. Changes of one kind that came before anybody asked are
+//! The monitor says only *what kind* of thing changed, and on which interfaces ([`Touched`]): the reader
+//! looks at the present state anyway, since more may have happened meanwhile. Changes of one kind that came before anybody asked are
 //! one change. Where the kernel had to throw messages away (`ENOBUFS`), the answer is
 //! [`Change::Lost`]: look at everything again.
 
-use std::io;
+use std::{collections::BTreeSet, io};
 
 use nix::libc;
 use rtnetlink::sys::{
@@ -23,8 +23,23 @@ pub enum Change {
     Routes,
     /// A neighbour is gone, cannot be reached, or has been heard of.
     Neighbours,
+    /// A traffic filter or queueing discipline was removed.
+    Filters,
     /// Some messages were lost, of whatever kind; or the socket failed.
     Lost,
+}
+
+/// The indexes of interfaces to which something happened.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+pub struct Touched {
+    /// Made or changed.
+    pub links: BTreeSet<u32>,
+    /// Deleted, or moved to another namespace.
+    pub gone: BTreeSet<u32>,
+    /// Given an address, or one was taken.
+    pub addresses: BTreeSet<u32>,
+    /// A traffic filter or queueing discipline was taken off.
+    pub unfiltered: BTreeSet<u32>,
 }
 
 /// Changes of the namespace in which it was made.
@@ -39,6 +54,8 @@ struct Pending {
     addresses: bool,
     routes: bool,
     neighbours: bool,
+    filters: bool,
+    touched: Touched,
 }
 
 impl Monitor {
@@ -61,6 +78,7 @@ impl Monitor {
                 libc::RTNLGRP_IPV4_RULE,
                 libc::RTNLGRP_IPV6_RULE,
                 libc::RTNLGRP_NEIGH,
+                libc::RTNLGRP_TC,
                 RTNLGRP_NEXTHOP,
             ];
             let mask = groups.iter().fold(0, |mask, group| mask | 1 << (group - 1));
@@ -94,11 +112,22 @@ impl Monitor {
             }
         }
     }
+
+    /// Those of [`Touched::unfiltered`] alone, once.
+    pub fn unfiltered(&mut self) -> BTreeSet<u32> {
+        std::mem::take(&mut self.pending.touched.unfiltered)
+    }
+
+    /// What has been touched since this was last asked, [`Change::Lost`] aside.
+    pub fn touched(&mut self) -> Touched {
+        std::mem::take(&mut self.pending.touched)
+    }
 }
 
 impl Pending {
     fn take(&mut self) -> Option<Change> {
         for (flag, change) in [
+            (&mut self.filters, Change::Filters),
             (&mut self.links, Change::Links),
             (&mut self.addresses, Change::Addresses),
             (&mut self.routes, Change::Routes),
@@ -118,8 +147,23 @@ impl Pending {
             let [l0, l1, l2, l3, t0, t1, ..] = *header;
             let length = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
             match u16::from_ne_bytes([t0, t1]) {
-                libc::RTM_NEWLINK | libc::RTM_DELLINK => self.links = true,
-                libc::RTM_NEWADDR | libc::RTM_DELADDR => self.addresses = true,
+                libc::RTM_NEWLINK => {
+                    self.links = true;
+                    self.touched.links.extend(index(rest));
+                }
+                // Of family AF_BRIDGE: a port has left its bridge.
+                libc::RTM_DELLINK if rest.first() == Some(&AF_BRIDGE) => {
+                    self.links = true;
+                    self.touched.links.extend(index(rest));
+                }
+                libc::RTM_DELLINK => {
+                    self.links = true;
+                    self.touched.gone.extend(index(rest));
+                }
+                libc::RTM_NEWADDR | libc::RTM_DELADDR => {
+                    self.addresses = true;
+                    self.touched.addresses.extend(index(rest));
+                }
                 libc::RTM_NEWROUTE
                 | libc::RTM_DELROUTE
                 | libc::RTM_NEWRULE
@@ -129,6 +173,10 @@ impl Pending {
                 kind @ (libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH) => {
                     self.neighbours |= matters(kind, rest);
                 }
+                libc::RTM_DELQDISC | libc::RTM_DELTFILTER => {
+                    self.filters = true;
+                    self.touched.unfiltered.extend(index(rest));
+                }
                 _ => {}
             }
             let next = length.max(header.len()).next_multiple_of(4);
@@ -136,6 +184,15 @@ impl Pending {
         }
     }
 }
+
+/// The interface that a message is about: `struct ifinfomsg`, `ifaddrmsg` and `tcmsg` all have its index
+/// at 4 (int, host order).
+fn index(payload: &[u8]) -> Option<u32> {
+    let bytes = payload.get(4..8)?.first_chunk()?;
+    Some(u32::from_ne_bytes(*bytes))
+}
+
+const AF_BRIDGE: u8 = libc::AF_BRIDGE as u8;
 
 /// Can the MAC address have changed by which somebody is reached? `struct ndmsg`: the family first,
 /// the state at 8 (u16, host order).
@@ -203,6 +260,36 @@ mod tests {
             pending.note(&bytes);
             assert_eq!(pending.neighbours, want, "{kind} {family} {state}");
         }
+    }
+
+    #[test]
+    fn what_is_touched_is_named() {
+        let mut pending = Pending::default();
+        for (kind, family, index) in [
+            (libc::RTM_NEWTFILTER, 0, 3u32),
+            (libc::RTM_DELTFILTER, 0, 300),
+            (libc::RTM_DELQDISC, 0, 7),
+            (libc::RTM_NEWLINK, 0, 4),
+            (libc::RTM_DELLINK, 0, 5),
+            (libc::RTM_DELLINK, AF_BRIDGE, 6),
+            (libc::RTM_DELADDR, libc::AF_INET as u8, 8),
+        ] {
+            let mut bytes = message(kind, 20);
+            bytes[16] = family;
+            bytes[20..24].copy_from_slice(&index.to_ne_bytes());
+            pending.note(&bytes);
+        }
+        for change in [Change::Filters, Change::Links, Change::Addresses] {
+            assert_eq!(pending.take(), Some(change));
+        }
+        assert_eq!(pending.take(), None);
+        let want = Touched {
+            links: [4, 6].into(),
+            gone: [5].into(),
+            addresses: [8].into(),
+            unfiltered: [7, 300].into(),
+        };
+        assert_eq!(pending.touched, want);
     }
 
     proptest::proptest! {

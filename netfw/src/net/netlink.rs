@@ -11,6 +11,7 @@ use std::{
     net::IpAddr,
     os::fd::{AsRawFd, BorrowedFd},
     sync::Arc,
+    time::Duration,
 };
 
 use futures::{StreamExt, TryStreamExt};
@@ -22,12 +23,21 @@ use rtnetlink::{
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
         address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
-        link::{BridgeStpState, InfoBridge, InfoData, InfoVeth, LinkFlags, LinkMessage},
+        link::{
+            BridgeStpState, InfoBridge, InfoData, InfoVeth, LinkAttribute, LinkExtentMask,
+            LinkFlags, LinkMessage,
+        },
+        route::RouteType,
     },
 };
 use tokio::{runtime, task::AbortHandle};
 
 use super::{Address, Link, Namespace, NetError, Route, exchange::exchange};
+
+/// How often, and at what intervals, it is looked for what the kernel does in its own time: a fifth of a
+/// second.
+const LOOKS: u32 = 200;
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// A `NETLINK_ROUTE` socket in one namespace. Clones share it.
 #[derive(Clone)]
@@ -89,9 +99,11 @@ impl Netlink {
     }
 
     pub async fn links(&self) -> Result<Vec<Link>, NetError> {
-        self.handle
-            .link()
-            .get()
+        let mut request = self.handle.link().get();
+        // A third of each message, and most of the kernel's work.
+        let mask = LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]);
+        request.message_mut().attributes.push(mask);
+        request
             .execute()
             .map_ok(Link::from)
             .try_collect()
@@ -127,6 +139,47 @@ impl Netlink {
         present(found.try_next().await, || {
             format!("look up the interface of index {index}")
         })
+    }
+
+    /// Waits until what is sent by the interface leaves, which has just come up at both ends; false where
+    /// it is down, or that does not come about soon.
+    ///
+    /// The kernel acts on a carrier in its own time (linkwatch). Until then an interface's queueing
+    /// discipline drops all, a bridge takes nothing from a port, and who sends at once loses a second with
+    /// the retry of ARP. Since 6.6 (facd15dfd691) to ask for the interface makes it act first.
+    pub async fn wait_operational(&self, ifindex: u32) -> Result<bool, NetError> {
+        for _ in 0..LOOKS {
+            match self.link_by_index(ifindex).await? {
+                Some(link) if link.operational || !link.up => return Ok(link.operational),
+                Some(_) => tokio::time::sleep(PAUSE).await,
+                None => return Ok(false),
+            }
+        }
+        Ok(false)
+    }
+
+    /// Waits until what comes for an address of the namespace is taken; false where that does not come about
+    /// soon. With IPv6 the kernel makes the route for it at the end of duplicate address detection, and in its
+    /// own time (addrconf_dad_start) also where there is none; what comes before is dropped.
+    pub async fn wait_local(&self, ip: IpAddr) -> bool {
+        let length = if ip.is_ipv4() { 32 } else { 128 };
+        let message = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(ip, length)
+            .map(RouteMessageBuilder::build);
+        let Ok(message) = message else {
+            return false;
+        };
+        for _ in 0..LOOKS {
+            let mut found = self.handle.route().get(message.clone()).execute().boxed();
+            // Unreachable, or by the interface, until then.
+            if let Ok(Some(route)) = found.try_next().await
+                && route.header.kind == RouteType::Local
+            {
+                return true;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        false
     }
 
     pub async fn addresses(&self) -> Result<Vec<Address>, NetError> {

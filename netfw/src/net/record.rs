@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use rtnetlink::packet_route::{
     AddressFamily,
     address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
-    link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State},
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
 };
 
@@ -32,6 +32,8 @@ pub struct Link {
     pub no_arp: bool,
     /// `IFLA_LINK`: a veth's other end (an index of *its* namespace), a VLAN's base.
     pub peer: Option<u32>,
+    /// `IFLA_OPERSTATE` is up: what is sent by it leaves.
+    pub operational: bool,
 }
 
 impl From<LinkMessage> for Link {
@@ -50,12 +52,14 @@ impl From<LinkMessage> for Link {
             point_to_point: flags.contains(LinkFlags::Pointopoint),
             no_arp: flags.contains(LinkFlags::Noarp),
             peer: None,
+            operational: false,
         };
         for attribute in message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name = name,
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
                 LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok(),
+                LinkAttribute::OperState(state) => link.operational = state == State::Up,
                 LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
                 LinkAttribute::Controller(index) => link.master = Some(index),
                 LinkAttribute::Link(index) => link.peer = Some(index).filter(|&i| i != 0),

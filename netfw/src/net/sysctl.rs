@@ -5,8 +5,14 @@
 //! the file.
 
 use std::{
-    fs,
+    fs::{self, File},
+    io::{Read as _, Seek as _, Write as _},
     path::{Component, Path, PathBuf},
+};
+
+use nix::{
+    fcntl::{OFlag, openat},
+    sys::stat::Mode,
 };
 
 use super::NetError;
@@ -23,6 +29,47 @@ pub fn set(key: &str, value: &str) -> Result<Option<String>, NetError> {
     Ok(Some(previous))
 }
 
+/// A directory of keys, those of the namespace in which it was opened.
+///
+/// To be kept, or to set more than one key: `/proc/sys` holds a dentry for each namespace that was looked
+/// at, all those of `net/ipv6` in one hash chain. With a thousand namespaces, each look-up of a path takes
+/// a millisecond.
+#[derive(Debug)]
+pub struct Directory {
+    file: File,
+    key: String,
+}
+
+impl Directory {
+    pub fn open(key: &str) -> Result<Self, NetError> {
+        let file = File::open(path_of(key)?);
+        Ok(Self {
+            file: file.map_err(NetError::system(format!("look into sysctl {key}")))?,
+            key: key.to_owned(),
+        })
+    }
+
+    /// As [`set`], of a key below; returns whether it was something else.
+    pub fn set(&self, key: &str, value: &str) -> Result<bool, NetError> {
+        let asked = || format!("set sysctl {}/{key} to {value}", self.key);
+        check(key)?;
+        let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC;
+        let opened = openat(&self.file, key, flags, Mode::empty());
+        let mut file = File::from(opened.map_err(NetError::errno_of(asked()))?);
+        let mut previous = String::new();
+        file.read_to_string(&mut previous)
+            .map_err(NetError::system(asked()))?;
+        if previous.trim_end() == value {
+            return Ok(false);
+        }
+        // A write counts at the file's beginning only.
+        file.rewind()
+            .and_then(|()| file.write_all(value.as_bytes()))
+            .map_err(NetError::system(asked()))?;
+        Ok(true)
+    }
+}
+
 /// The value, without the newline.
 pub fn get(key: &str) -> Result<String, NetError> {
     let mut value = fs::read_to_string(path_of(key)?)
@@ -32,14 +79,18 @@ pub fn get(key: &str) -> Result<String, NetError> {
 }
 
 fn path_of(key: &str) -> Result<PathBuf, NetError> {
-    let path = Path::new(key);
-    let plain = path
+    check(key)?;
+    Ok(Path::new("/proc/sys").join(key))
+}
+
+fn check(key: &str) -> Result<(), NetError> {
+    let plain = Path::new(key)
         .components()
         .all(|part| matches!(part, Component::Normal(_)));
     if key.is_empty() || !plain {
         return Err(NetError::BadSysctl { key: key.into() });
     }
-    Ok(Path::new("/proc/sys").join(path))
+    Ok(())
 }
 
 #[cfg(test)]
@@ -55,6 +106,13 @@ mod tests {
             );
         }
         assert!(get("net/ipv4/conf/all/forwarding").is_ok());
+        let directory = Directory::open("net/ipv4").unwrap();
+        assert!(matches!(
+            directory.set("../../kernel/sysrq", "0"),
+            Err(NetError::BadSysctl { .. })
+        ));
+        let none = directory.set("no-such-key", "0");
+        assert!(none.is_err_and(|error| error.is_gone()));
         assert!(get("net/ipv4/no-such-key").is_err_and(|error| error.is_gone()));
     }
 }

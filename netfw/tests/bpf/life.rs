@@ -138,6 +138,50 @@ fn the_data_plane_outlives_its_agent_and_goes_without_a_trace() {
 }
 
 #[test]
+fn a_container_has_a_filter_unless_it_has_a_link() {
+    if !root() {
+        return;
+    }
+    let node = Lab::new();
+    let peer = Lab::new();
+    let instance = Instance::new();
+    let options = instance.options();
+    let within = peer.namespace.try_clone().unwrap();
+    node.run(async move || {
+        let netlink = Netlink::current().unwrap();
+        let (host, _) = dummy_veth(&netlink, "nf-web", &within).await;
+        let attach = |way: Option<Attachment>| {
+            let mut plane = DataPlane::load(&options).unwrap();
+            if let Some(way) = way {
+                plane.attach_only(way);
+            }
+            let attached = plane.attach_container(host, "nf-web").unwrap();
+            assert_eq!(plane.attached(), [host]);
+            (plane, attached)
+        };
+        let (mut plane, way) = attach(None);
+        assert_eq!(way, Attachment::Clsact);
+        assert!(!plane.lacks_filter(host));
+        let qdisc = ["qdisc", "del", "dev", "nf-web", "clsact"];
+        let done = std::process::Command::new("tc").args(qdisc).status();
+        assert!(done.unwrap().success());
+        assert!(plane.lacks_filter(host));
+        plane.attach_container(host, "nf-web").unwrap();
+        assert!(!plane.lacks_filter(host));
+        plane.detach(host).unwrap();
+        assert!(plane.attached().is_empty());
+        drop(plane);
+        // An earlier version's, where the kernel has TCX: swapped, and not joined by a filter.
+        attach(Some(Attachment::Tcx));
+        let (plane, way) = attach(None);
+        assert_eq!(way, Attachment::Tcx);
+        assert!(!plane.lacks_filter(host));
+        let names: Vec<_> = links(&options.instance).into_keys().collect();
+        assert_eq!(names, [format!("{host}-container")]);
+    });
+}
+
+#[test]
 fn beside_the_data_plane_of_another_layout_a_second_one_was_attached() {
     if !root() {
         return;

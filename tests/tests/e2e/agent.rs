@@ -31,6 +31,64 @@ fn an_agent_that_was_killed_starts_again() {
     agent.stop();
 }
 
+#[test]
+fn a_filter_that_somebody_removes_is_put_back() {
+    let mut site = Site::new(&["8080:80"]);
+    let endpoint = site.agent.json(&["endpoint", "inspect", "web"]);
+    let veth = text(&endpoint["host_interface"]);
+    let filters = |lab: &Lab| {
+        lab.node
+            .run(&["tc", "filter", "show", "dev", veth, "ingress"])
+    };
+    let is_served = |site: &Site| {
+        wait_until("the filter to be back", SOON, || {
+            filters(&site.lab).contains("netfw_container")
+        });
+        assert_eq!(
+            curl(&site.lab.client, NODE, 8080, "/"),
+            Some(site.nginx.page(80))
+        );
+    };
+    is_served(&site);
+    let filter = ["tc", "filter", "del", "dev", veth, "ingress"];
+    let qdisc = ["tc", "qdisc", "del", "dev", veth, "clsact"];
+    site.lab.node.run(&filter);
+    is_served(&site);
+    site.lab.node.run(&qdisc);
+    is_served(&site);
+    // Nobody was there to be told.
+    site.agent.kill();
+    site.lab.node.run(&qdisc);
+    assert!(!filters(&site.lab).contains("netfw_container"));
+    site.agent.start_again();
+    is_served(&site);
+}
+
+#[test]
+fn what_happens_to_interfaces_is_noticed_among_the_agent_s_own_doing() {
+    let site = Site::new(&[]);
+    let app = site.lab.container("app");
+    attach(&site.agent, "app", &app, &[]);
+    site.agent.netfw(&["endpoint", "rm", "app"]);
+    let endpoint = site.agent.json(&["endpoint", "inspect", "web"]);
+    let veth = text(&endpoint["host_interface"]);
+    attach(&site.agent, "app", &app, &[]);
+    let extra = ["type", "veth", "peer", "name", "extra2"];
+    site.lab
+        .node
+        .ip(&[&["link", "add", "extra"], &extra[..]].concat());
+    wait_until("the new interface to be an uplink", SOON, || {
+        let status = site.agent.json(&["status"]);
+        let uplinks = status["uplinks"].as_array().expect("a list");
+        uplinks.iter().any(|uplink| uplink["name"] == "extra")
+    });
+    site.agent.netfw(&["endpoint", "rm", "app"]);
+    site.lab.node.ip(&["link", "del", veth]);
+    wait_until("the endpoint to be known as gone", SOON, || {
+        site.agent.json(&["endpoint", "inspect", "web"])["state"] == "gone"
+    });
+}
+
 /// What a restart must not change.
 fn state(agent: &Agent, lab: &Lab, container: &Namespace) -> Vec<String> {
     vec![

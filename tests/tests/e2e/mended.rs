@@ -19,6 +19,8 @@ use nix::{
     unistd::Pid,
 };
 
+use crate::setting::text;
+
 /// For a whole demo, on a busy machine.
 const LONG: Duration = Duration::from_secs(60);
 
@@ -40,6 +42,23 @@ fn traces(instance: &str) -> Vec<String> {
         .into_iter()
         .filter(|path| Path::new(path).exists())
         .collect()
+}
+
+#[test]
+fn what_a_container_sent_at_once_was_lost() {
+    let lab = Lab::new();
+    let agent = Agent::start(&lab);
+    let app = lab.container("app");
+    let network = agent.json(&["network", "inspect", "bridge"]);
+    for _ in 0..20 {
+        let endpoint = agent.json(&["endpoint", "add", "app", "--netns", app.name()]);
+        assert_eq!(endpoint["state"], "up", "{endpoint}");
+        // A second later it is asked for the neighbour once more.
+        for gateway in ["172.18.0.1", text(&network["gateway6"])] {
+            app.run(&["ping", "-n", "-c", "1", "-W", "0.9", gateway]);
+        }
+        agent.netfw(&["endpoint", "rm", "app"]);
+    }
 }
 
 #[test]
