@@ -119,8 +119,8 @@ pub fn config() -> Config {
 /// on the stack, for a comparison later.
 #[inline(always)]
 fn copy<A>(from: *const Flow<A>, to: &mut Flow<A>) {
-    let (from, to): (*const u32, *mut u32) = (from.cast(), core::ptr::from_mut(to).cast());
-    for word in 0..size_of::<Flow<A>>() / size_of::<u32>() {
+    let (from, to): (*const u64, *mut u64) = (from.cast(), core::ptr::from_mut(to).cast());
+    for word in 0..size_of::<Flow<A>>() / size_of::<u64>() {
         // SAFETY: callers pass an element of a map or a reference; a flow is words without padding.
         // Volatile, lest the loop be taken for what it is.
         unsafe { to.add(word).write_volatile(from.add(word).read_volatile()) };

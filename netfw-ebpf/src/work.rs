@@ -74,8 +74,6 @@ pub struct Work<A> {
     /// one's transport header; see [`Work::quoted`].
     pub quote: u32,
     pub quote_l4: u32,
-    /// By how much the quote's sum changed.
-    pub quote_change: u32,
     /// TCP's and SCTP's numbers; of other protocols, whatever was there.
     pub segment: Segment,
     /// What names a fragment's datagram, and the hash of that.
@@ -110,6 +108,8 @@ pub struct Work<A> {
     /// Low bits of tick and epoch: ways to the world that were looked up in another are asked for
     /// again.
     pub epoch: u16,
+    /// By how much the quote's sum changed, folded.
+    pub quote_change: u16,
     /// A port that the flow which is being made could have if one that is over gave way; or 0.
     pub fallback: Be16,
     /// Bytes of the packet, network header included.

@@ -6,7 +6,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{EbpfContext as _, programs::XdpContext};
-use netfw_common::{addr::MacPair, csum, flow::flag, tuple::proto};
+use netfw_common::{addr::MacPair, flow::flag, tuple::proto};
 
 use super::Packet;
 use crate::{
@@ -129,20 +129,16 @@ impl Packet for Frame {
     }
 
     #[inline(always)]
-    fn update_l4_checksum(&mut self, offset: usize, pseudo: u32, header: u32, udp: bool) {
-        let Some(old) = self.read::<u16>(offset) else {
-            return;
-        };
-        if udp && old == 0 {
-            return;
-        }
-        // Two folded differences: their sum stays far below 2^32.
-        let new = csum::update(old, pseudo + header);
-        self.write(offset, if udp && new == 0 { 0xffff } else { new });
+    fn may_be_partial<F: Family>(&self, _: &Work<F::Addr>, _: u16) -> bool {
+        // That is left to TC.
+        false
     }
 
     #[inline(always)]
-    fn changed(&mut self, _: u32) {}
+    fn update_partial(&mut self, _: usize, _: u64, _: u64, _: bool) {}
+
+    #[inline(always)]
+    fn changed(&mut self, _: u64) {}
 
     #[inline(always)]
     fn set_ethernet<F: Family>(&mut self, macs: MacPair) -> bool {
