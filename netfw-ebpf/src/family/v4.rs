@@ -144,14 +144,18 @@ impl Family for V4 {
         work.key.set_kind(header.proto, zone);
         work.ttl = header.ttl;
         work.tos = header.tos;
-        let offset = header.fragment.get() & Ipv4::OFFSET;
-        work.more_fragments = header.fragment.get() & Ipv4::MORE != 0;
-        work.fragment = fragment::kind(offset, work.more_fragments);
-        work.fragment_offset = offset * 8;
-        work.id = header.id.into();
         work.l4 = (P::NETWORK + header_len) as u32;
-        work.fragment_at = work.l4;
         work.len = len as u32;
+        work.fragment = fragment::NONE;
+        let fragment = header.fragment.get();
+        if fragment & (Ipv4::MORE | Ipv4::OFFSET) != 0 {
+            let offset = fragment & Ipv4::OFFSET;
+            work.more_fragments = fragment & Ipv4::MORE != 0;
+            work.fragment = fragment::kind(offset, work.more_fragments);
+            work.fragment_offset = offset * 8;
+            work.fragment_at = work.l4;
+            work.id = header.id.into();
+        }
         Ok(())
     }
 

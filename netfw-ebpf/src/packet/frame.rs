@@ -12,8 +12,8 @@ use super::Packet;
 use crate::{
     family::Family,
     maps::UPLINKS,
-    parse::{ETH_LEN, Ethernet, Sctp},
-    work::Work,
+    parse::{ETH_LEN, Sctp},
+    work::{KeptUplink, Work},
 };
 
 pub struct Frame(XdpContext);
@@ -34,6 +34,23 @@ impl Frame {
         work.pseudo(ETH_LEN)
             .is_some_and(|(at, pseudo)| self.read::<u16>(at) == Some(pseudo))
     }
+}
+
+/// Looks up the uplink's MAC address; false where it is no uplink.
+#[inline(never)]
+fn keep_uplink<A>(work: &mut Work<A>, ifindex: u32) -> bool {
+    // SAFETY: integers, written by the agent alone.
+    let Some(uplink) = (unsafe { UPLINKS.get(ifindex) }) else {
+        return false;
+    };
+    let [a, b, c, d, e, f] = uplink.mac;
+    work.uplink = KeptUplink {
+        ifindex,
+        now: work.now,
+        epoch: work.epoch,
+        mac: [[a, b], [c, d], [e, f]].map(u16::from_ne_bytes),
+    };
+    true
 }
 
 impl Packet for Frame {
@@ -108,13 +125,10 @@ impl Packet for Frame {
     }
 
     #[inline(always)]
-    fn is_for_us(&self) -> bool {
-        // SAFETY: integers, written by the agent alone.
-        let Some(uplink) = (unsafe { UPLINKS.get(self.ifindex()) }) else {
-            return false;
-        };
-        self.read::<Ethernet>(0)
-            .is_some_and(|ethernet| ethernet.dst == uplink.mac)
+    fn is_for_us<A>(&self, work: &mut Work<A>) -> bool {
+        let kept = &work.uplink;
+        let known = (kept.ifindex, kept.now, kept.epoch) == (self.ifindex(), work.now, work.epoch);
+        (known || keep_uplink(work, self.ifindex())) && self.read(0) == Some(work.uplink.mac)
     }
 
     #[inline(always)]

@@ -69,8 +69,8 @@ pub trait Packet {
     fn wire_len(&self, len: u32, l4: usize, proto: u8) -> u16;
 
     /// Would the node's own stack take it: addressed to this interface's MAC, and without a VLAN tag
-    /// outside the frame?
-    fn is_for_us(&self) -> bool;
+    /// outside the frame? `work` knows the time, and nothing of the packet.
+    fn is_for_us<A>(&self, work: &mut Work<A>) -> bool;
 
     /// Is this packet of the flow in `work` better left to the hook behind this one?
     fn is_left<F: Family>(&self, work: &Work<F::Addr>) -> bool;

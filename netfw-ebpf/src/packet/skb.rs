@@ -230,7 +230,7 @@ impl<const L2: usize> Packet for Skb<L2> {
     }
 
     #[inline(always)]
-    fn is_for_us(&self) -> bool {
+    fn is_for_us<A>(&self, _: &mut Work<A>) -> bool {
         // SAFETY: as above.
         unsafe { (*self.raw()).pkt_type == PACKET_HOST && (*self.raw()).vlan_present == 0 }
     }
