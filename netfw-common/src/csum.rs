@@ -14,18 +14,29 @@ pub const fn fold(sum: u64) -> u16 {
     sum as u16
 }
 
-/// A change of words, as a sum that [`update`] and `bpf_l4_csum_replace` (size 0) take: `new`
-/// minus `old` in ones' complement. Both are sums of 16- or 32-bit words below 2^35.
+/// As much as eight 32-bit words can sum up to; and 0 in ones' complement, as all multiples of 0xffff
+/// are.
+const ZERO: u64 = 8 * 0xffff_ffff;
+
+/// A change of words: `new` minus `old` in ones' complement. Both are sums of up to eight 32-bit words
+/// (or words of 16 bits, which are less).
+///
+/// Not folded, since that is most of the work: differences are added up, and [`update`] folds them.
 #[inline(always)]
-pub const fn difference(old: u64, new: u64) -> u32 {
-    let diff = (fold(old) ^ 0xffff) as u64 + fold(new) as u64;
-    fold(diff) as u32
+pub const fn difference(old: u64, new: u64) -> u64 {
+    new + (ZERO - old)
+}
+
+/// The opposite of a sum of up to two differences.
+#[inline(always)]
+pub const fn negated(diff: u64) -> u64 {
+    4 * ZERO - diff
 }
 
 /// The checksum field `csum` after words changed by `diff` (RFC 1624, equation 3).
 #[inline(always)]
-pub const fn update(csum: u16, diff: u32) -> u16 {
-    !fold((csum ^ 0xffff) as u64 + diff as u64)
+pub const fn update(csum: u16, diff: u64) -> u16 {
+    !fold((csum ^ 0xffff) as u64 + diff)
 }
 
 #[cfg(test)]
@@ -72,6 +83,18 @@ mod tests {
             // depends on the way there. Verification accepts both.
             let wanted = checksum(&after);
             prop_assert!(updated == wanted || (updated ^ wanted) == 0xffff && (updated == 0 || wanted == 0));
+        }
+
+        #[test]
+        fn a_difference_and_its_opposite_change_nothing(
+            csum in 1u16..0xffff,
+            words in proptest::array::uniform4(any::<u32>()),
+        ) {
+            let [a, b, c, d] = words.map(u64::from);
+            let diff = difference(a + b, c + d) + difference(a, d);
+            let there = update(csum, diff);
+            prop_assert_eq!(update(there, negated(diff)), csum);
+            prop_assert_eq!(update(csum, diff + negated(diff)), csum);
         }
 
         #[test]

@@ -8,6 +8,8 @@
 //! map, and so do closed ones; assured ones lie in a hash that never evicts. A flood can only push
 //! out embryos and what is over.
 
+use core::ptr::addr_of;
+
 use crate::{
     addr::{Address, Be16, Ip4, Ip6, MacPair},
     tuple::{Tuple, proto, zone},
@@ -71,8 +73,8 @@ pub mod flag {
 /// One direction of a flow.
 ///
 /// Layout, no padding: the rewritten tuple (`src, dst, sport, dport`), then fixed fields; 48 bytes
-/// for IPv4, 72 for IPv6.
-#[repr(C)]
+/// for IPv4, 72 for IPv6. Aligned, so that the programs copy it by words of 64 bits.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Flow<A> {
     /// What the packet is rewritten to.
@@ -111,6 +113,13 @@ pub type Flow6 = Flow<Ip6>;
 const _: () = assert!(size_of::<Flow4>() == 48 && size_of::<Flow6>() == 72);
 
 impl<A: Address> Flow<A> {
+    /// Both ports as they lie in a header, the source's first.
+    #[inline(always)]
+    pub fn ports(&self) -> u32 {
+        // SAFETY: `sport` and `dport` are these four bytes, aligned as addresses are.
+        unsafe { addr_of!(self.sport).cast::<u32>().read() }
+    }
+
     /// The tuple under which the other half lies: what an answer to the rewritten packet looks
     /// like when it is received.
     #[inline(always)]

@@ -1,5 +1,7 @@
 //! Tuples: what a packet says it is, and where it was received.
 
+use core::ptr::{addr_of, addr_of_mut};
+
 use crate::addr::{Address, Be16, Ip4, Ip6};
 
 /// Where a packet was received: half of what names a flow, so that a stranger on an uplink can
@@ -56,7 +58,7 @@ pub mod proto {
 ///
 /// Layout, no padding: `src, dst, sport: be16, dport: be16, proto: u8, zone: u8, scope: u16`;
 /// 16 bytes for IPv4, 40 for IPv6.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Debug)]
 pub struct Tuple<A> {
     pub src: A,
@@ -77,6 +79,30 @@ pub type Tuple6 = Tuple<Ip6>;
 const _: () = assert!(size_of::<Tuple4>() == 16 && size_of::<Tuple6>() == 40);
 
 impl<A: Address> Tuple<A> {
+    /// Both ports as they lie in a header, the source's first.
+    #[inline(always)]
+    pub fn ports(&self) -> u32 {
+        // SAFETY: `sport` and `dport` are these four bytes, aligned as the tuple is.
+        unsafe { addr_of!(self.sport).cast::<u32>().read() }
+    }
+
+    /// Writes both ports as they lie in a header: in one word, as who hashes the tuple right after
+    /// this reads them. A CPU hands on what it has just written to those who read the same bytes;
+    /// whoever reads more waits until all is in the cache.
+    #[inline(always)]
+    pub fn set_ports(&mut self, ports: u32) {
+        // SAFETY: as above.
+        unsafe { addr_of_mut!(self.sport).cast::<u32>().write(ports) };
+    }
+
+    /// Writes protocol and zone, and a scope of 0: in one word, as [`Self::set_ports`].
+    #[inline(always)]
+    pub fn set_kind(&mut self, proto: u8, zone: u8) {
+        let word = u32::from_ne_bytes([proto, zone, 0, 0]);
+        // SAFETY: `proto`, `zone` and `scope` are these four bytes, aligned as the tuple is.
+        unsafe { addr_of_mut!(self.proto).cast::<u32>().write(word) };
+    }
+
     /// The tuple with source and destination swapped, as received in `zone`.
     #[inline(always)]
     pub fn mirrored(&self, zone: u8) -> Self {

@@ -14,10 +14,12 @@
 //!   no tuple can be claimed twice on the way between the tables.
 
 use core::{
+    cell::UnsafeCell,
     intrinsics::{AtomicOrdering, atomic_xadd},
     ptr::addr_of_mut,
 };
 
+use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use netfw_common::{
     addr::{Address, Be16, MacPair},
     drop::Drop,
@@ -37,10 +39,47 @@ pub const EEXIST: i32 = -17;
 /// The tick of now.
 #[inline(always)]
 pub fn now() -> u32 {
-    // The coarse clock (5.11) costs no more than a load, and is exact to a few ms.
+    // SAFETY: a helper that the kernel replaces by a load (5.6).
+    let jiffies = unsafe { bpf_jiffies64() } as u32;
+    let clock = CLOCK.read();
+    if (clock >> 32) as u32 == jiffies {
+        return clock as u32;
+    }
+    tick_at(jiffies)
+}
+
+/// The tick of now, kept for as long as the jiffies stay as they are: the coarse clock (5.11) moves
+/// with them, and is exact to a few ms.
+#[inline(never)]
+fn tick_at(jiffies: u32) -> u32 {
     // SAFETY: a helper call.
-    let ns = unsafe { aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns() };
-    (ns >> TICK_SHIFT) as u32
+    let ns = unsafe { bpf_ktime_get_coarse_ns() };
+    let tick = (ns >> TICK_SHIFT) as u32;
+    CLOCK.write(u64::from(jiffies) << 32 | u64::from(tick));
+    tick
+}
+
+/// Jiffies (low bits) and the tick that they belong to, in one word that all CPUs read and write
+/// whole.
+struct Clock(UnsafeCell<u64>);
+
+// SAFETY: a word, read and written by single instructions.
+unsafe impl Sync for Clock {}
+
+static CLOCK: Clock = Clock(UnsafeCell::new(0));
+
+impl Clock {
+    #[inline(always)]
+    fn read(&self) -> u64 {
+        // SAFETY: see `Sync`.
+        unsafe { self.0.get().read_volatile() }
+    }
+
+    #[inline(always)]
+    fn write(&self, clock: u64) {
+        // SAFETY: see `Sync`.
+        unsafe { self.0.get().write_volatile(clock) };
+    }
 }
 
 /// Notes the time in the record of a packet that is to be looked up.
@@ -80,8 +119,8 @@ pub fn config() -> Config {
 /// on the stack, for a comparison later.
 #[inline(always)]
 fn copy<A>(from: *const Flow<A>, to: &mut Flow<A>) {
-    let (from, to): (*const u32, *mut u32) = (from.cast(), core::ptr::from_mut(to).cast());
-    for word in 0..size_of::<Flow<A>>() / size_of::<u32>() {
+    let (from, to): (*const u64, *mut u64) = (from.cast(), core::ptr::from_mut(to).cast());
+    for word in 0..size_of::<Flow<A>>() / size_of::<u64>() {
         // SAFETY: callers pass an element of a map or a reference; a flow is words without padding.
         // Volatile, lest the loop be taken for what it is.
         unsafe { to.add(word).write_volatile(from.add(word).read_volatile()) };

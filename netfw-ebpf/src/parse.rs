@@ -41,12 +41,11 @@ pub struct Malformed;
 /// first one said ([`crate::nat::fragment::arrive`]).
 #[inline(always)]
 pub fn transport<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> bool {
-    const NONE: Be16 = Be16::new(0);
     (work.flags, work.opens, work.related) = (0, false, false);
     if work.is_later_fragment() {
         return true;
     }
-    (work.key.sport, work.key.dport) = (NONE, NONE);
+    work.key.set_ports(0);
     // What follows the packet in its frame is padding.
     let room = (P::NETWORK as u32 + work.len).saturating_sub(work.l4);
     match work.key.proto {
@@ -55,7 +54,7 @@ pub fn transport<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> 
             let Some(header) = header::<P, Tcp, _>(packet, work, room) else {
                 return false;
             };
-            (work.key.sport, work.key.dport) = (header.sport, header.dport);
+            work.key.set_ports(header.ports);
             work.flags = header.flags;
             let phantom = u32::from(header.flags & SYN != 0) + u32::from(header.flags & FIN != 0);
             let payload = room.saturating_sub(u32::from(header.offset >> 4) * 4);
@@ -71,14 +70,14 @@ pub fn transport<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> 
             let Some(header) = header::<P, Udp, _>(packet, work, room) else {
                 return false;
             };
-            (work.key.sport, work.key.dport) = (header.sport, header.dport);
+            work.key.set_ports(header.ports);
             work.opens = true;
         }
         proto::SCTP => {
             let Some(header) = header::<P, Sctp, _>(packet, work, room) else {
                 return false;
             };
-            (work.key.sport, work.key.dport) = (header.sport, header.dport);
+            work.key.set_ports(header.ports);
             work.segment.seq = header.tag.get();
             // Of packets rolled into one (GSO) the header alone is linear; they hold data.
             let chunk = packet.read::<Chunk>(work.transport() + Sctp::LEN);
@@ -135,8 +134,7 @@ fn header<P: Packet, T: Copy, A>(packet: &P, work: &Work<A>, room: u32) -> Optio
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Tcp {
-    pub sport: Be16,
-    pub dport: Be16,
+    pub ports: u32,
     pub sequence: Be32,
     pub acknowledgment: Be32,
     pub offset: u8,
@@ -154,8 +152,7 @@ impl Tcp {
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Udp {
-    pub sport: Be16,
-    pub dport: Be16,
+    pub ports: u32,
     pub len: Be16,
     pub checksum: u16,
 }
@@ -169,8 +166,7 @@ impl Udp {
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Sctp {
-    pub sport: Be16,
-    pub dport: Be16,
+    pub ports: u32,
     pub tag: Be32,
     pub checksum: u32,
 }

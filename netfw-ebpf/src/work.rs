@@ -6,8 +6,8 @@
 //! table) are one path to it from there on. Without this the programs exceed a million verified
 //! instructions; with it they stay below a tenth of that, most of it the search for a port.
 //!
-//! A program's run owns its CPU's record: programs of this kind do not nest, and nothing in it is
-//! read before it was written in the same run.
+//! A program's run owns its CPU's record: programs of this kind do not nest, and nothing in it but
+//! [`Work::uplink`] is read before it was written in the same run.
 
 use netfw_common::{
     addr::{Address, Be16},
@@ -54,6 +54,18 @@ pub struct Target<A> {
     pub reserved: u8,
 }
 
+/// The MAC address of an uplink, kept as a flow keeps its way to the world: for the rest of the tick
+/// in which it was looked up, or until the epoch is raised.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct KeptUplink {
+    pub ifindex: u32,
+    pub now: u32,
+    pub epoch: u16,
+    /// In words, as they lie in memory.
+    pub mac: [u16; 3],
+}
+
 /// The packet, what its flow does to it, and the flow while it is being made.
 #[repr(C)]
 pub struct Work<A> {
@@ -74,8 +86,6 @@ pub struct Work<A> {
     /// one's transport header; see [`Work::quoted`].
     pub quote: u32,
     pub quote_l4: u32,
-    /// By how much the quote's sum changed.
-    pub quote_change: u32,
     /// TCP's and SCTP's numbers; of other protocols, whatever was there.
     pub segment: Segment,
     /// What names a fragment's datagram, and the hash of that.
@@ -105,11 +115,15 @@ pub struct Work<A> {
     pub remote_port: Be16,
     /// That of the sender's mapping, if it has one.
     pub mapped_port: Be16,
+    /// The uplink of the last packet that XDP saw here.
+    pub uplink: KeptUplink,
     /// The tick of now.
     pub now: u32,
     /// Low bits of tick and epoch: ways to the world that were looked up in another are asked for
     /// again.
     pub epoch: u16,
+    /// By how much the quote's sum changed, folded.
+    pub quote_change: u16,
     /// A port that the flow which is being made could have if one that is over gave way; or 0.
     pub fallback: Be16,
     /// Bytes of the packet, network header included.

@@ -8,13 +8,19 @@
 //! A redirect shows as its verdict only; where to, the kernel keeps to itself. The end-to-end
 //! tests show that.
 
-use std::{borrow::Cow, time::Duration};
+use std::{
+    borrow::Cow,
+    io,
+    os::fd::{AsFd as _, AsRawFd as _},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use aya::{
     TestRun, TestRunOptions,
     programs::{SchedClassifier, Xdp},
 };
+use nix::{errno::Errno, libc};
 
 use crate::{
     netns::Namespace,
@@ -66,13 +72,82 @@ pub fn run_leaving(
     ifindex: u32,
     received_on: u32,
 ) -> Result<Ran> {
-    // The stable head of `struct __sk_buff`, all words of 32 bits: ingress_ifindex is the
-    // tenth, ifindex the eleventh. The kernel refuses others than a few to be set.
-    let mut context = [0_u8; 192];
+    run(program, frame, &skb(ifindex, received_on))
+}
+
+/// The stable head of `struct __sk_buff`, all words of 32 bits: ingress_ifindex is the tenth, ifindex
+/// the eleventh. The kernel refuses others than a few to be set.
+fn skb(ifindex: u32, received_on: u32) -> [u8; 192] {
+    let mut context = [0; 192];
     for (word, index) in [(9, received_on), (10, ifindex)] {
         context[4 * word..][..4].copy_from_slice(&index.to_ne_bytes());
     }
-    run(program, frame, &context)
+    context
+}
+
+/// As [`run_leaving`], with a frame of which the device has summed up every byte behind the Ethernet
+/// header (`CHECKSUM_COMPLETE`). An error where the sum is not that of the frame's bytes any more;
+/// None where the kernel cannot do this (before 6.16).
+pub fn run_summed(
+    program: &SchedClassifier,
+    frame: &[u8],
+    ifindex: u32,
+    received_on: u32,
+) -> Result<Option<Ran>> {
+    const BPF_PROG_TEST_RUN: libc::c_int = 10;
+    const BPF_F_TEST_SKB_CHECKSUM_COMPLETE: u32 = 1 << 2;
+
+    /// What `bpf(2)` takes for it, up to the last field that is not 0.
+    #[repr(C)]
+    struct Attr {
+        prog_fd: u32,
+        retval: u32,
+        data_size_in: u32,
+        data_size_out: u32,
+        data_in: u64,
+        data_out: u64,
+        repeat: u32,
+        duration: u32,
+        ctx_size_in: u32,
+        ctx_size_out: u32,
+        ctx_in: u64,
+        ctx_out: u64,
+        flags: u32,
+        cpu: u32,
+    }
+
+    let context = skb(ifindex, received_on);
+    let mut out = vec![0_u8; frame.len() + HEADROOM];
+    let mut attr = Attr {
+        prog_fd: u32::try_from(program.fd()?.as_fd().as_raw_fd()).context("a descriptor")?,
+        retval: 0,
+        data_size_in: u32::try_from(frame.len()).context("a frame fits in 4 GiB")?,
+        data_size_out: u32::try_from(out.len()).context("a frame fits in 4 GiB")?,
+        data_in: frame.as_ptr().addr() as u64,
+        data_out: out.as_mut_ptr().addr() as u64,
+        repeat: 1,
+        duration: 0,
+        ctx_size_in: size_of_val(&context) as u32,
+        ctx_size_out: 0,
+        ctx_in: context.as_ptr().addr() as u64,
+        ctx_out: 0,
+        flags: BPF_F_TEST_SKB_CHECKSUM_COMPLETE,
+        cpu: 0,
+    };
+    let (at, size) = (&raw mut attr, size_of::<Attr>());
+    // SAFETY: the attribute and the buffers that it names live until the call is over.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, at, size) };
+    match Errno::result(result) {
+        Ok(_) => {}
+        Err(Errno::EINVAL) => return Ok(None),
+        Err(error) => return Err(io::Error::from(error)).context("BPF_PROG_TEST_RUN, summed up"),
+    }
+    out.truncate(attr.data_size_out as usize);
+    Ok(Some(Ran {
+        verdict: attr.retval,
+        frame: out,
+        took: Duration::from_nanos(attr.duration.into()),
+    }))
 }
 
 impl RunOn for Xdp {

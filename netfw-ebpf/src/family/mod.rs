@@ -49,8 +49,10 @@ pub trait Family {
     /// The record of the packet at hand.
     fn work() -> Option<&'static mut Work<Self::Addr>>;
 
-    /// Reads and checks the network header, and what stands between it and the transport's.
-    fn parse<P: Packet>(packet: &P, work: &mut Work<Self::Addr>) -> Result<(), Malformed>;
+    /// Reads and checks the network header, and what stands between it and the transport's, of a
+    /// packet that was received in `zone` (one of [`netfw_common::tuple::zone`]).
+    fn parse<P: Packet>(packet: &P, work: &mut Work<Self::Addr>, zone: u8)
+    -> Result<(), Malformed>;
 
     /// Reads addresses and protocol of a packet that leaves into `key`. Returns where, from the network
     /// header on, its transport header begins; None where there is no header to be read.
@@ -65,9 +67,9 @@ pub trait Family {
     ) -> Option<Verdict>;
 
     /// Writes the addresses of `to` and one TTL less, and updates the header's checksum where it
-    /// has one. `changed` is the difference of the addresses. False where the frame is too short,
-    /// which `parse` has ruled out.
-    fn rewrite<P: Packet>(packet: &mut P, to: &Flow<Self::Addr>, changed: u32) -> bool;
+    /// has one. `changed` is the difference of the addresses. Returns what no checksum in the header
+    /// makes up for; None where the frame is too short, which `parse` has ruled out.
+    fn rewrite<P: Packet>(packet: &mut P, to: &Flow<Self::Addr>, changed: u64) -> Option<u64>;
 
     /// Bytes of a header of ours.
     const HEADER: usize;
@@ -91,8 +93,8 @@ pub trait Family {
     fn rewrite_quote<P: Packet>(
         packet: &mut P,
         work: &Work<Self::Addr>,
-        changed: u32,
-    ) -> Option<u32>;
+        changed: u64,
+    ) -> Option<u64>;
 
     /// The pseudo-header's part in the checksum of an ICMP message of `len` bytes.
     fn icmp_pseudo(from: Self::Addr, to: Self::Addr, len: u32) -> u64;

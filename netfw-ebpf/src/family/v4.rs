@@ -59,14 +59,24 @@ impl Ipv4 {
     const MORE: u16 = 0x2000;
     const OFFSET: u16 = 0x1fff;
 
-    /// The header's words summed up; a header that is right folds to 0xffff.
+    /// Of words, and not the other way round: so each is loaded once, and fields are cut out of it.
     #[inline(always)]
-    fn sum(&self) -> u64 {
-        // SAFETY: both are 20 bytes without padding.
-        let words: [u32; 5] = unsafe { core::mem::transmute(*self) };
-        let [a, b, c, d, e] = words;
-        u64::from(a) + u64::from(b) + u64::from(c) + u64::from(d) + u64::from(e)
+    fn of(words: [u32; 5]) -> Self {
+        // SAFETY: both are 20 bytes without padding, and every value is one.
+        unsafe { core::mem::transmute(words) }
     }
+
+    #[inline(always)]
+    fn words(&self) -> [u32; 5] {
+        // SAFETY: as above.
+        unsafe { core::mem::transmute(*self) }
+    }
+}
+
+/// A header's words summed up; one that is right folds to 0xffff.
+#[inline(always)]
+fn sum([a, b, c, d, e]: [u32; 5]) -> u64 {
+    u64::from(a) + u64::from(b) + u64::from(c) + u64::from(d) + u64::from(e)
 }
 
 /// ICMP errors (RFC 792, 1812 5.2.7), their types and, of "unreachable", codes.
@@ -106,8 +116,9 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn parse<P: Packet>(packet: &P, work: &mut Work<Ip4>) -> Result<(), Malformed> {
-        let header: Ipv4 = packet.read(P::NETWORK).ok_or(Malformed)?;
+    fn parse<P: Packet>(packet: &P, work: &mut Work<Ip4>, zone: u8) -> Result<(), Malformed> {
+        let words = packet.read(P::NETWORK).ok_or(Malformed)?;
+        let header = Ipv4::of(words);
         let header_len = usize::from(header.version_ihl & 0xf) * 4;
         // "BIG TCP": a super-packet beyond the field's reach says 0 (kernel 6.3, b1a78b9b9886).
         let len = match usize::from(header.len.get()) {
@@ -121,7 +132,7 @@ impl Family for V4 {
         {
             return Err(Malformed);
         }
-        let mut sum = header.sum();
+        let mut sum = sum(words);
         if header_len > Ipv4::LEN {
             sum += options_sum(packet, header_len - Ipv4::LEN).ok_or(Malformed)?;
         }
@@ -130,18 +141,21 @@ impl Family for V4 {
         }
         work.key.src = header.src;
         work.key.dst = header.dst;
-        work.key.proto = header.proto;
-        work.key.scope = 0;
+        work.key.set_kind(header.proto, zone);
         work.ttl = header.ttl;
         work.tos = header.tos;
-        let offset = header.fragment.get() & Ipv4::OFFSET;
-        work.more_fragments = header.fragment.get() & Ipv4::MORE != 0;
-        work.fragment = fragment::kind(offset, work.more_fragments);
-        work.fragment_offset = offset * 8;
-        work.id = header.id.into();
         work.l4 = (P::NETWORK + header_len) as u32;
-        work.fragment_at = work.l4;
         work.len = len as u32;
+        work.fragment = fragment::NONE;
+        let fragment = header.fragment.get();
+        if fragment & (Ipv4::MORE | Ipv4::OFFSET) != 0 {
+            let offset = fragment & Ipv4::OFFSET;
+            work.more_fragments = fragment & Ipv4::MORE != 0;
+            work.fragment = fragment::kind(offset, work.more_fragments);
+            work.fragment_offset = offset * 8;
+            work.fragment_at = work.l4;
+            work.id = header.id.into();
+        }
         Ok(())
     }
 
@@ -160,35 +174,17 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn rewrite<P: Packet>(packet: &mut P, to: &Flow<Ip4>, changed: u32) -> bool {
-        /// The header from the TTL on.
-        #[repr(C)]
-        #[derive(Clone, Copy)]
-        struct Tail {
-            ttl: u8,
-            proto: u8,
-            checksum: u16,
-            src: Ip4,
-            dst: Ip4,
-        }
-        let Some(old) = packet.read::<Tail>(P::NETWORK + Ipv4::TTL) else {
-            return false;
-        };
-        let ttl = old.ttl.wrapping_sub(1);
-        let word = |ttl| u64::from(u16::from_ne_bytes([ttl, old.proto]));
-        let ttl_changed = csum::difference(word(old.ttl), word(ttl));
-        // Two folded differences: their sum stays far below 2^32.
-        let checksum = csum::update(old.checksum, changed + ttl_changed);
-        packet.write(
+    fn rewrite<P: Packet>(packet: &mut P, to: &Flow<Ip4>, changed: u64) -> Option<u64> {
+        // TTL and protocol, the checksum, and what follows them.
+        let [lives, checksum] = packet.read::<[u16; 2]>(P::NETWORK + Ipv4::TTL)?;
+        let [ttl, proto] = lives.to_ne_bytes();
+        let left = u16::from_ne_bytes([ttl.wrapping_sub(1), proto]);
+        let changed = changed + csum::difference(lives.into(), left.into());
+        let written = packet.write(
             P::NETWORK + Ipv4::TTL,
-            Tail {
-                ttl,
-                proto: old.proto,
-                checksum,
-                src: to.src,
-                dst: to.dst,
-            },
-        )
+            [left, csum::update(checksum, changed)],
+        ) && packet.write(P::NETWORK + Ipv4::ADDRESSES, [to.src, to.dst]);
+        written.then_some(0)
     }
 
     #[inline(always)]
@@ -246,7 +242,7 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn rewrite_quote<P: Packet>(packet: &mut P, work: &Work<Ip4>, changed: u32) -> Option<u32> {
+    fn rewrite_quote<P: Packet>(packet: &mut P, work: &Work<Ip4>, changed: u64) -> Option<u64> {
         let mut old = 0u16;
         if !packet.load(work.quoted() + Ipv4::CHECKSUM, &mut old) {
             return None;
@@ -282,7 +278,7 @@ impl Family for V4 {
             src: from,
             dst: to,
         };
-        header.checksum = !csum::fold(header.sum());
+        header.checksum = !csum::fold(sum(header.words()));
         packet.store(P::NETWORK, &header)
     }
 

@@ -256,7 +256,7 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn parse<P: Packet>(packet: &P, work: &mut Work<Ip6>) -> Result<(), Malformed> {
+    fn parse<P: Packet>(packet: &P, work: &mut Work<Ip6>, zone: u8) -> Result<(), Malformed> {
         let header: Ipv6 = packet.read(P::NETWORK).ok_or(Malformed)?;
         let head = header.version_class_label.get();
         // "BIG TCP" has a length of 0, before 6.18 (RFC 2675) with a hop-by-hop option.
@@ -271,8 +271,7 @@ impl Family for V6 {
         }
         work.key.src = header.src;
         work.key.dst = header.dst;
-        work.key.proto = header.next;
-        work.key.scope = 0;
+        work.key.set_kind(header.next, zone);
         work.ttl = header.hop_limit;
         work.tos = (head >> 20) as u8;
         work.more_fragments = false;
@@ -312,17 +311,16 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn rewrite<P: Packet>(packet: &mut P, to: &Flow<Ip6>, changed: u32) -> bool {
-        let Some([next, hops]) = packet.read::<[u8; 2]>(P::NETWORK + Ipv6::NEXT) else {
-            return false;
-        };
+    fn rewrite<P: Packet>(packet: &mut P, to: &Flow<Ip6>, changed: u64) -> Option<u64> {
+        let [next, hops] = packet.read::<[u8; 2]>(P::NETWORK + Ipv6::NEXT)?;
         let left = hops.wrapping_sub(1);
         let word = |hops| u64::from(u16::from_ne_bytes([next, hops]));
+        // One address after the other: both at once would not fit into the registers.
+        let at = P::NETWORK + Ipv6::ADDRESSES;
         let written = packet.write(P::NETWORK + Ipv6::NEXT, [next, left])
-            && packet.write(P::NETWORK + Ipv6::ADDRESSES, [to.src, to.dst]);
-        // No checksum in the header makes up for what changed there.
-        packet.changed(changed + csum::difference(word(hops), word(left)));
-        written
+            && packet.write(at, to.src)
+            && packet.write(at + size_of::<Ip6>(), to.dst);
+        written.then(|| changed + csum::difference(word(hops), word(left)))
     }
 
     const HEADER: usize = Ipv6::LEN;
@@ -377,7 +375,7 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn rewrite_quote<P: Packet>(packet: &mut P, work: &Work<Ip6>, changed: u32) -> Option<u32> {
+    fn rewrite_quote<P: Packet>(packet: &mut P, work: &Work<Ip6>, changed: u64) -> Option<u64> {
         // One by one, from where they lie: a copy of both would take too much of the stack.
         let at = work.quoted() + Ipv6::ADDRESSES;
         let stored =

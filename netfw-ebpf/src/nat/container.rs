@@ -40,7 +40,7 @@ pub fn receive<P: Packet, F: Family>(
     let Some(work) = F::work() else {
         return Verdict::Drop(Drop::Malformed);
     };
-    if F::parse(packet, work).is_err() {
+    if F::parse(packet, work, zone::CONTAINER).is_err() {
         return Verdict::Drop(Drop::Malformed);
     }
     if let Some(verdict) = F::on_link(packet, work, sender) {
@@ -70,7 +70,6 @@ fn flow_of<P: Packet, F: Family>(
     sender: &Endpoint,
 ) -> Result<(), Verdict> {
     work.translatable = parse::transport::<P, F>(packet, work);
-    work.key.zone = zone::CONTAINER;
     flow::set_now(work);
     if work.is_fragment() {
         fragment::arrive::<P, F>(packet, work)?;

@@ -34,7 +34,9 @@ pub fn send<P: Packet, F: Family>(packet: &P) -> Verdict {
 /// Notes the packet where it is the node's own, and none of a container's that was translated.
 #[inline(always)]
 fn note<P: Packet, F: Family>(packet: &P, key: &mut Tuple<F::Addr>, l4: usize) {
-    if !F::is_local(&key.src) || ENDPOINTS.get_ptr(packet.received_on()).is_some() {
+    // The container's first: there are more of them.
+    let from = packet.received_on();
+    if (from != 0 && ENDPOINTS.get_ptr(from).is_some()) || !F::is_local(&key.src) {
         return;
     }
     if matches!(key.proto, proto::UDP | proto::SCTP) {

@@ -9,7 +9,7 @@ use core::hint::black_box;
 
 use netfw_common::{
     addr::{Address as _, Be16},
-    csum::{difference, update},
+    csum::{difference, fold, update},
     tuple::{proto, zone},
 };
 
@@ -143,7 +143,6 @@ pub fn rewrite<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -
     if !written {
         return false;
     }
-    // Three folded differences: their sum stays far below 2^32.
     change += ports;
     // Eight bytes of a TCP header are a whole quote, and end before the checksum.
     let end = P::NETWORK + work.len as usize;
@@ -159,7 +158,7 @@ pub fn rewrite<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -
             change += difference(old.into(), new.into());
         }
     }
-    work.quote_change = change;
+    work.quote_change = fold(change);
 
     // The error comes from who was sent to, by the name that the other side has for it; or from a
     // router on the way, by its own.

@@ -1,5 +1,7 @@
 //! Carries out what a flow says: rewrites a packet and counts it.
 
+use core::hint::black_box;
+
 use netfw_common::{
     addr::Address as _, crc32c, csum::difference, drop::Drop, flow::flag, tuple::proto,
 };
@@ -21,61 +23,63 @@ pub fn apply<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -> 
         return Err(Drop::Malformed);
     }
     let (from, to) = (&work.key, &work.flow);
-    let addresses = difference(from.src.sum() + from.dst.sum(), to.src.sum() + to.dst.sum());
-    // Equal sums that are differently spelled have a difference of 0xffff, which changes nothing.
-    let ports = difference(
-        u64::from(from.sport.wire()) + u64::from(from.dport.wire()),
-        u64::from(to.sport.wire()) + u64::from(to.dport.wire()),
-    );
+    // Here and now: later, the compiler would keep all parts of the sums on the stack until then.
+    let addresses = black_box(difference(
+        from.src.sum() + from.dst.sum(),
+        to.src.sum() + to.dst.sum(),
+    ));
+    let ports = difference(from.ports().into(), to.ports().into());
 
     let short = Err(Drop::Malformed);
-    if !F::rewrite(packet, to, addresses) {
+    // By how much the packet's bytes change in all.
+    let Some(mut changed) = F::rewrite(packet, to, addresses) else {
         return short;
-    }
+    };
     let l4 = work.transport();
     match from.proto {
         // Its checksum is in the first fragment, and the difference with it.
         _ if work.is_later_fragment() => {}
         proto::TCP => {
-            if !packet.write(l4, [to.sport, to.dport]) {
+            if !packet.write(l4, to.ports()) {
                 return short;
             }
-            packet.update_l4_checksum(l4 + Tcp::CHECKSUM, addresses, ports, false);
+            let at = l4 + Tcp::CHECKSUM;
+            changed += packet.update_l4_checksum::<F>(work, at, addresses, ports, false);
         }
         proto::UDP => {
-            if !packet.write(l4, [to.sport, to.dport]) {
+            if !packet.write(l4, to.ports()) {
                 return short;
             }
-            packet.update_l4_checksum(l4 + Udp::CHECKSUM, addresses, ports, true);
+            let at = l4 + Udp::CHECKSUM;
+            changed += packet.update_l4_checksum::<F>(work, at, addresses, ports, true);
         }
         // By how much the checksum changes is a matter of the whole's length, which is not known.
-        proto::SCTP
-            if work.is_first_fragment() && (from.sport, from.dport) != (to.sport, to.dport) =>
-        {
+        proto::SCTP if work.is_first_fragment() && from.ports() != to.ports() => {
             return Err(Drop::Untranslatable);
         }
         proto::SCTP => {
-            if !rewrite_sctp::<P, F>(packet, work) {
+            let Some(more) = rewrite_sctp::<P, F>(packet, work) else {
                 return short;
-            }
+            };
+            changed += more;
         }
         // The identifier is a request's source "port" and a reply's destination "port".
         icmp if icmp == F::ICMP => {
             let pseudo = if F::ICMP_PSEUDO { addresses } else { 0 };
+            let mut header = ports;
             if work.related {
-                let change = work.quote_change;
-                packet.update_l4_checksum(l4 + Icmp::CHECKSUM, pseudo, change, false);
-            } else {
-                let id = if work.opens { to.sport } else { to.dport };
-                if !packet.write(l4 + Icmp::ID, id) {
-                    return short;
-                }
-                packet.update_l4_checksum(l4 + Icmp::CHECKSUM, pseudo, ports, false);
+                header = work.quote_change.into();
+            } else if !packet.write(l4 + Icmp::ID, if work.opens { to.sport } else { to.dport }) {
+                return short;
             }
+            let at = l4 + Icmp::CHECKSUM;
+            changed += packet.update_l4_checksum::<F>(work, at, pseudo, header, false);
         }
         // No ports, and no checksum over the addresses.
         _ => {}
     }
+
+    packet.changed(changed);
 
     if to.flags & flag::L2_CACHED != 0 && !packet.set_ethernet::<F>(to.macs) {
         return short;
@@ -91,33 +95,28 @@ pub fn apply<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -> 
     Ok(())
 }
 
-/// Writes the ports of an SCTP packet, and mends its checksum.
+/// Writes the ports of an SCTP packet, and mends its checksum. Returns by how much its bytes changed.
 ///
 /// One of 0 stays: it is yet to be filled in, by hardware or where there is none by the kernel
 /// (`CHECKSUM_PARTIAL` with `csum_not_inet`: `sctp_packet_pack` leaves 0, in each part of a GSO packet
 /// too), or the peers do without (RFC 9653). One packet in 2^32 has it by chance, and is lost.
 #[inline(always)]
-fn rewrite_sctp<P: Packet, F: Family>(packet: &mut P, work: &Work<F::Addr>) -> bool {
+fn rewrite_sctp<P: Packet, F: Family>(packet: &mut P, work: &Work<F::Addr>) -> Option<u64> {
     let l4 = work.transport();
-    let Some([old, _, checksum]) = packet.read::<[u32; 3]>(l4) else {
-        return false;
-    };
-    let ports = [work.flow.sport, work.flow.dport];
-    if !packet.write(l4, ports) {
-        return false;
+    let [old, _, checksum] = packet.read::<[u32; 3]>(l4)?;
+    let new = work.flow.ports();
+    if !packet.write(l4, new) {
+        return None;
     }
-    let Some(new) = packet.read::<u32>(l4) else {
-        return false;
-    };
+    let word = |a, b| u64::from(a) + u64::from(b);
     if old == new || checksum == 0 {
-        return true;
+        return Some(difference(old.into(), new.into()));
     }
     let len = work.len + P::NETWORK as u32 - work.l4;
     let mended = checksum ^ crc_change(u32::from_le(old ^ new), len).to_le();
-    let word = |a, b| u64::from(a) + u64::from(b);
-    // No Internet checksum in the packet makes up for it.
-    packet.changed(difference(word(old, checksum), word(new, mended)));
-    packet.write(l4 + Sctp::CHECKSUM, mended)
+    packet
+        .write(l4 + Sctp::CHECKSUM, mended)
+        .then(|| difference(word(old, checksum), word(new, mended)))
 }
 
 /// [`crc32c::change`]. A global function, as the kernel calls what has a name for others: the verifier

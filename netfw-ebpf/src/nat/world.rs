@@ -29,14 +29,15 @@ use crate::{
 /// which counts them as everybody expects, and everything of the node's own.
 #[inline(always)]
 pub fn receive<P: Packet, F: Family>(packet: &mut P) -> Verdict {
-    if !packet.is_for_us() {
-        return Verdict::Pass;
-    }
     let Some(work) = F::work() else {
         return Verdict::Pass;
     };
+    flow::set_now(work);
+    if !packet.is_for_us(work) {
+        return Verdict::Pass;
+    }
     work.key.dst = F::Addr::ANY;
-    if F::parse(packet, work).is_err() {
+    if F::parse(packet, work, zone::WORLD).is_err() {
         // What cannot be walked through, the stack may forward all the same.
         return stray::<F>(work);
     }
@@ -58,8 +59,6 @@ fn flow_of<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -> Re
         work.key.scope = packet.ifindex() as u16;
     }
     work.translatable = parse::transport::<P, F>(packet, work);
-    work.key.zone = zone::WORLD;
-    flow::set_now(work);
     if work.is_fragment() {
         // What is not for the node has no flow.
         if !P::FRAGMENTS || !F::is_local(&work.key.dst) {

@@ -6,14 +6,14 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{EbpfContext as _, programs::XdpContext};
-use netfw_common::{addr::MacPair, csum, flow::flag, tuple::proto};
+use netfw_common::{addr::MacPair, flow::flag, tuple::proto};
 
 use super::Packet;
 use crate::{
     family::Family,
     maps::UPLINKS,
-    parse::{ETH_LEN, Ethernet, Sctp},
-    work::Work,
+    parse::{ETH_LEN, Sctp},
+    work::{KeptUplink, Work},
 };
 
 pub struct Frame(XdpContext);
@@ -34,6 +34,23 @@ impl Frame {
         work.pseudo(ETH_LEN)
             .is_some_and(|(at, pseudo)| self.read::<u16>(at) == Some(pseudo))
     }
+}
+
+/// Looks up the uplink's MAC address; false where it is no uplink.
+#[inline(never)]
+fn keep_uplink<A>(work: &mut Work<A>, ifindex: u32) -> bool {
+    // SAFETY: integers, written by the agent alone.
+    let Some(uplink) = (unsafe { UPLINKS.get(ifindex) }) else {
+        return false;
+    };
+    let [a, b, c, d, e, f] = uplink.mac;
+    work.uplink = KeptUplink {
+        ifindex,
+        now: work.now,
+        epoch: work.epoch,
+        mac: [[a, b], [c, d], [e, f]].map(u16::from_ne_bytes),
+    };
+    true
 }
 
 impl Packet for Frame {
@@ -108,13 +125,10 @@ impl Packet for Frame {
     }
 
     #[inline(always)]
-    fn is_for_us(&self) -> bool {
-        // SAFETY: integers, written by the agent alone.
-        let Some(uplink) = (unsafe { UPLINKS.get(self.ifindex()) }) else {
-            return false;
-        };
-        self.read::<Ethernet>(0)
-            .is_some_and(|ethernet| ethernet.dst == uplink.mac)
+    fn is_for_us<A>(&self, work: &mut Work<A>) -> bool {
+        let kept = &work.uplink;
+        let known = (kept.ifindex, kept.now, kept.epoch) == (self.ifindex(), work.now, work.epoch);
+        (known || keep_uplink(work, self.ifindex())) && self.read(0) == Some(work.uplink.mac)
     }
 
     #[inline(always)]
@@ -129,20 +143,16 @@ impl Packet for Frame {
     }
 
     #[inline(always)]
-    fn update_l4_checksum(&mut self, offset: usize, pseudo: u32, header: u32, udp: bool) {
-        let Some(old) = self.read::<u16>(offset) else {
-            return;
-        };
-        if udp && old == 0 {
-            return;
-        }
-        // Two folded differences: their sum stays far below 2^32.
-        let new = csum::update(old, pseudo + header);
-        self.write(offset, if udp && new == 0 { 0xffff } else { new });
+    fn may_be_partial<F: Family>(&self, _: &Work<F::Addr>, _: u16) -> bool {
+        // That is left to TC.
+        false
     }
 
     #[inline(always)]
-    fn changed(&mut self, _: u32) {}
+    fn update_partial(&mut self, _: usize, _: u64, _: u64, _: bool) {}
+
+    #[inline(always)]
+    fn changed(&mut self, _: u64) {}
 
     #[inline(always)]
     fn set_ethernet<F: Family>(&mut self, macs: MacPair) -> bool {

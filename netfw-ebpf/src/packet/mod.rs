@@ -10,7 +10,7 @@ mod skb;
 pub use frame::Frame;
 pub use skb::{Skb, bounded};
 
-use netfw_common::addr::MacPair;
+use netfw_common::{addr::MacPair, csum};
 
 use crate::{family::Family, work::Work};
 
@@ -69,20 +69,53 @@ pub trait Packet {
     fn wire_len(&self, len: u32, l4: usize, proto: u8) -> u16;
 
     /// Would the node's own stack take it: addressed to this interface's MAC, and without a VLAN tag
-    /// outside the frame?
-    fn is_for_us(&self) -> bool;
+    /// outside the frame? `work` knows the time, and nothing of the packet.
+    fn is_for_us<A>(&self, work: &mut Work<A>) -> bool;
 
     /// Is this packet of the flow in `work` better left to the hook behind this one?
     fn is_left<F: Family>(&self, work: &Work<F::Addr>) -> bool;
 
-    /// Updates the L4 checksum at `offset` for a change of addresses (where the protocol has a
-    /// pseudo-header, else 0) and of bytes of the L4 header, both as
-    /// [`netfw_common::csum::difference`]. `udp`: a checksum of 0 means "none" and stays, one that
-    /// comes out as 0 is written as 0xffff (RFC 768). All direct access ends here.
-    fn update_l4_checksum(&mut self, offset: usize, pseudo: u32, header: u32, udp: bool);
+    /// Is the L4 checksum of the packet in `work`, which is now `field`, perhaps one that hardware has
+    /// yet to fill in (`CHECKSUM_PARTIAL`)?
+    fn may_be_partial<F: Family>(&self, work: &Work<F::Addr>, field: u16) -> bool;
 
-    /// Takes note that bytes changed by `difference` which no checksum in the packet makes up for.
-    fn changed(&mut self, difference: u32);
+    /// [`Self::update_l4_checksum`] for one that may be partial, by whoever knows: address changes
+    /// count for those that are, changes of the header do not. All direct access ends here.
+    fn update_partial(&mut self, offset: usize, pseudo: u64, header: u64, udp: bool);
+
+    /// Updates the L4 checksum at `offset` for a change of addresses (where the protocol has a
+    /// pseudo-header, else 0) and of bytes of the L4 header, both as [`csum::difference`]. `udp`: a
+    /// checksum of 0 means "none" and stays, one that comes out as 0 is written as 0xffff (RFC 768).
+    ///
+    /// Returns by how much that changed the sum of the bytes from the L4 header on, for
+    /// [`Self::changed`].
+    #[inline(always)]
+    fn update_l4_checksum<F: Family>(
+        &mut self,
+        work: &Work<F::Addr>,
+        offset: usize,
+        pseudo: u64,
+        header: u64,
+        udp: bool,
+    ) -> u64 {
+        match self.read::<u16>(offset) {
+            Some(0) if udp => header,
+            Some(old) if !self.may_be_partial::<F>(work, old) => {
+                let new = csum::update(old, pseudo + header);
+                self.write(offset, if udp && new == 0 { 0xffff } else { new });
+                csum::negated(pseudo)
+            }
+            // Or behind so many headers that it cannot be reached directly.
+            _ => {
+                self.update_partial(offset, pseudo, header, udp);
+                0
+            }
+        }
+    }
+
+    /// Takes note that bytes changed by `difference` in all: what covers the whole packet
+    /// (`CHECKSUM_COMPLETE`) is made right again.
+    fn changed(&mut self, difference: u64);
 
     /// Writes both Ethernet addresses; the EtherType stays. False where there is no room. The last
     /// thing to be done to a packet: offsets may be others behind it.

@@ -18,6 +18,7 @@ use aya_ebpf::{
 };
 use netfw_common::{
     addr::{Be16, MacPair},
+    csum::fold,
     tuple::proto,
 };
 
@@ -229,7 +230,7 @@ impl<const L2: usize> Packet for Skb<L2> {
     }
 
     #[inline(always)]
-    fn is_for_us(&self) -> bool {
+    fn is_for_us<A>(&self, _: &mut Work<A>) -> bool {
         // SAFETY: as above.
         unsafe { (*self.raw()).pkt_type == PACKET_HOST && (*self.raw()).vlan_present == 0 }
     }
@@ -239,34 +240,45 @@ impl<const L2: usize> Packet for Skb<L2> {
         false
     }
 
-    /// The kernel knows whether the checksum is complete, partial (GSO, offload) or to be verified
-    /// by hardware, and does what each takes: address changes count for a partial checksum, port
-    /// changes do not.
+    /// The kernel does not tell. But a partial one is the sum of the pseudo-header; or, of segments
+    /// rolled into one, whatever their sender's hardware takes.
     #[inline(always)]
-    fn update_l4_checksum(&mut self, offset: usize, pseudo: u32, header: u32, udp: bool) {
+    fn may_be_partial<F: Family>(&self, work: &Work<F::Addr>, field: u16) -> bool {
+        // SAFETY: as above.
+        let segment = unsafe { (*self.raw()).gso_size };
+        match work.pseudo(L2) {
+            // 0 and 0xffff are one number.
+            Some((_, pseudo)) => segment != 0 || field == pseudo || field == 0,
+            None => true,
+        }
+    }
+
+    /// The kernel knows whether the checksum is complete, partial or to be verified by hardware, and
+    /// does what each takes. What covers the whole packet it makes right for an IPv4 header, whose
+    /// checksum makes up for the addresses (its flag for IPv6 came with 6.16): IPv6 adds them up.
+    #[inline(never)]
+    fn update_partial(&mut self, offset: usize, pseudo: u64, header: u64, udp: bool) {
         let mangled = if udp {
             u64::from(BPF_F_MARK_MANGLED_0)
         } else {
             0
         };
+        let (packet, offset) = (self.raw(), offset as u32);
         if pseudo != 0 {
             let flags = u64::from(BPF_F_PSEUDO_HDR) | mangled;
             // SAFETY: a helper call; the offset was read from before, so it cannot fail.
-            unsafe { bpf_l4_csum_replace(self.raw(), offset as u32, 0, pseudo.into(), flags) };
+            unsafe { bpf_l4_csum_replace(packet, offset, 0, fold(pseudo).into(), flags) };
         }
         if header != 0 {
             // SAFETY: as above.
-            unsafe { bpf_l4_csum_replace(self.raw(), offset as u32, 0, header.into(), mangled) };
+            unsafe { bpf_l4_csum_replace(packet, offset, 0, fold(header).into(), mangled) };
         }
     }
 
-    /// What covers the whole packet (`CHECKSUM_COMPLETE`) is made right again: the helper above
-    /// reckons with an IPv4 header, whose checksum makes up for the addresses. Its flag for IPv6 came
-    /// with kernel 6.16; this does the same on all.
     #[inline(always)]
-    fn changed(&mut self, difference: u32) {
+    fn changed(&mut self, difference: u64) {
         // SAFETY: a helper call. Where there is no such checksum it does nothing.
-        unsafe { bpf_csum_update(self.raw(), difference) };
+        unsafe { bpf_csum_update(self.raw(), fold(difference).into()) };
     }
 
     #[inline(always)]

@@ -25,4 +25,5 @@ mod sanity;
 mod sctp;
 mod shadow;
 mod state;
+mod sums;
 mod xdp;

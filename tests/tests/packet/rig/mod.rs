@@ -22,7 +22,7 @@ use netfw_tests::{
     tap::Tap,
     testrun::{
         RunOn as _, TC_DROP, TC_NEXT, TC_REDIRECT, XDP_DROP, XDP_PASS, XDP_REDIRECT, run_leaving,
-        tc_verdict,
+        run_summed, tc_verdict,
     },
     wait_until,
 };
@@ -159,6 +159,8 @@ pub struct Rig {
     by_xdp: bool,
     /// The site is not for others any more.
     spoilt: bool,
+    /// TC gets frames whose bytes a device has summed up, and the sum has to stay right.
+    pub summed: bool,
 }
 
 /// Runs `test` on every path.
@@ -186,6 +188,7 @@ fn on_paths(paths: &[(Family, Hook)], test: impl Fn(&mut Rig) + Sync) {
             drops: vec![0; SLOTS as usize],
             by_xdp: false,
             spoilt: false,
+            summed: false,
         };
         let node = rig.site.devices.node.path();
         let rig = enter(&node, || {
@@ -486,7 +489,12 @@ impl Rig {
             .program(program)
             .and_then(|program| program.try_into().ok())
             .expect("a program");
-        let ran = run_leaving(program, frame, ifindex, received_on).expect("a test run");
+        let summed = self
+            .summed
+            .then(|| run_summed(program, frame, ifindex, received_on).expect("a right sum"));
+        let ran = summed.flatten().unwrap_or_else(|| {
+            run_leaving(program, frame, ifindex, received_on).expect("a test run")
+        });
         let outcome = match ran.verdict {
             TC_NEXT => {
                 assert_eq!(ran.frame, frame, "handed on, but changed");
