@@ -33,9 +33,6 @@ const LINK_DETACH: libc::c_int = 34;
 /// The kernel's `ENOTSUPP`, which escapes to user space from maps without batch operations.
 const ENOTSUPP: i32 = 524;
 
-/// `BPF_NOEXIST`.
-const NOEXIST: u64 = 1;
-
 /// `BPF_XDP` of enum bpf_attach_type.
 const ATTACH_XDP: u32 = 37;
 
@@ -209,25 +206,6 @@ pub fn update_batch<K: Pod, V: Pod>(
     keys: &[K],
     values: &[V],
 ) -> Result<(), (usize, io::Error)> {
-    write_batch(map, keys, values, 0)
-}
-
-/// Inserts, and stops at the first key that is there already (`EEXIST`). On failure: how many were done
-/// before it.
-pub fn insert_batch<K: Pod, V: Pod>(
-    map: BorrowedFd<'_>,
-    keys: &[K],
-    values: &[V],
-) -> Result<(), (usize, io::Error)> {
-    write_batch(map, keys, values, NOEXIST)
-}
-
-fn write_batch<K: Pod, V: Pod>(
-    map: BorrowedFd<'_>,
-    keys: &[K],
-    values: &[V],
-    elem_flags: u64,
-) -> Result<(), (usize, io::Error)> {
     assert_eq!(keys.len(), values.len(), "a value for each key");
     if keys.is_empty() {
         return Ok(());
@@ -239,7 +217,7 @@ fn write_batch<K: Pod, V: Pod>(
         values: values.as_ptr() as u64,
         count: keys.len() as u32,
         map_fd: raw(map),
-        elem_flags,
+        elem_flags: 0,
         flags: 0,
     };
     // SAFETY: the kernel reads `count` keys and values, which is what the slices hold; the callers'

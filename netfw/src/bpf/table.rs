@@ -76,37 +76,6 @@ impl<K: Pod + Eq + Hash, V: Pod> Table<K, V> {
 
     /// Inserts or overwrites all; where one fails, none of them.
     pub fn insert_all(&mut self, entries: &[(K, V)]) -> Result<(), BpfError> {
-        let (keys, values): (Vec<K>, Vec<V>) = entries.iter().copied().unzip();
-        // As a rule none is there, and so nothing to be put back.
-        match sys::insert_batch(self.fd(), &keys, &values) {
-            Ok(()) => Ok(()),
-            Err((done, error)) if error.raw_os_error() == Some(libc::E2BIG) => {
-                self.remove_all(&keys[..done])?;
-                Err(self.full(entries.len()))
-            }
-            Err((done, _)) => {
-                let done = &keys[..done];
-                let rest = &entries[done.len()..];
-                let written = self.overwrite_all(rest);
-                if written.is_err()
-                    && let Err(error) = self.remove_all(done)
-                {
-                    tracing::error!(%error, "undoing a failed write");
-                }
-                written
-            }
-        }
-    }
-
-    fn full(&self, asked: usize) -> BpfError {
-        BpfError::Full {
-            map: self.name,
-            asked,
-            max: self.max,
-        }
-    }
-
-    fn overwrite_all(&mut self, entries: &[(K, V)]) -> Result<(), BpfError> {
         // The kernel's batch tells only how far it came, so what to put back is read beforehand.
         let before: Vec<Option<V>> = entries
             .iter()
@@ -141,6 +110,14 @@ impl<K: Pod + Eq + Hash, V: Pod> Table<K, V> {
             }
         }
         Err(failure)
+    }
+
+    fn full(&self, asked: usize) -> BpfError {
+        BpfError::Full {
+            map: self.name,
+            asked,
+            max: self.max,
+        }
     }
 
     /// Removes all of them that are there. Goes on past errors and returns the first.
