@@ -47,8 +47,44 @@ const HEADROOM: usize = 256;
 pub struct Ran {
     pub verdict: u32,
     pub frame: Vec<u8>,
+    /// What a TC program left in the packet's control block (`skb->cb`), where the kernel tells.
+    pub cb: [u32; 5],
     /// How long it took, by the kernel's clock, which is asked once before and once after.
     pub took: Duration,
+}
+
+/// What a TC program is told beside the frame.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Metadata {
+    /// Of the device at which it runs.
+    pub ifindex: u32,
+    /// Of the device on which the frame was received: 0 for one that the namespace sends itself.
+    pub received_on: u32,
+    /// What a program before it left there.
+    pub cb: [u32; 5],
+}
+
+/// Length of `struct __sk_buff`.
+const SKB: usize = 192;
+
+/// Of its words of 32 bits, those that the kernel takes.
+const INGRESS_IFINDEX: usize = 9;
+const IFINDEX: usize = 10;
+const CB: usize = 12;
+
+impl Metadata {
+    /// `struct __sk_buff`: the kernel refuses others than a few fields to be set.
+    fn skb(&self) -> [u8; SKB] {
+        let mut context = [0; SKB];
+        let cb = (CB..).zip(self.cb);
+        for (word, value) in [(INGRESS_IFINDEX, self.received_on), (IFINDEX, self.ifindex)]
+            .into_iter()
+            .chain(cb)
+        {
+            context[4 * word..][..4].copy_from_slice(&value.to_ne_bytes());
+        }
+        context
+    }
 }
 
 /// A program that can be run on a packet.
@@ -60,39 +96,32 @@ pub trait RunOn {
 
 impl RunOn for SchedClassifier {
     fn run_on(&self, frame: &[u8], ifindex: u32) -> Result<Ran> {
-        run_leaving(self, frame, ifindex, ifindex)
+        let metadata = Metadata {
+            ifindex,
+            received_on: ifindex,
+            ..Metadata::default()
+        };
+        run_tc(self, frame, &metadata)
     }
 }
 
-/// Runs a TC program on `frame` at the device with index `ifindex`, as received on `received_on`: 0 for
-/// one that the namespace sends itself.
-pub fn run_leaving(
-    program: &SchedClassifier,
-    frame: &[u8],
-    ifindex: u32,
-    received_on: u32,
-) -> Result<Ran> {
-    run(program, frame, &skb(ifindex, received_on))
-}
-
-/// The stable head of `struct __sk_buff`, all words of 32 bits: ingress_ifindex is the tenth, ifindex
-/// the eleventh. The kernel refuses others than a few to be set.
-fn skb(ifindex: u32, received_on: u32) -> [u8; 192] {
-    let mut context = [0; 192];
-    for (word, index) in [(9, received_on), (10, ifindex)] {
-        context[4 * word..][..4].copy_from_slice(&index.to_ne_bytes());
+/// Runs a TC program on a frame.
+pub fn run_tc(program: &SchedClassifier, frame: &[u8], metadata: &Metadata) -> Result<Ran> {
+    let mut left = [0; SKB];
+    let mut ran = run(program, frame, &metadata.skb(), Some(&mut left))?;
+    for (to, word) in ran.cb.iter_mut().zip(left.chunks_exact(4).skip(CB)) {
+        *to = u32::from_ne_bytes(word.try_into().expect("four bytes"));
     }
-    context
+    Ok(ran)
 }
 
-/// As [`run_leaving`], with a frame of which the device has summed up every byte behind the Ethernet
+/// As [`run_tc`], with a frame of which the device has summed up every byte behind the Ethernet
 /// header (`CHECKSUM_COMPLETE`). An error where the sum is not that of the frame's bytes any more;
 /// None where the kernel cannot do this (before 6.16).
 pub fn run_summed(
     program: &SchedClassifier,
     frame: &[u8],
-    ifindex: u32,
-    received_on: u32,
+    metadata: &Metadata,
 ) -> Result<Option<Ran>> {
     const BPF_PROG_TEST_RUN: libc::c_int = 10;
     const BPF_F_TEST_SKB_CHECKSUM_COMPLETE: u32 = 1 << 2;
@@ -116,7 +145,7 @@ pub fn run_summed(
         cpu: u32,
     }
 
-    let context = skb(ifindex, received_on);
+    let context = metadata.skb();
     let mut out = vec![0_u8; frame.len() + HEADROOM];
     let mut attr = Attr {
         prog_fd: u32::try_from(program.fd()?.as_fd().as_raw_fd()).context("a descriptor")?,
@@ -146,6 +175,7 @@ pub fn run_summed(
     Ok(Some(Ran {
         verdict: attr.retval,
         frame: out,
+        cb: [0; 5],
         took: Duration::from_nanos(attr.duration.into()),
     }))
 }
@@ -159,11 +189,11 @@ impl RunOn for Xdp {
             .iter()
             .flat_map(|word: &u32| word.to_ne_bytes())
             .collect();
-        run(self, frame, &context)
+        run(self, frame, &context, None)
     }
 }
 
-fn run<P>(program: &P, frame: &[u8], context: &[u8]) -> Result<Ran>
+fn run<P>(program: &P, frame: &[u8], context: &[u8], left: Option<&mut [u8]>) -> Result<Ran>
 where
     P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = aya::TestRunResult>,
 {
@@ -173,6 +203,7 @@ where
             data_in: Some(frame),
             data_out: Some(&mut out),
             ctx_in: Some(context),
+            ctx_out: left,
             ..TestRunOptions::new()
         })
         .with_context(|| format!("BPF_PROG_TEST_RUN with {} bytes", frame.len()))?;
@@ -180,6 +211,7 @@ where
     Ok(Ran {
         verdict: result.return_value,
         frame: out,
+        cb: [0; 5],
         took: result.duration,
     })
 }

@@ -112,6 +112,9 @@ fn receive_untagged<const L2: usize>(packet: &mut Skb<L2>) -> i32 {
 #[classifier]
 pub fn netfw_guard(ctx: TcContext) -> i32 {
     let packet = Skb::<ETH_LEN>::new(ctx);
+    if packet.is_vouched_for() {
+        return TC_ACT_UNSPEC;
+    }
     let verdict = match packet.protocol() {
         ethertype::IPV4 => nat::guard::send::<_, V4>(&packet),
         ethertype::IPV6 => nat::guard::send::<_, V6>(&packet),
@@ -140,8 +143,11 @@ fn act<const L2: usize>(packet: &Skb<L2>, verdict: Verdict) -> i32 {
             // SAFETY: a helper call that notes where the packet goes.
             unsafe { bpf_redirect_peer(ifindex, 0) as i32 }
         }
-        // SAFETY: as above.
-        Verdict::Redirect { ifindex } => unsafe { bpf_redirect(ifindex, 0) as i32 },
+        Verdict::Redirect { ifindex } => {
+            packet.vouch();
+            // SAFETY: as above.
+            unsafe { bpf_redirect(ifindex, 0) as i32 }
+        }
         Verdict::Neighbour { ifindex, next_hop } => {
             let mut to = bpf_redir_neigh {
                 nh_family: next_hop.family,

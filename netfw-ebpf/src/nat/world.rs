@@ -74,7 +74,7 @@ fn flow_of<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -> Re
             Err(Miss::Absent) => {}
         }
         // An interface that the agent does not serve is closed.
-        if work.opens && UPLINKS.get_ptr(packet.ifindex()).is_some() {
+        if work.opens && F::is_local(&work.key.dst) && UPLINKS.get_ptr(packet.ifindex()).is_some() {
             match asks_for_container::<P, F>(packet, work) {
                 Asked::Container => return dnat::<P, F>(packet, work).map_err(Verdict::Drop),
                 Asked::Filtered => return Err(Verdict::Drop(Drop::Filtered)),

@@ -4,7 +4,7 @@
 use core::{ffi::c_void, hint::black_box};
 
 use aya_ebpf::{
-    EbpfContext as _,
+    EbpfContext as _, Global,
     bindings::{
         __sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
         bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_hdr_start_off::BPF_HDR_START_NET,
@@ -38,6 +38,12 @@ const VID: u32 = 0xfff;
 /// `gso_size` of SCTP: packets that were rolled into one, each in a part of its own behind the common
 /// header. To make bytes of them linear would move them from one to another (`skb_segment`).
 const GSO_BY_FRAGS: u32 = 0xffff;
+
+/// What a packet that netfw translated bears on its way to the uplink, so that the guard need not look
+/// at it again: random, lest what the stack keeps in the same place (`skb->cb`) could ever be made to
+/// look like it. 0: none does.
+#[unsafe(no_mangle)]
+static VOUCHER: Global<u64> = Global::new(0);
 
 /// `L2` is the length of the link-layer header: Ethernet's, or 0 on an interface that has none.
 pub struct Skb<const L2: usize>(TcContext);
@@ -101,6 +107,26 @@ impl<const L2: usize> Skb<L2> {
     pub fn untag(&mut self) -> bool {
         // SAFETY: a helper call.
         unsafe { bpf_skb_vlan_pop(self.raw()) == 0 }
+    }
+
+    /// Marks a translated packet. Nothing between here and the uplink's egress writes that field.
+    #[inline(always)]
+    pub fn vouch(&self) {
+        let voucher = VOUCHER.load();
+        // SAFETY: the kernel's context, valid for the program's run.
+        unsafe {
+            (*self.raw()).cb[0] = voucher as u32;
+            (*self.raw()).cb[1] = (voucher >> 32) as u32;
+        }
+    }
+
+    /// Was it marked by [`Self::vouch`]?
+    #[inline(always)]
+    pub fn is_vouched_for(&self) -> bool {
+        let voucher = VOUCHER.load();
+        // SAFETY: as above.
+        let [low, high, ..] = unsafe { (*self.raw()).cb };
+        voucher != 0 && low == voucher as u32 && high == (voucher >> 32) as u32
     }
 
     #[inline(always)]

@@ -111,9 +111,12 @@ pub fn load(options: &Options, pins: &Pins) -> Result<Ebpf, BpfError> {
 
     // aya's log filter: 0 is off, and the verifier then removes the log calls as dead code.
     let log_level = options.log_level.map_or(0u8, |level| level as u8);
+    // Without one the guard looks at every packet.
+    let voucher = getrandom::u64().unwrap_or(0);
     let netns = cgroup::netns_cookie().map_err(|source| BpfError::Cookie { source })?;
     loader.override_global("AYA_LOG_LEVEL", &log_level, false);
     loader.override_global("NODE_NETNS", &netns, true);
+    loader.override_global("VOUCHER", &voucher, true);
     for (name, size) in sizes {
         loader.map_max_entries(name, size);
     }

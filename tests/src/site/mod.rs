@@ -43,6 +43,9 @@ pub const WEB_COUNTER: u32 = 1;
 pub const PUBLISH_COUNTER: u32 = 2;
 pub const PEER_COUNTER: u32 = 3;
 
+/// What the programs mark translated packets with.
+pub const VOUCHER: u64 = 0x1234_5678_9abc_def0;
+
 /// The counters that tests look at lie below.
 const COUNTERS: u32 = 16;
 
@@ -354,6 +357,7 @@ fn six(name: &str) -> Ip6 {
 fn load(tables: Option<(u32, u32)>) -> Ebpf {
     let mut loader = EbpfLoader::new();
     loader.override_global("AYA_LOG_LEVEL", &0u8, false);
+    loader.override_global("VOUCHER", &VOUCHER, true);
     if let Some((flows, embryos)) = tables {
         for (name, entries) in [
             ("FLOWS4", flows),

@@ -21,8 +21,8 @@ use netfw_tests::{
     site::{PEER_IFINDEX, Site, names::set_family},
     tap::Tap,
     testrun::{
-        RunOn as _, TC_DROP, TC_NEXT, TC_REDIRECT, XDP_DROP, XDP_PASS, XDP_REDIRECT, run_leaving,
-        run_summed, tc_verdict,
+        Metadata, RunOn as _, TC_DROP, TC_NEXT, TC_REDIRECT, XDP_DROP, XDP_PASS, XDP_REDIRECT,
+        run_summed, run_tc, tc_verdict,
     },
     wait_until,
 };
@@ -161,6 +161,10 @@ pub struct Rig {
     spoilt: bool,
     /// TC gets frames whose bytes a device has summed up, and the sum has to stay right.
     pub summed: bool,
+    /// What TC is told of the control block (`skb->cb`).
+    pub cb: [u32; 5],
+    /// What it left there.
+    pub cb_left: [u32; 5],
 }
 
 /// Runs `test` on every path.
@@ -189,6 +193,8 @@ fn on_paths(paths: &[(Family, Hook)], test: impl Fn(&mut Rig) + Sync) {
             by_xdp: false,
             spoilt: false,
             summed: false,
+            cb: [0; 5],
+            cb_left: [0; 5],
         };
         let node = rig.site.devices.node.path();
         let rig = enter(&node, || {
@@ -489,12 +495,18 @@ impl Rig {
             .program(program)
             .and_then(|program| program.try_into().ok())
             .expect("a program");
+        let metadata = Metadata {
+            ifindex,
+            received_on,
+            cb: self.cb,
+        };
         let summed = self
             .summed
-            .then(|| run_summed(program, frame, ifindex, received_on).expect("a right sum"));
-        let ran = summed.flatten().unwrap_or_else(|| {
-            run_leaving(program, frame, ifindex, received_on).expect("a test run")
-        });
+            .then(|| run_summed(program, frame, &metadata).expect("a right sum"));
+        let ran = summed
+            .flatten()
+            .unwrap_or_else(|| run_tc(program, frame, &metadata).expect("a test run"));
+        self.cb_left = ran.cb;
         let outcome = match ran.verdict {
             TC_NEXT => {
                 assert_eq!(ran.frame, frame, "handed on, but changed");
