@@ -42,8 +42,10 @@ pub fn now() -> u32 {
     // SAFETY: a helper that the kernel replaces by a load (5.6).
     let jiffies = unsafe { bpf_jiffies64() } as u32;
     let clock = CLOCK.read();
-    if (clock >> 32) as u32 == jiffies {
-        return clock as u32;
+    let tick = clock as u32;
+    // 0: nobody has written it yet.
+    if (clock >> 32) as u32 == jiffies && tick != 0 {
+        return tick;
     }
     tick_at(jiffies)
 }
@@ -117,10 +119,12 @@ pub fn config() -> Config {
 /// Copies the whole, by words: between two places in maps, which might overlap for all that the
 /// compiler knows, it would call a `memmove` that goes byte by byte. Nor does it keep what it copied
 /// on the stack, for a comparison later.
+///
+/// The last word first: what its flags say of the others was so before those are read.
 #[inline(always)]
 fn copy<A>(from: *const Flow<A>, to: &mut Flow<A>) {
     let (from, to): (*const u64, *mut u64) = (from.cast(), core::ptr::from_mut(to).cast());
-    for word in 0..size_of::<Flow<A>>() / size_of::<u64>() {
+    for word in (0..size_of::<Flow<A>>() / size_of::<u64>()).rev() {
         // SAFETY: callers pass an element of a map or a reference; a flow is words without padding.
         // Volatile, lest the loop be taken for what it is.
         unsafe { to.add(word).write_volatile(from.add(word).read_volatile()) };
@@ -204,6 +208,14 @@ impl<A: Address> Entry<A> {
         self.set_routed(epoch);
     }
 
+    /// Is the way to the world that `copy` holds still the entry's? See [`Self::set_route`].
+    #[inline(always)]
+    fn keeps_route_of(self, copy: &Flow<A>) -> bool {
+        // SAFETY: see `set_seen`.
+        let routed = unsafe { addr_of_mut!((*self.0).routed).read_volatile() };
+        self.flags() & flag::L2_CACHED != 0 && routed == copy.routed
+    }
+
     #[inline(always)]
     fn set_routed(self, epoch: u16) {
         // SAFETY: see `set_seen`.
@@ -247,6 +259,10 @@ fn find<F: Family>(key: &Tuple<F::Addr>) -> Option<(Entry<F::Addr>, bool)> {
 pub fn lookup<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
     let (entry, assured) = find::<F>(&work.key).ok_or(Miss::Absent)?;
     entry.copy_to(&mut work.flow);
+    if work.flow.has(flag::L2_CACHED) && !entry.keeps_route_of(&work.flow) {
+        // Another CPU was writing a new one.
+        work.flow.flags &= !flag::L2_CACHED;
+    }
     let flow = &work.flow;
     let settled = if proto::has_connections(work.key.proto) {
         assured

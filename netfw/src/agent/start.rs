@@ -111,7 +111,15 @@ impl Agent {
         // Last: from here on packets of the world reach containers, and everything is there.
         self.observe().await?;
         self.purge_now()?;
+        self.flush_all_shadows();
         Ok(())
+    }
+
+    /// The last agent may have ended before it had forgotten what its newest publishes shadow.
+    fn flush_all_shadows(&mut self) {
+        let endpoints = self.wanted.endpoints.values();
+        let published: Vec<_> = endpoints.flat_map(|e| &e.publishes).cloned().collect();
+        self.flush_shadows(&published);
     }
 
     /// Before any container can send, what leaves an uplink is watched. Where that fails,

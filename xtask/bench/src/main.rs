@@ -20,6 +20,7 @@ mod report;
 mod stage;
 
 use std::{
+    fs::File,
     path::{Path, PathBuf},
     process::ExitCode,
     thread,
@@ -27,6 +28,11 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::signal::{SigHandler, Signal},
+    unistd::geteuid,
+};
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
     iterator::Signals,
@@ -79,6 +85,8 @@ const WORSE: u8 = 1;
 const FAILED: u8 = 2;
 
 fn main() -> ExitCode {
+    // `| head` ends it as it does any tool. SAFETY: the default disposition runs no code of ours.
+    let _ = unsafe { nix::sys::signal::signal(Signal::SIGPIPE, SigHandler::SigDfl) };
     match run(&Arguments::parse()) {
         Ok(code) => code,
         Err(error) => {
@@ -90,13 +98,18 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<ExitCode> {
     if let Some(mode) = arguments.budget {
-        netfw_tests::require_root();
+        need_root()?;
+        let _alone = alone()?;
         chore::programs::budget::run(mode)?;
         return Ok(ExitCode::SUCCESS);
     }
     // Whatever is wrong with these should not show only after half an hour.
     let old = arguments.compare.as_deref().map(Report::read).transpose()?;
     if arguments.docs {
+        ensure!(
+            !arguments.quick && arguments.only.is_empty(),
+            "--docs keeps the figures of a whole run: it goes with neither --quick nor --only"
+        );
         docs::check(&docs::directory())?;
     }
 
@@ -105,6 +118,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         None => measure(arguments)?,
     };
     if arguments.docs {
+        docs::check_report(&report)?;
         let page = docs::update(&report, &docs::directory())?;
         println!("docs: {}", shown(&page));
     }
@@ -154,8 +168,30 @@ fn shown(path: &Path) -> String {
         .to_string()
 }
 
+fn need_root() -> Result<()> {
+    ensure!(
+        geteuid().is_root(),
+        "this makes network namespaces and loads BPF programs: run it as root, or by `cargo xtask bench`, which \
+         uses sudo"
+    );
+    Ok(())
+}
+
+/// Two at once would measure each other.
+fn alone() -> Result<Flock<File>> {
+    const LOCK: &str = "/run/netfw-bench.lock";
+    let file = File::create(LOCK).with_context(|| format!("cannot make {LOCK}"))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock)
+        .map_err(|(_, error)| error)
+        .with_context(|| format!("another bench is running (it has {LOCK}): wait for its end"))
+}
+
+/// Below, others' work is in the figures. In percent.
+const IDLE: f64 = 90.0;
+
 fn measure(arguments: &Arguments) -> Result<Report> {
-    netfw_tests::require_root();
+    need_root()?;
+    let _alone = alone()?;
     let mut plan = if arguments.quick {
         Plan::quick()
     } else {
@@ -168,6 +204,9 @@ fn measure(arguments: &Arguments) -> Result<Report> {
         plan.rounds = rounds.try_into().context("a number of rounds")?;
     }
     let only = Only::parse(&arguments.only)?;
+    for publishes in &plan.publishes {
+        contender::check_publishes(*publishes)?;
+    }
     let into = arguments
         .into
         .clone()
@@ -201,9 +240,16 @@ fn measure(arguments: &Arguments) -> Result<Report> {
     let file = into.join(REPORT);
     let for_chores: f64 = chores.iter().map(|chore| chore.seconds(plan.rounds)).sum();
     let mut report = Report::new(report::machine::now());
+    if let Some(idle) = report.machine.idle
+        && idle < IDLE
+    {
+        eprintln!(
+            "the machine is busy: only {idle:.0}% of its processors' time is free. Figures will be of what is left"
+        );
+    }
     report.keep_in(file.clone());
-    // That it can be, before half an hour of measuring.
-    report.keep()?;
+    // Before half an hour of measuring. What is there stays until there is something to keep.
+    report::check_writable(&file)?;
     end_on_signals(file.clone())?;
     let progress = Progress::new(for_loads + for_chores);
     let mut all = || {

@@ -8,8 +8,8 @@
 //! * **routing**: `ip_forward`, a bridge, and the container's own address: no translation at all.
 //! * **iptables**, **iptables-legacy**: the same bridge, and Docker's rules for nat, on the nf_tables
 //!   backend and on the old one.
-//! * **nftables**: the same bridge, and one rule with a verdict map that finds the publish by hash: the
-//!   best that netfilter can do.
+//! * **nftables**: the same bridge, and one rule with a map that finds the publish by hash: the best
+//!   that netfilter can do without flowtables.
 //! * **netfw**, **netfw-xdp**: an agent for the node, and an endpoint; by TC, and by native XDP on the
 //!   uplink.
 //!
@@ -73,6 +73,38 @@ impl Kind {
     }
 
     /// Is the server in a namespace of its own?
+    /// What makes the node what it is, for people; none where nothing is made by command.
+    pub fn commands(self) -> Option<String> {
+        if let Some((command, rules)) = self.rules(1) {
+            return Some(format!("{} <<END\n{rules}END\n", command.join(" ")));
+        }
+        let mode = self.xdp_mode()?;
+        let publishes = publishes(1).join(" ");
+        Some(format!(
+            "netfw agent --netns NODE --xdp {mode}\n\
+             netfw endpoint add web --netns CONTAINER {publishes}\n"
+        ))
+    }
+
+    /// A command and the rules that it takes: so many publishes of each protocol.
+    fn rules(self, each: u16) -> Option<(&'static [&'static str], String)> {
+        match self {
+            Self::Iptables => Some((&["iptables-nft-restore"], rules::iptables(each))),
+            Self::IptablesLegacy => Some((&["iptables-legacy-restore"], rules::iptables(each))),
+            Self::Nftables => Some((&["nft", "-f", "-"], rules::nftables(each))),
+            _ => None,
+        }
+    }
+
+    /// netfw's `--xdp`.
+    fn xdp_mode(self) -> Option<&'static str> {
+        match self {
+            Self::Netfw => Some("off"),
+            Self::NetfwXdp => Some("native"),
+            _ => None,
+        }
+    }
+
     pub fn has_container(self) -> bool {
         self != Self::Host
     }
@@ -100,7 +132,7 @@ impl fmt::Display for Kind {
             Self::Routing => "routing, no NAT",
             Self::Iptables => "iptables (nft)",
             Self::IptablesLegacy => "iptables (legacy)",
-            Self::Nftables => "nftables, verdict map",
+            Self::Nftables => "nftables, map",
             Self::Netfw => "netfw (TC)",
             Self::NetfwXdp => "netfw (XDP)",
         })
@@ -148,13 +180,27 @@ pub struct Contender {
     pub lab: Lab,
 }
 
+/// netfw's options for so many publishes of each protocol.
+fn publishes(each: u16) -> [String; 4] {
+    let ports = |first: u16| format!("{first}-{}", first + (each - 1));
+    let range = format!("{}:{}", ports(FIRST_PUBLISHED), ports(FIRST_SERVED));
+    let udp = format!("{range}/udp");
+    ["-p".to_owned(), range, "-p".to_owned(), udp]
+}
+
+/// Half of them are TCP's and half UDP's.
+pub fn check_publishes(publishes: u32) -> Result<()> {
+    ensure!(
+        (2..=MOST_PUBLISHES).contains(&publishes),
+        "{publishes} publishes: from 2 to {MOST_PUBLISHES} there can be"
+    );
+    Ok(())
+}
+
 impl Contender {
     /// `config` is netfw's configuration file, if it has any.
     pub fn set_up(kind: Kind, publishes: u32, config: Option<&Path>) -> Result<Self> {
-        ensure!(
-            (2..=MOST_PUBLISHES).contains(&publishes),
-            "{publishes} publishes: from 2 to {MOST_PUBLISHES} there can be"
-        );
+        check_publishes(publishes)?;
         let each = u16::try_from(publishes / 2).context("a number of ports")?;
         let lab = Lab::new();
         let container = kind.has_container().then(|| lab.container("container"));
@@ -340,20 +386,14 @@ impl Contender {
 
     fn load_rules(&self, each: u16) -> Result<()> {
         let node = &self.lab.node;
-        match self.kind {
-            Kind::Nftables => rules::load(node, &["nft", "-f", "-"], &rules::nftables(each)),
-            Kind::IptablesLegacy => {
-                rules::load(node, &["iptables-legacy-restore"], &rules::iptables(each))
-            }
-            _ => rules::load(node, &["iptables-nft-restore"], &rules::iptables(each)),
+        match self.kind.rules(each) {
+            Some((command, rules)) => rules::load(node, command, &rules),
+            None => Ok(()),
         }
     }
 
     fn start_agent(&mut self, each: u16, config: Option<&Path>) -> Result<()> {
-        let mode = match self.kind {
-            Kind::NetfwXdp => "native",
-            _ => "off",
-        };
+        let mode = self.kind.xdp_mode().context("a mode of XDP")?;
         let mut options = vec!["--xdp", mode];
         if let Some(config) = config {
             let config = config.to_str().context("a configuration's path")?;
@@ -362,10 +402,8 @@ impl Contender {
         let agent = Agent::start_with(&self.lab, &options).lenient();
         let path = self.server().path();
         let path = path.to_str().context("a namespace's path is ASCII")?;
-        let ports = |first: u16| format!("{first}-{}", first + (each - 1));
-        let range = format!("{}:{}", ports(FIRST_PUBLISHED), ports(FIRST_SERVED));
-        let udp = format!("{range}/udp");
-        let publishes = ["-p", &range, "-p", &udp];
+        let publishes = publishes(each);
+        let publishes: Vec<&str> = publishes.iter().map(String::as_str).collect();
         agent.netfw(&[&["endpoint", "add", "web", "--netns", path], &publishes[..]].concat());
         self.agent = Some(agent);
         Ok(())

@@ -87,8 +87,8 @@ impl Load for Packets {
 
     fn suits(&self, kind: Kind) -> bool {
         match self.direction {
-            Direction::In | Direction::Both => true,
-            Direction::Out => kind.has_container(),
+            // On the node itself nothing is forwarded: the figure would be the generator's.
+            Direction::In | Direction::Both | Direction::Out => kind.has_container(),
             // What goes by `bpf_redirect_peer` passes the driver by.
             Direction::ToDriver => {
                 kind.has_container() && !matches!(kind, Kind::Redirect | Kind::Netfw)
@@ -103,7 +103,9 @@ impl Load for Packets {
             .then(|| contender.drop_all())
             .transpose()?;
         Ok(Box::new(Running {
+            contender,
             frames: Frames::new(contender, self.direction, self.flows)?,
+            many: self.flows > FEW && self.direction != Direction::Direct,
             _closed: closed,
             duration: self.duration,
         }))
@@ -115,13 +117,24 @@ impl Load for Packets {
 }
 
 struct Running<'a> {
+    contender: &'a Contender,
     frames: Frames<'a>,
+    /// Then it has its flows during its own round only: conntrack's hash is one for all namespaces, and
+    /// with the flows of several in it chains would be longer than any has to bear.
+    many: bool,
     _closed: Option<Closed<'a>>,
     duration: Duration,
 }
 
 impl Lane for Running<'_> {
     fn run(&mut self) -> Result<Vec<f64>> {
-        Ok(vec![self.frames.run(self.duration)?])
+        if self.many {
+            self.frames.open()?;
+        }
+        let rate = self.frames.run(self.duration)?;
+        if self.many {
+            self.contender.forget_flows();
+        }
+        Ok(vec![rate])
     }
 }

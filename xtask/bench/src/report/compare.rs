@@ -4,7 +4,7 @@
 //! one: how much a figure changed beside a contender of the same measure that no change of netfw's
 //! touches. A difference counts only if it is larger than all the spreads that are in it, added up.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use super::{Better, Machine, Measure, Report, stats, table};
 use crate::contender::Kind;
@@ -98,6 +98,8 @@ fn warnings(old: &Report, new: &Report) -> Vec<String> {
         cpus,
         memory_mib,
         versions,
+        settings,
+        idle: _,
     } = &old.machine;
     let now = &new.machine;
     let pairs = [
@@ -115,14 +117,18 @@ fn warnings(old: &Report, new: &Report) -> Vec<String> {
         .filter(|(_, old, new)| old != new)
         .map(|(what, old, new)| format!("another {what}: {old}, now {new}"))
         .collect();
-    let mut programs: Vec<&String> = versions.keys().chain(now.versions.keys()).collect();
-    programs.sort_unstable();
-    programs.dedup();
-    for program in programs {
-        let (old, new) = (versions.get(program), now.versions.get(program));
-        if old != new {
-            let name = |version: Option<&String>| version.cloned().unwrap_or("absent".to_owned());
-            warnings.push(format!("{program}: {}, now {}", name(old), name(new)));
+    if !warnings.is_empty() {
+        warnings
+            .push("so this is another machine, and ratios alone may be compared, if any".into());
+    }
+    for (old, new) in [(versions, &now.versions), (settings, &now.settings)] {
+        let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+        for name in names {
+            let (old, new) = (old.get(name), new.get(name));
+            if old != new {
+                let value = |value: Option<&String>| value.cloned().unwrap_or("absent".to_owned());
+                warnings.push(format!("{name}: {}, now {}", value(old), value(new)));
+            }
         }
     }
     for (report, which) in [(old, "old"), (new, "new")] {

@@ -25,6 +25,17 @@ pub fn check(directory: &Path) -> Result<()> {
     between(&page(directory)?, "").map(|_| ())
 }
 
+/// That the report is one of a whole run, which is what the page shows.
+pub fn check_report(report: &Report) -> Result<()> {
+    let part = |word: &String| word.starts_with("--quick") || word.starts_with("--only");
+    ensure!(
+        !report.unfinished && !report.command.iter().any(part),
+        "the page shows whole runs only, and this is the report of a part: {}",
+        command::line(&report.command)
+    );
+    Ok(())
+}
+
 /// Writes the page's figures, its charts and its raw rounds anew. The page.
 pub fn update(report: &Report, directory: &Path) -> Result<PathBuf> {
     let file = directory.join("benchmarks.md");
@@ -89,19 +100,6 @@ fn figures(report: &Report) -> Result<String> {
     let mut text = String::new();
     // Writing to a string cannot fail.
     let out = &mut text;
-    if report.unfinished {
-        let _ = writeln!(
-            out,
-            "**The run was stopped before its end: measures are missing.**\n"
-        );
-    }
-    if report.command.iter().any(|word| word == "--quick") {
-        let _ = writeln!(
-            out,
-            "**A quick run: rounds are few and short. It shows that the bench works, not how fast \
-             netfw is.**\n"
-        );
-    }
     let repeating = command::line(&command::repeating(&report.command));
     let _ = writeln!(out, "    {repeating}\n");
     let _ = writeln!(out, "| | |\n|---|---|");

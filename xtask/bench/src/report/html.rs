@@ -3,6 +3,8 @@
 use anyhow::{Context as _, Result};
 use askama::Template;
 
+use crate::contender::Kind;
+
 use super::{
     Report, chart, command, notes,
     table::{self, Row},
@@ -19,6 +21,8 @@ struct Page<'a> {
     summary: String,
     targets: Vec<Target>,
     sections: Vec<Section<'a>>,
+    /// By contender, what it is made with.
+    commands: Vec<(String, String)>,
 }
 
 struct Section<'a> {
@@ -38,6 +42,7 @@ impl Verdict {
         match self {
             Self::Met => "met",
             Self::Missed => "missed",
+            Self::Undecided => "undecided",
             Self::Unmeasured => "unmeasured",
         }
     }
@@ -70,6 +75,10 @@ pub fn page(report: &Report) -> Result<String> {
         summary: targets::summary(&targets),
         targets,
         sections,
+        commands: Kind::ALL
+            .into_iter()
+            .filter_map(|kind| Some((kind.to_string(), kind.commands()?)))
+            .collect(),
     };
     page.render().context("making the page")
 }
@@ -91,6 +100,14 @@ pub fn facts(report: &Report) -> Vec<(&str, String)> {
     ];
     let versions = machine.versions.iter();
     facts.extend(versions.map(|(program, version)| (program.as_str(), version.clone())));
+    let settings = machine.settings.iter();
+    facts.extend(settings.map(|(name, value)| (name.as_str(), value.clone())));
+    if let Some(idle) = machine.idle {
+        facts.push((
+            "idle before the run",
+            format!("{idle:.0}% of the processors' time"),
+        ));
+    }
     facts
 }
 

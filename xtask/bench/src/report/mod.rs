@@ -242,6 +242,14 @@ pub fn write(file: &Path, text: &str) -> Result<()> {
     fs::rename(&part, file).with_context(cannot)
 }
 
+/// That a file can be written by [`write`].
+pub fn check_writable(file: &Path) -> Result<()> {
+    let mut trial = file.as_os_str().to_owned();
+    trial.push(".trial");
+    write(Path::new(&trial), "")?;
+    fs::remove_file(&trial).with_context(|| format!("cannot write {}", file.display()))
+}
+
 fn make_directory(directory: &Path) -> Result<()> {
     if directory.is_dir() {
         return Ok(());

@@ -34,7 +34,8 @@ pub fn range(values: &[f64]) -> (f64, f64) {
 }
 
 /// How far rounds lie from their median, in percent of it: half of the distance between the first
-/// and the third quartile, which a single bad round does not change.
+/// and the third quartile, which a single bad round does not change. Of three rounds or fewer, half of the
+/// distance between the lowest and the highest.
 pub fn spread(values: &[f64]) -> f64 {
     let sorted = sorted(values);
     let median = median(values);

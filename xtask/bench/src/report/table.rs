@@ -72,7 +72,8 @@ impl fmt::Display for Report {
             measure.fmt(out)?;
         }
         writeln!(out)?;
-        targets::write(out, &targets::judge(self))
+        let few_rounds = targets::has_few_rounds(self);
+        targets::write(out, &targets::judge(self), few_rounds)
     }
 }
 

@@ -1,11 +1,12 @@
 //! What netfw must reach (DESIGN, section 7), and whether a run shows that it does.
 //!
 //! The worst point of a measure decides, and medians are judged strictly: the spread is shown, and said
-//! to be larger than the distance where it is, but saves nobody. "Flat" alone grants the spread: two
-//! figures that differ by less are not known to differ.
+//! to be larger than the distance where it is, but saves nobody. Of "flat" alone nothing is said where the
+//! spread is larger than what was lost: two figures that differ by less are not known to differ.
 //!
 //! The points of an axis are measured minutes apart, and a machine drifts. So "flat" is judged beside a
-//! contender on which what grows has no bearing, see [`anchors`], where that was measured.
+//! contender on which what grows has no bearing, see [`anchors`], where that was measured; and not at all
+//! where that one moved too far itself.
 
 mod rules;
 
@@ -33,6 +34,8 @@ pub struct Target {
 pub enum Verdict {
     Met,
     Missed,
+    /// Measured, and not clear enough to say.
+    Undecided,
     Unmeasured,
 }
 
@@ -41,6 +44,7 @@ impl fmt::Display for Verdict {
         out.pad(match self {
             Self::Met => "met",
             Self::Missed => "not met",
+            Self::Undecided => "undecided",
             Self::Unmeasured => "not measured",
         })
     }
@@ -52,14 +56,30 @@ const ENOUGH_ROUNDS: usize = 5;
 /// In percent.
 const FLAT: f64 = 5.0;
 
+/// By how many percent a contender may move that has no reason to: further, and something else was at work.
+const DRIFT: f64 = 15.0;
+
 /// What was seen, and what it means.
 struct Seen {
     text: String,
-    met: bool,
+    verdict: Verdict,
     /// How far the figure is from its limit, and how far its rounds lie apart, in the same unit.
     distance: f64,
     spread: f64,
     rounds: usize,
+}
+
+/// Said once where rounds are few.
+pub const FEW_ROUNDS: &str = "Rounds are few: each of these may be otherwise in a run of its own. What a whole run \
+    found is in docs/benchmarks.md.";
+
+/// Are there too few rounds for the targets to be relied on?
+pub fn has_few_rounds(report: &Report) -> bool {
+    let figures = report.measures.iter().flat_map(|measure| &measure.figures);
+    figures
+        .map(|figure| figure.rounds.len())
+        .max()
+        .is_some_and(|rounds| rounds < ENOUGH_ROUNDS)
 }
 
 /// All targets, those that were not measured too.
@@ -68,8 +88,7 @@ pub fn judge(report: &Report) -> Vec<Target> {
         let seen = rule.judged.look_at(report);
         let verdict = match &seen {
             None => Verdict::Unmeasured,
-            Some(seen) if seen.met => Verdict::Met,
-            Some(_) => Verdict::Missed,
+            Some(seen) => seen.verdict,
         };
         let reason = REASONS.iter().find(|(id, _)| *id == rule.id);
         Target {
@@ -92,7 +111,7 @@ impl Judged {
             Self::Share { least, .. } if *least < 1.0 => format!("at least {:.0}%", least * 100.0),
             Self::Share { least, .. } if *least == 1.0 => "more".to_owned(),
             Self::Share { least, .. } => format!("at least {least:.0}x"),
-            Self::Flat { .. } => format!("within {FLAT:.0}%, or the spread"),
+            Self::Flat { .. } => format!("within {FLAT:.0}%"),
             Self::Most { limit, unit, .. } => format!("at most {limit:.0} {unit}"),
         }
     }
@@ -148,11 +167,11 @@ fn least_share(measure: &Measure, of: &str, to: &str, least: f64) -> Option<Seen
             place(measure, at),
             of_points("the least", points)
         ),
-        met: if least == 1.0 {
+        verdict: Verdict::met(if least == 1.0 {
             share > least
         } else {
             share >= least
-        },
+        }),
         distance: (share - least).abs(),
         spread,
         rounds: ours.rounds.len().min(theirs.rounds.len()),
@@ -184,20 +203,21 @@ fn steepest(measure: &Measure, of: &[&str], further: Option<(&Measure, u64)>) ->
             let anchor = anchors(contender)
                 .into_iter()
                 .find_map(|name| Some((change(&name, first, point)?, name)));
-            let (beside, spread, other) = match anchor {
+            let (beside, spread, drift, other) = match anchor {
                 Some(((anchor, spread, _), name)) => (
                     ratio / anchor,
                     own_spread + spread,
+                    percent(anchor).abs(),
                     format!(" beside {name}, which has {:+.1}%", percent(anchor)),
                 ),
-                None => (ratio, own_spread, String::new()),
+                None => (ratio, own_spread, 0.0, String::new()),
             };
             let change = percent(beside);
             let loss = match measure.heading.better {
                 Better::Higher => -change,
                 Better::Lower => change,
             };
-            let over = loss - FLAT.max(spread);
+            let over = loss - FLAT;
             if found.as_ref().is_some_and(|&(worst, _)| worst >= over) {
                 continue;
             }
@@ -210,8 +230,13 @@ fn steepest(measure: &Measure, of: &[&str], further: Option<(&Measure, u64)>) ->
                     "{change:+.1}% \u{b1}{spread:.1}%{}{which}{other}",
                     place(measure, Some(point.0))
                 ),
-                met: over <= 0.0,
-                distance: (loss - FLAT).abs(),
+                verdict: match over {
+                    _ if drift > DRIFT => Verdict::Undecided,
+                    ..=0.0 => Verdict::Met,
+                    _ if loss <= spread => Verdict::Undecided,
+                    _ => Verdict::Missed,
+                },
+                distance: over.abs(),
                 spread,
                 rounds,
             };
@@ -261,7 +286,7 @@ fn highest(measure: &Measure, at: Option<u64>, limit: f64, unit: &str) -> Option
             place(measure, figure.at),
             of_points("the most", points)
         ),
-        met: median <= limit,
+        verdict: Verdict::met(median <= limit),
         distance: (median - limit).abs(),
         spread,
         rounds: figure.rounds.len(),
@@ -292,17 +317,20 @@ fn of_points(which: &str, points: usize) -> String {
 impl fmt::Display for Seen {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(&self.text)?;
-        if self.rounds < ENOUGH_ROUNDS {
-            let s = if self.rounds == 1 { "" } else { "s" };
-            write!(out, "; uncertain: {} round{s} only", self.rounds)?;
-        } else if self.distance < self.spread {
+        if self.rounds >= ENOUGH_ROUNDS && self.distance < self.spread {
             out.write_str("; uncertain: the limit is within the spread")?;
         }
         Ok(())
     }
 }
 
-/// `12 met, 3 not met, 3 not measured in this run`
+impl Verdict {
+    fn met(met: bool) -> Self {
+        if met { Self::Met } else { Self::Missed }
+    }
+}
+
+/// `12 met, 3 not met, 1 undecided, 3 not measured in this run`
 pub fn summary(targets: &[Target]) -> String {
     let count = |verdict| {
         targets
@@ -311,20 +339,24 @@ pub fn summary(targets: &[Target]) -> String {
             .count()
     };
     format!(
-        "{} met, {} not met, {} not measured in this run",
+        "{} met, {} not met, {} undecided, {} not measured in this run",
         count(Verdict::Met),
         count(Verdict::Missed),
+        count(Verdict::Undecided),
         count(Verdict::Unmeasured)
     )
 }
 
 /// For a terminal.
-pub fn write(out: &mut fmt::Formatter<'_>, targets: &[Target]) -> fmt::Result {
+pub fn write(out: &mut fmt::Formatter<'_>, targets: &[Target], few_rounds: bool) -> fmt::Result {
     writeln!(out, "Targets: {}", summary(targets))?;
+    if few_rounds {
+        writeln!(out, "  {FEW_ROUNDS}")?;
+    }
     for target in targets {
         let seen = target.seen.as_deref().unwrap_or_default();
         let line = format!(
-            "  {:<12}  {:<53}  {:<24}  {seen}",
+            "  {:<12}  {:<70}  {:<12}  {seen}",
             target.verdict, target.what, target.wanted
         );
         writeln!(out, "{}", line.trim_end())?;
@@ -441,12 +473,11 @@ mod tests {
         );
         let limit = target(&few, "limit-tc");
         assert_eq!(limit.verdict, Verdict::Met);
-        let seen = limit.seen.expect("seen");
-        assert!(seen.ends_with("uncertain: 1 round only"), "{seen}");
+        assert!(has_few_rounds(&few) && !has_few_rounds(&noisy_report));
     }
 
     #[test]
-    fn flat_is_within_five_percent_or_within_the_spread() {
+    fn flat_is_within_five_percent_and_nothing_is_said_within_the_spread() {
         let steep = |last: &[f64]| {
             let figures: &[(&str, Option<u64>, &[f64])] = &[
                 (TC, Some(10), &[100.0; 5]),
@@ -460,7 +491,8 @@ mod tests {
         };
         assert_eq!(steep(&[95.5; 5]), Verdict::Met);
         assert_eq!(steep(&[94.0; 5]), Verdict::Missed);
-        assert_eq!(steep(&[80.0, 84.0, 94.0, 104.0, 110.0]), Verdict::Met);
+        assert_eq!(steep(&[80.0, 84.0, 94.0, 104.0, 110.0]), Verdict::Undecided);
+        assert_eq!(steep(&[60.0, 64.0, 70.0, 76.0, 80.0]), Verdict::Missed);
         assert_eq!(steep(&[200.0; 5]), Verdict::Met);
     }
 
@@ -471,21 +503,23 @@ mod tests {
                 (ROUTING, Some(10), &[100.0; 5]),
                 (ROUTING, Some(60_000), &[routing; 5]),
                 (TC, Some(10), &[100.0; 5]),
-                (TC, Some(60_000), &[70.0; 5]),
+                (TC, Some(60_000), &[88.0; 5]),
             ];
             target(
                 &report(&rate("connections", "publishes"), figures),
                 "flat-connections",
             )
         };
-        let drifted = judged(72.0);
+        let drifted = judged(90.0);
         assert_eq!(drifted.verdict, Verdict::Met);
         let seen = drifted.seen.expect("seen");
         assert!(
-            seen.ends_with("beside routing, no NAT, which has -28.0%"),
+            seen.ends_with("beside routing, no NAT, which has -10.0%"),
             "{seen}"
         );
         assert_eq!(judged(100.0).verdict, Verdict::Missed);
+        // Nothing that grew has to do with routing: whatever it was, it hit netfw as well.
+        assert_eq!(judged(70.0).verdict, Verdict::Undecided);
     }
 
     #[test]

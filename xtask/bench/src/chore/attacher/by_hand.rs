@@ -2,7 +2,7 @@
 //! rules: DNAT, the masquerade of a container that asks for itself, and what lets the packet pass.
 //!
 //! Ports in numbers are given to one `iptables-restore`, as nobody would start ten thousand
-//! processes. Docker itself does: it is slower than this, and by what its own process takes.
+//! processes. Docker itself makes links without a process, and starts one of iptables for each rule.
 
 use std::{fmt::Write as _, net::Ipv4Addr, process::Command, time::Duration};
 

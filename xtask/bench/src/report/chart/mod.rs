@@ -117,6 +117,12 @@ fn short(value: f64, high: f64) -> String {
 
 /// The same for a round value: `1.5 M`, `20`.
 fn tick(value: f64, high: f64) -> String {
+    // On a logarithmic axis they lie far below the highest.
+    let high = if value > 0.0 && value < high / 100.0 {
+        value
+    } else {
+        high
+    };
     let text = short(value, high);
     let (number, unit) = match text.split_once(' ') {
         Some((number, unit)) => (number, format!(" {unit}")),
