@@ -24,8 +24,8 @@ use netfw_common::{
     addr::{Address, Be16, MacPair},
     drop::Drop,
     flow::{
-        Flow, TICK_SHIFT, Timeouts, flag, further, is_assured, next_query_state, next_tcp_state,
-        queries, state, tcp,
+        Flow, TICK_SHIFT, Timeouts, flag, further, is_assured, lag, next_query_state,
+        next_tcp_state, queries, state, tcp,
     },
     record::Config,
     tuple::{Tuple, proto, zone},
@@ -254,7 +254,8 @@ fn find<F: Family>(key: &Tuple<F::Addr>) -> Option<(Entry<F::Addr>, bool)> {
 
 /// Finds the flow of `work.key`, copies its entry into `work.flow`, and takes note of the packet.
 ///
-/// For an assured flow in its steady state this is one map lookup; once a tick it is two.
+/// For an assured flow in its steady state this is one map lookup; once a tick it is two, and once in
+/// [`lag`] ticks the other half's.
 #[inline(always)]
 pub fn lookup<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
     let (entry, assured) = find::<F>(&work.key).ok_or(Miss::Absent)?;
@@ -263,8 +264,18 @@ pub fn lookup<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
         // Another CPU was writing a new one.
         work.flow.flags &= !flag::L2_CACHED;
     }
+    if work.flow.seen != work.now || !is_settled(work, assured) {
+        return advance::<F>(work);
+    }
+    note_segment(work, entry);
+    Ok(())
+}
+
+/// Is the packet at hand one that changes nothing in its flow?
+#[inline(always)]
+fn is_settled<A: Address>(work: &Work<A>, assured: bool) -> bool {
     let flow = &work.flow;
-    let settled = if proto::has_connections(work.key.proto) {
+    if proto::has_connections(work.key.proto) {
         assured
             && flow.state == state::ESTABLISHED
             && work.flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0
@@ -273,15 +284,16 @@ pub fn lookup<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
         assured
             || flow.state == state::ESTABLISHED
             || (flow.state == state::NEW && !flow.has(flag::REPLY))
-    };
-    if flow.seen != work.now || !settled {
-        return advance::<F>(work);
     }
-    if work.key.proto == proto::TCP && work.segment.is_near(flow) {
-        let end = further(work.segment.end, flow.end);
+}
+
+/// Notes how far a settled connection has come.
+#[inline(always)]
+fn note_segment<A: Address>(work: &Work<A>, entry: Entry<A>) {
+    if work.key.proto == proto::TCP && work.segment.is_near(&work.flow) {
+        let end = further(work.segment.end, work.flow.end);
         entry.set_numbers(end, work.segment.ack);
     }
-    Ok(())
 }
 
 /// What a packet changes in its flow.
@@ -293,6 +305,19 @@ fn advance<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
     let Some((entry, assured)) = find::<F>(&work.key) else {
         return Err(Miss::Absent);
     };
+    let config = config();
+    let behind = lag(config.timeouts.of(work.key.proto, work.flow.state));
+    // In the same span of ticks: not expired, and the other half knows of the flow's life what it must.
+    if assured
+        && (work.flow.seen ^ work.now) & !behind == 0
+        && !work.flow.has(flag::MAPPED)
+        && is_settled(work, assured)
+    {
+        entry.set_seen(work.now);
+        work.flow.seen = work.now;
+        note_segment(work, entry);
+        return Ok(());
+    }
     work.flow
         .write_reverse_key(work.key.proto, &mut work.reply_key);
     let Some(other) = other_half::<F>(work) else {
@@ -300,7 +325,6 @@ fn advance<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
         remove::<F>(&work.key, assured);
         return Err(Miss::Absent);
     };
-    let config = config();
     if work
         .flow
         .is_expired(work.key.proto, work.now, &config.timeouts)

@@ -6,7 +6,9 @@ use netfw_common::{
     tuple::proto,
 };
 
-use crate::rig::{At, tcp, udp, with_rig};
+use netfw_tests::packet::Packet;
+
+use crate::rig::{At, Rig, tcp, udp, with_rig};
 
 #[test]
 fn a_handshake_makes_a_flow_assured_and_nothing_less_does() {
@@ -95,6 +97,68 @@ fn a_packet_of_either_direction_keeps_a_flow() {
                 .sent();
         }
         rig.send(At::Web, tcp("web:80", "client:4000", ".")).sent();
+    });
+}
+
+#[test]
+fn the_other_half_is_looked_for_once_in_a_while() {
+    use netfw_common::flow::lag;
+    /// More than the shortest that is long enough for a lag.
+    const TIMEOUT: u32 = 100;
+    const MOST: u32 = lag(TIMEOUT);
+    with_rig(|rig| {
+        for protocol in [proto::TCP, proto::UDP] {
+            rig.forget();
+            rig.timeouts(TIMEOUT);
+            let (ask, answer): (Packet, Packet) = if protocol == proto::TCP {
+                rig.connect("client:4000", "node:8080", "web:80");
+                (
+                    tcp("client:4000", "node:8080", "."),
+                    tcp("web:80", "client:4000", "."),
+                )
+            } else {
+                let (ask, answer) = (
+                    udp("client:4000", "node:8080"),
+                    udp("web:80", "client:4000"),
+                );
+                rig.send(At::World, ask.clone()).sent();
+                rig.send(At::Web, answer.clone()).sent();
+                rig.send(At::World, ask.clone()).sent();
+                (ask, answer)
+            };
+            let halves = |rig: &Rig| -> [u32; 2] {
+                let (flows, _) = rig.entries();
+                let [one, two] = &flows[..] else {
+                    panic!("two halves: {flows:?}")
+                };
+                let mut both = [
+                    (one.1.has(flag::REPLY), one.1.seen),
+                    (two.1.has(flag::REPLY), two.1.seen),
+                ];
+                both.sort();
+                both.map(|(_, seen)| seen)
+            };
+            for ticks in 1..=MOST {
+                // Long ago: both are written.
+                rig.age(MOST + 1);
+                rig.send(At::World, ask.clone()).sent();
+                let [original, reply] = halves(rig);
+                assert_eq!(original, reply);
+                // A moment ago: the packet's own half is, and the other may fall behind so far.
+                rig.age(ticks);
+                rig.send(At::World, ask.clone()).sent();
+                let [original, reply] = halves(rig);
+                assert!(original - reply <= MOST, "{ticks}: {original} {reply}");
+            }
+            // It is no less alive.
+            rig.age(TIMEOUT - 1);
+            rig.send(At::Web, answer).sent();
+            rig.age(TIMEOUT + MOST + 2);
+            if protocol == proto::TCP {
+                rig.send(At::World, ask).passed();
+                assert_eq!(rig.entries(), (vec![], vec![]));
+            }
+        }
     });
 }
 

@@ -606,6 +606,29 @@ impl Rig {
             .collect()
     }
 
+    /// Makes all flows look as if their last packet had come so many ticks earlier.
+    pub fn age(&mut self, ticks: u32) {
+        match family() {
+            Family::V4 => self.age_table::<Ip4>("FLOWS4", ticks),
+            Family::V6 => self.age_table::<Ip6>("FLOWS6", ticks),
+        }
+    }
+
+    fn age_table<A: Mapped>(&mut self, name: &str, ticks: u32)
+    where
+        Tuple<A>: Pod,
+        Flow<A>: Pod,
+    {
+        let map = self.site.ebpf.map_mut(name).expect("a map");
+        let mut map: HashMap<&mut MapData, Tuple<A>, Flow<A>> =
+            HashMap::try_from(map).expect("a hash");
+        let entries: Vec<_> = map.iter().collect::<Result<_, _>>().expect("entries");
+        for (key, mut flow) in entries {
+            flow.seen = flow.seen.wrapping_sub(ticks);
+            map.insert(key, flow, 0).expect("an entry can be replaced");
+        }
+    }
+
     /// Ends all flows.
     pub fn forget(&mut self) {
         self.site.reset();

@@ -2,7 +2,48 @@
 //! that are missed.
 
 /// By a target's id: why it is missed, as far as is known. Shown only where it is.
-pub const REASONS: &[(&str, &str)] = &[];
+pub const REASONS: &[(&str, &str)] = &[
+    ("limit-tc", LIMIT),
+    ("limit-xdp", LIMIT),
+    (
+        "limit-driver",
+        "As of a publish by XDP, where no skb is made: the bare redirect takes 240 ns, so 90 % would allow \
+         27, which is the flow's look-up alone.",
+    ),
+    (
+        "limit-out",
+        "77 % with one flow. Who sends is looked for as well, and the source is checked. Beyond some \
+         thousand flows they lie in main memory, see packets to a publish.",
+    ),
+    (
+        "limit-both",
+        "Two ways, one after the other: what netfw adds to both, of which the limit has neither.",
+    ),
+    ("iptables-tc", COLD),
+    (
+        "iptables-xdp",
+        "The bare redirect by XDP is 3.0 times as fast as iptables here, and leaves nothing: into a veth, an \
+         skb is made of the frame all the same. Beyond some thousand flows, see packets by TC.",
+    ),
+    ("routing-tc", COLD),
+    ("routing-out", COLD),
+    ("flat-flows-tc", COLD),
+    ("flat-flows-xdp", COLD),
+    (
+        "attach",
+        "3 ms of it are the start of a process on this machine (/bin/true takes 2.7); the rest is the \
+         kernel's: a veth pair, its carrier, addresses.",
+    ),
+];
+
+const LIMIT: &str = "83 to 88 % up to 1,000 flows. netfw adds some 80 ns to a packet, 54 are allowed: 27 are the \
+    flow's look-up in the kernel's hash, 11 bpf_csum_update, 11 parsing, 12 rewriting (ARCHITECTURE, The hot path). \
+    Beyond, flows lie in main memory, and the limit has none.";
+
+const COLD: &str = "A matter of memory: where flows are many, each packet finds its own in none of the caches, and \
+    waits for a bucket and for the two lines of an entry, some 100 ns each here. conntrack waits as well (iptables: \
+    250 ns more with 100,000 flows than with one), but is slower to begin with. Other ways to keep the table made no \
+    difference (ARCHITECTURE, The hot path).";
 
 pub struct Rule {
     pub id: &'static str,
