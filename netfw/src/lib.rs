@@ -11,13 +11,15 @@
 //! | [`bpf`] | the data plane: programs, pins, maps |
 //! | [`net`] | interfaces, addresses, routes, namespaces, sockets |
 //! | [`demo`] | a lab in namespaces that shows it all at work |
-//! | [`publish`], [`name`], [`rules`] | what people write: port mappings, names and MAC addresses, rules of networks |
+//! | [`publish`], [`name`], [`mode`], [`rules`], [`filter`] | what people write: port mappings, names and MAC addresses, networks and ways to do without, rules of networks, which flows they want to see |
 
 pub mod agent;
 pub mod api;
 pub mod bpf;
 pub mod cli;
 pub mod demo;
+pub mod filter;
+pub mod mode;
 pub mod name;
 pub mod net;
 pub mod publish;

@@ -51,7 +51,7 @@ impl fmt::Display for PortRange {
 }
 
 /// What was asked: `[[HOST_IP:][HOST_PORT[-END]]:]CONTAINER_PORT[-END][/tcp|udp|sctp]`, with an IPv6
-/// address in brackets.
+/// address in brackets. A host port of 0 is none, and several for one container port are a choice.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Spec {
@@ -59,6 +59,8 @@ pub struct Spec {
     pub host_ip: Option<IpAddr>,
     /// None: a free port is chosen.
     pub host_ports: Option<PortRange>,
+    /// From which it is chosen, where one is named for a single container port.
+    pub choice: Option<PortRange>,
     pub container_ports: PortRange,
     pub protocol: Protocol,
 }
@@ -109,15 +111,17 @@ impl FromStr for Spec {
         let syntax = || SpecError::Syntax(spec());
         let (rest, protocol) = match s.split_once('/') {
             None => (s, Protocol::Tcp),
-            Some((rest, "tcp")) => (rest, Protocol::Tcp),
-            Some((rest, "udp")) => (rest, Protocol::Udp),
-            Some((rest, "sctp")) => (rest, Protocol::Sctp),
-            Some((_, other)) => {
-                return Err(SpecError::Protocol {
-                    spec: spec(),
-                    protocol: other.to_owned(),
-                });
-            }
+            Some((rest, named)) => match named.to_ascii_lowercase().as_str() {
+                "tcp" => (rest, Protocol::Tcp),
+                "udp" => (rest, Protocol::Udp),
+                "sctp" => (rest, Protocol::Sctp),
+                _ => {
+                    return Err(SpecError::Protocol {
+                        spec: spec(),
+                        protocol: named.to_owned(),
+                    });
+                }
+            },
         };
         // The colons of an address are none of ours: nothing behind the last bracket is one.
         let behind = rest.rfind(']').map_or(0, |at| at + 1);
@@ -137,20 +141,25 @@ impl FromStr for Spec {
             },
         };
         let container_ports = parse_ports(s, container)?;
+        let host = host.filter(|ports| *ports != "0");
         let host_ports = host.map(|ports| parse_ports(s, ports)).transpose()?;
         let host_ip = ip.map(|ip| parse_ip(s, ip)).transpose()?;
-        if let Some(host) = host_ports
-            && host.count() != container_ports.count()
-        {
-            return Err(SpecError::Unequal {
-                spec: spec(),
-                host: host.count(),
-                container: container_ports.count(),
-            });
-        }
+        let (host_ports, choice) = match host_ports {
+            Some(host) if host.count() == container_ports.count() => (Some(host), None),
+            Some(host) if container_ports.count() == 1 => (None, Some(host)),
+            None => (None, None),
+            Some(host) => {
+                return Err(SpecError::Unequal {
+                    spec: spec(),
+                    host: host.count(),
+                    container: container_ports.count(),
+                });
+            }
+        };
         Ok(Self {
             host_ip,
             host_ports,
+            choice,
             container_ports,
             protocol,
         })
@@ -242,13 +251,54 @@ impl From<Spec> for String {
 
 impl fmt::Display for Spec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.host_ip, self.host_ports) {
+        match (self.host_ip, self.host_ports.or(self.choice)) {
             (Some(ip), Some(ports)) => write!(f, "{}:{ports}:", Host(ip))?,
             (Some(ip), None) => write!(f, "{}::", Host(ip))?,
             (None, Some(ports)) => write!(f, "{ports}:")?,
             (None, None) => {}
         }
         write!(f, "{}/{}", self.container_ports, self.protocol)
+    }
+}
+
+/// Ports that a container is said to serve: `PORT[-END][/tcp|udp|sctp]`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Exposed {
+    pub protocol: Protocol,
+    pub ports: PortRange,
+}
+
+impl FromStr for Exposed {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        let spec: Spec = text.parse()?;
+        if text.contains(':') {
+            return Err(SpecError::Syntax(text.to_owned()));
+        }
+        Ok(Self {
+            protocol: spec.protocol,
+            ports: spec.container_ports,
+        })
+    }
+}
+
+impl fmt::Display for Exposed {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}/{}", self.ports, self.protocol)
+    }
+}
+
+/// To publish them: on ports that are free.
+impl From<Exposed> for Spec {
+    fn from(exposed: Exposed) -> Self {
+        Self {
+            host_ip: None,
+            host_ports: None,
+            choice: None,
+            container_ports: exposed.ports,
+            protocol: exposed.protocol,
+        }
     }
 }
 
@@ -292,6 +342,7 @@ impl Spec {
         self.protocol == publish.protocol
             && self.container_ports == publish.container_ports
             && self.host_ports.is_none_or(|p| p == publish.host_ports)
+            && self.choice.is_none_or(|c| c.overlaps(publish.host_ports))
             && match self.host_ip {
                 Some(ip) => ip == publish.host_ip,
                 None => open || publish.host_ip.is_unspecified(),
@@ -365,9 +416,49 @@ mod tests {
             ),
             ("[::ffff:192.0.2.1]:1:1", "192.0.2.1:1:1/tcp"),
             ("2905:2905/sctp", "2905:2905/sctp"),
+            ("8080:80/TCP", "8080:80/tcp"),
+            ("0:80", "80/tcp"),
+            ("127.0.0.1:0:80/udp", "127.0.0.1::80/udp"),
+            ("8000-8010:80", "8000-8010:80/tcp"),
+            ("[::1]:8000-8010:80", "[::1]:8000-8010:80/tcp"),
         ] {
             assert_eq!(text.parse::<Spec>().unwrap().to_string(), canonical);
         }
+    }
+
+    #[test]
+    fn several_host_ports_for_one_are_a_choice() {
+        let spec: Spec = "8000-8010:80".parse().unwrap();
+        let choice = PortRange {
+            first: 8000,
+            last: 8010,
+        };
+        assert_eq!((spec.host_ports, spec.choice), (None, Some(choice)));
+        let chosen = |port| {
+            let ports = PortRange {
+                first: port,
+                last: port,
+            };
+            spec.resolve(Ipv4Addr::UNSPECIFIED.into(), ports)
+        };
+        assert!(spec.names(&chosen(8003)) && !spec.names(&chosen(8011)));
+        assert_eq!(spec.to_string().parse::<Spec>().unwrap(), spec);
+    }
+
+    #[test]
+    fn an_exposed_port_is_a_container_s() {
+        for (text, shown) in [
+            ("80", "80/tcp"),
+            ("53/UDP", "53/udp"),
+            ("80-90", "80-90/tcp"),
+        ] {
+            assert_eq!(text.parse::<Exposed>().unwrap().to_string(), shown);
+        }
+        for bad in ["", "80:80", "0", "90-80", "80/x", "127.0.0.1::80"] {
+            assert!(bad.parse::<Exposed>().is_err(), "{bad}");
+        }
+        let exposed: Exposed = "80-81/udp".parse().unwrap();
+        assert_eq!(Spec::from(exposed), "80-81/udp".parse().unwrap());
     }
 
     #[test]
@@ -385,7 +476,7 @@ mod tests {
             );
         }
         for text in [
-            "0:80",
+            "0-9:80",
             "80:0",
             "65536:80",
             "80:99999999999",
@@ -409,8 +500,8 @@ mod tests {
                 ..
             }
         ));
-        assert!(matches!(error("80-90:80"), E::Unequal { .. }));
-        assert!(matches!(error("80:80/TCP"), E::Protocol { .. }));
+        assert!(matches!(error("80:80-90"), E::Unequal { .. }));
+        assert!(matches!(error("80:80/icmp"), E::Protocol { .. }));
         assert!(matches!(error("80:80/"), E::Protocol { .. }));
         assert!(matches!(error("80:80/tcp/udp"), E::Protocol { .. }));
         assert!(matches!(error("x:80:80"), E::HostIp { .. }));
@@ -522,6 +613,7 @@ mod tests {
                 Spec {
                     host_ip: host_ip.filter(|ip| !ip.is_multicast() && *ip != Ipv4Addr::BROADCAST),
                     host_ports: (!open).then_some(range(host)),
+                    choice: None,
                     container_ports: range(container),
                     protocol,
                 }

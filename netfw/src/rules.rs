@@ -88,7 +88,7 @@ impl Rules {
         let bit = |is: bool, flag| if is { flag } else { 0 };
         nat | bit(self.internal, network_flag::INTERNAL)
             | bit(self.routed, network_flag::ROUTED)
-            | bit(self.masquerade, network_flag::MASQUERADE)
+            | bit(self.masquerade && !self.routed, network_flag::MASQUERADE)
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use lab::{Lab, dummy_veth, root, unique};
-use netfw::net::{Change, Monitor, Namespace, NetError, Netlink, Veth, sysctl};
+use netfw::net::{Change, Monitor, Namespace, NetError, Netlink, Route, Veth, sysctl};
 
 #[test]
 fn namespaces_come_and_go() {
@@ -74,7 +74,10 @@ fn a_container_is_wired() {
             .unwrap();
         within.set_up(inner).await.unwrap();
         within
-            .add_default_route(inner, "172.18.0.1".parse().unwrap())
+            .add_route(
+                &Route::default_of(gateway.addr(), inner, Route::MAIN),
+                Some(gateway.addr()),
+            )
             .await
             .unwrap();
         eprintln!("bridge, veth, addresses, route: {:?}", started.elapsed());
@@ -128,7 +131,10 @@ fn a_container_is_wired() {
             .await
             .unwrap();
         within
-            .add_default_route(inner, gateway6.addr())
+            .add_route(
+                &Route::default_of(gateway6.addr(), inner, Route::MAIN),
+                Some(gateway6.addr()),
+            )
             .await
             .unwrap();
         let routes = within.routes().await.unwrap();

@@ -10,6 +10,7 @@ use std::{
 };
 
 use super::{
+    files,
     paths::{Lock, LockError, Paths},
     record::{Node, Wanted},
     store::{Store, StoreError},
@@ -111,6 +112,14 @@ pub fn clear(instance: &Name, paths: &Paths, report: &mut Report) {
             );
         }
     }
+    remove_rules(&wanted, report);
+    for name in wanted.endpoints.keys() {
+        if let Err(error) = files::remove(paths, name) {
+            report
+                .errors
+                .push(format!("files of endpoint {name}: {error}"));
+        }
+    }
     // Last: while anything is left, the store says what.
     if report.errors.is_empty() {
         remove_directory(&paths.state, report);
@@ -178,6 +187,26 @@ fn remove_links(instance: &Name, wanted: &Wanted, namespace: &Namespace, report:
             }
         }
     });
+}
+
+/// The rules that containers in several networks have, in namespaces that are not ours to delete.
+fn remove_rules(wanted: &Wanted, report: &mut Report) {
+    let endpoints = wanted.endpoints.values();
+    for endpoint in endpoints.filter(|e| e.attachments.len() > 1 && !e.namespace.made) {
+        let Ok(namespace) = Namespace::at_path(&endpoint.namespace.path) else {
+            continue;
+        };
+        let done = crate::block_on(async {
+            let netlink = Netlink::within(&namespace)?;
+            for attachment in &endpoint.attachments {
+                for ip in attachment.ips() {
+                    netlink.delete_source_rule(ip, attachment.table()).await?;
+                }
+            }
+            Ok::<_, crate::net::NetError>(())
+        });
+        report.note(format!("rules of endpoint {}", endpoint.name), done);
+    }
 }
 
 fn remove_directory(path: &Path, report: &mut Report) {

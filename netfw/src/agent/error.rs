@@ -8,9 +8,10 @@ use super::{ipam::AddressError, paths::LockError, store::StoreError};
 use crate::{
     api::types::FailureKind,
     bpf::BpfError,
+    mode::Mode,
     name::{Name, NameError},
     net::{error::NetError, socket::Holder},
-    publish::{Publish, Spec},
+    publish::{PortRange, Publish, Spec},
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +24,8 @@ pub enum AgentError {
     NoEndpoint(Name),
     #[error(transparent)]
     Network(#[from] NetworkError),
+    #[error(transparent)]
+    Mode(#[from] ModeError),
     #[error("an endpoint \"{0}\" exists already: choose another name, or remove it first")]
     EndpointExists(Name),
     #[error("an endpoint \"{0}\" exists and its namespace is gone: `netfw endpoint rm {0}` first")]
@@ -95,6 +98,8 @@ pub enum AgentError {
     PublishInternal { spec: Spec, network: Name },
     #[error("{spec} cannot be published: no free host port: name one, as in 8080:80")]
     NoFreePort { spec: Spec },
+    #[error("{spec} cannot be published: none of the host ports {choice} is free")]
+    NoFreePortOf { spec: Spec, choice: PortRange },
     #[error("no publish was named")]
     NoPublish,
     #[error(
@@ -175,6 +180,7 @@ impl AgentError {
                 | AddressError::Broadcast { .. },
             ) => FailureKind::Invalid,
             E::Network(error) => error.kind(),
+            E::Mode(error) => error.kind(),
             E::NoEndpoint(_) | E::NotPublished { .. } => FailureKind::NotFound,
             E::EndpointExists(_)
             | E::EndpointGone(_)
@@ -209,6 +215,23 @@ pub enum NetworkError {
     Default,
     #[error("network \"{network}\" cannot be removed: it has the endpoints {}: remove them first", list(.endpoints))]
     InUse { network: Name, endpoints: Vec<Name> },
+    #[error("endpoint \"{endpoint}\" is in network \"{network}\" already")]
+    Connected { endpoint: Name, network: Name },
+    #[error("endpoint \"{endpoint}\" is not in network \"{network}\"; it is in {}", list(.has))]
+    NotConnected {
+        endpoint: Name,
+        network: Name,
+        has: Vec<Name>,
+    },
+    #[error(
+        "network \"{network}\" is the last that endpoint \"{endpoint}\" is in: connect it to another one \
+         first, or remove the endpoint"
+    )]
+    Last { endpoint: Name, network: Name },
+    #[error(
+        "endpoint \"{0}\" joins no network: it was added with --network host, none or container"
+    )]
+    NotAttachable(Name),
     #[error(
         "subnet {subnet} overlaps {other} ({what}): choose another one, or none to be given a free one"
     )]
@@ -245,7 +268,7 @@ pub enum NetworkError {
     )]
     Filter,
     #[error(
-        "--nat endpoint-independent says how masquerade maps: it cannot be used with --no-masquerade"
+        "--nat endpoint-independent says how masquerade maps: it cannot be used with --no-masquerade, nor with --routed, which implies that"
     )]
     NatWithoutMasquerade,
     #[error(
@@ -265,7 +288,10 @@ pub enum NetworkError {
 impl NetworkError {
     fn kind(&self) -> FailureKind {
         match self {
-            Self::None { .. } => FailureKind::NotFound,
+            Self::None { .. } | Self::NotConnected { .. } => FailureKind::NotFound,
+            Self::Connected { .. } | Self::Last { .. } | Self::NotAttachable(_) => {
+                FailureKind::Conflict
+            }
             Self::Exists(_)
             | Self::Default
             | Self::InUse { .. }
@@ -275,6 +301,56 @@ impl NetworkError {
             | Self::NoSubnet6(_) => FailureKind::Conflict,
             _ => FailureKind::Invalid,
         }
+    }
+}
+
+/// Of endpoints that join no network.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ModeError {
+    #[error(
+        "--network {0} and publishing do not go together: {why}; publish from a network, or have the process \
+         listen on the node itself", why = whose(.0)
+    )]
+    Publish(Mode),
+    #[error("--network {0} takes neither --ip nor --mac: {why}", why = whose(.0))]
+    Address(Mode),
+    #[error("--network {0} takes neither --netns nor --pid: {why}", why = whose(.0))]
+    Namespace(Mode),
+    #[error("endpoint \"{0}\" cannot share its own namespace: name another one")]
+    Own(Name),
+    #[error(
+        "endpoint \"{other}\" shares the namespace of \"{whose}\" itself: say --network container:{whose}"
+    )]
+    Chain { other: Name, whose: Name },
+    #[error(
+        "endpoint \"{endpoint}\" cannot be removed: its namespace is shared by {}: remove them first",
+        list(.sharers)
+    )]
+    Shared { endpoint: Name, sharers: Vec<Name> },
+    #[error("{spec} cannot be published: endpoint \"{endpoint}\" has --network {mode}: {why}", why = whose(.mode))]
+    NoPublish {
+        spec: Spec,
+        endpoint: Name,
+        mode: Mode,
+    },
+}
+
+impl ModeError {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Self::Shared { .. } | Self::NoPublish { .. } => FailureKind::Conflict,
+            _ => FailureKind::Invalid,
+        }
+    }
+}
+
+/// Why such an endpoint has nothing to be chosen.
+fn whose(mode: &Mode) -> String {
+    match mode {
+        Mode::None => "it has no interface".into(),
+        Mode::Host => "it uses the node's own addresses and ports".into(),
+        Mode::Container(other) => format!("addresses and ports are those of endpoint \"{other}\""),
+        Mode::Network(network) => format!("it is in network \"{network}\""),
     }
 }
 

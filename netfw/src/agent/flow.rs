@@ -6,8 +6,8 @@ use std::collections::HashMap;
 
 use netfw_common::{
     addr::{Ip4, Ip6},
-    flow::{Flow as Entry, TICK_NS, Timeouts, flag, is_assured, state},
-    tuple::{Tuple as Key, proto},
+    flow::{Flow as Entry, TICK_NS, Timeouts, flag, is_assured},
+    tuple::Tuple as Key,
 };
 use tokio::{sync::Mutex, task::block_in_place};
 
@@ -19,12 +19,15 @@ use super::{
 use crate::{
     api::types::{Flow, Tuple},
     bpf::{self, Family, FlowWalk, Visit, now},
+    filter::{FlowFilter, IpProtocol, State},
     name::Name,
 };
 
 /// Flows as they were during one walk: entries of the original direction.
 struct Listing {
     flows: Vec<Listed>,
+    filter: FlowFilter,
+    /// Whom the filter names.
     only: Option<Endpoint>,
     timeouts: Timeouts,
 }
@@ -57,6 +60,22 @@ impl Listed {
     }
 }
 
+impl Listed {
+    fn suits(&self, filter: &FlowFilter) -> bool {
+        let tuples = [self.original, self.reply];
+        let mut ports = tuples.iter().flat_map(|t| [t.sport, t.dport]);
+        let mut ips = tuples.iter().flat_map(|t| [t.src, t.dst]);
+        filter.protocol.is_none_or(|p| p.0 == self.proto)
+            && filter
+                .state
+                .is_none_or(|state| state == State::of(self.proto, self.state))
+            && filter.port.is_none_or(|port| ports.any(|p| p == port))
+            && filter
+                .address
+                .is_none_or(|net| ips.any(|ip| net.0.contains(&ip)))
+    }
+}
+
 impl Visit for Listing {
     fn flow<A: Family>(&mut self, key: &Key<A>, flow: &Entry<A>) -> bool {
         let part = |endpoint: &Endpoint| {
@@ -68,17 +87,22 @@ impl Visit for Listing {
             && !flow.is_expired(key.proto, now(), &self.timeouts)
             && self.only.as_ref().is_none_or(part)
         {
-            self.flows.push(Listed::new(key, flow));
+            let listed = Listed::new(key, flow);
+            if listed.suits(&self.filter) {
+                self.flows.push(listed);
+            }
         }
         false
     }
 }
 
-/// All flows, or those of one endpoint, ordered by family, protocol and original tuple.
-pub async fn list(agent: &Mutex<Agent>, only: Option<&Name>) -> Result<Vec<Flow>, AgentError> {
+/// The flows that suit the filter, ordered by family, protocol and original tuple.
+pub async fn list(agent: &Mutex<Agent>, filter: &FlowFilter) -> Result<Vec<Flow>, AgentError> {
     let (mut listing, owners) = {
         let agent = agent.lock().await;
-        let only = only
+        let only = filter
+            .endpoint
+            .as_ref()
             .map(|name| agent.wanted_endpoint(name).cloned())
             .transpose()?;
         let endpoints = agent.wanted.endpoints.values();
@@ -87,6 +111,7 @@ pub async fn list(agent: &Mutex<Agent>, only: Option<&Name>) -> Result<Vec<Flow>
             .collect();
         let listing = Listing {
             flows: Vec::new(),
+            filter: filter.clone(),
             only,
             timeouts: agent.config.dataplane.timeouts,
         };
@@ -182,25 +207,8 @@ fn view(flow: &Listed, endpoint: Option<&Name>, timeout: u32, now: u32) -> Flow 
     );
     let left = (u64::from(timeout) - age) * TICK_NS / 1_000_000_000;
     Flow {
-        protocol: match flow.proto {
-            proto::TCP => "tcp".into(),
-            proto::UDP => "udp".into(),
-            proto::ICMP => "icmp".into(),
-            proto::ICMPV6 => "icmpv6".into(),
-            proto::SCTP => "sctp".into(),
-            other => other.to_string(),
-        },
-        state: match flow.state {
-            state::NEW => "new",
-            state::REPLIED if flow.proto == proto::TCP => "syn_recv",
-            state::REPLIED => "replied",
-            state::ESTABLISHED => "established",
-            state::FIN_ORIGINAL | state::FIN_REPLY => "fin_wait",
-            state::TIME_WAIT => "time_wait",
-            state::CLOSE | state::REFUSED => "close",
-            _ => "unknown",
-        }
-        .into(),
+        protocol: IpProtocol(flow.proto).to_string(),
+        state: State::of(flow.proto, flow.state).name().into(),
         assured: is_assured(flow.state),
         timeout: left,
         original: flow.original,
@@ -226,7 +234,11 @@ fn tuple<A: Family>(t: &Key<A>) -> Tuple {
 
 #[cfg(test)]
 mod tests {
-    use netfw_common::{addr::Be16, flow::Flow4, tuple::Tuple4};
+    use netfw_common::{
+        addr::Be16,
+        flow::{Flow4, state},
+        tuple::{Tuple4, proto},
+    };
 
     use super::*;
 
@@ -272,6 +284,38 @@ mod tests {
     }
 
     #[test]
+    fn a_filter_takes_what_suits_it_in_either_direction() {
+        let (key, flow) = example();
+        let listed = Listed::new(&key, &flow);
+        let nothing = FlowFilter::default();
+        let with = |change: &dyn Fn(&mut FlowFilter)| {
+            let mut filter = nothing.clone();
+            change(&mut filter);
+            listed.suits(&filter)
+        };
+        assert!(listed.suits(&nothing));
+        for (text, suits) in [("tcp", true), ("udp", false)] {
+            assert_eq!(with(&|f| f.protocol = Some(text.parse().unwrap())), suits);
+        }
+        for (text, suits) in [
+            ("192.0.2.9", true),
+            ("192.0.2.0/24", true),
+            ("172.18.0.2", true),
+            ("172.18.0.3", false),
+            ("::/0", false),
+        ] {
+            let found = with(&|f| f.address = Some(text.parse().unwrap()));
+            assert_eq!(found, suits, "{text}");
+        }
+        for (port, suits) in [(40000, true), (8080, true), (80, true), (81, false)] {
+            assert_eq!(with(&|f| f.port = Some(port)), suits, "{port}");
+        }
+        for (state, suits) in [(State::Established, true), (State::New, false)] {
+            assert_eq!(with(&|f| f.state = Some(state)), suits, "{state:?}");
+        }
+    }
+
+    #[test]
     fn a_flow_that_was_met_twice_is_shown_once() {
         let (key, flow) = example();
         let other = Tuple4 {
@@ -288,6 +332,7 @@ mod tests {
                 Listed::new(&other, &flow),
                 Listed::new(&key, &moved),
             ],
+            filter: FlowFilter::default(),
             only: None,
             timeouts: Timeouts::default(),
         };

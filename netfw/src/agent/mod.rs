@@ -8,7 +8,8 @@
 //! | [`paths`] | directories, socket, the lock of an instance |
 //! | [`ipam`], [`plan`], [`counter`], [`node`] | decisions, pure: addresses, networks, counter indexes, uplinks |
 //! | [`start`] | from the store to a running node |
-//! | [`network`], [`endpoint`], [`publish`], [`flow`] | requests |
+//! | [`network`], [`endpoint`], [`attachment`], [`publish`], [`flow`] | requests |
+//! | [`files`] | what containers find in `/etc` |
 //! | [`purge`] | flows that must go, in portions |
 //! | [`xdp`] | XDP on uplinks |
 //! | [`observe`] | what happens to the node meanwhile |
@@ -21,11 +22,13 @@
 //! is decided first (nothing touched yet), then written to the store, then made in the kernel; what
 //! fails on the way is undone in both.
 
+pub mod attachment;
 pub mod config;
 pub mod counter;
 pub mod down;
 pub mod endpoint;
 pub mod error;
+pub mod files;
 pub mod flow;
 pub mod ipam;
 pub mod memory;
@@ -68,6 +71,9 @@ use crate::{
     net::{Netlink, sysctl::Directory},
 };
 
+/// Names an attachment: the endpoint, and the network.
+pub type Place = (Name, Name);
+
 pub struct Agent {
     config: Config,
     store: Store,
@@ -78,9 +84,9 @@ pub struct Agent {
     counters: Indexes,
     /// The networks' bridges as they are.
     bridges: BTreeMap<Name, Bridge>,
-    /// Endpoints that are up, and the ifindex of their host side. Who is wanted and not here is
+    /// Attachments that are up, and the ifindex of their host side. What is wanted and not here is
     /// gone.
-    up: BTreeMap<Name, u32>,
+    up: BTreeMap<Place, u32>,
     /// Host sides that the agent has deleted, until netlink says so.
     deleted: BTreeSet<u32>,
     uplinks: BTreeMap<u32, UplinkState>,

@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     api::types::{self, NetworkRequest},
+    mode::RESERVED,
     name::Name,
     net::{NetError, subnet, sysctl},
     rules::Rules,
@@ -25,9 +26,6 @@ use crate::{
 
 /// The network that every endpoint joins unless it names another.
 pub const DEFAULT_NETWORK: &str = "bridge";
-
-/// What `--network` will mean something else with, as it does with `docker run`.
-const RESERVED: [&str; 2] = ["host", "none"];
 
 impl Agent {
     pub async fn create_network(
@@ -76,7 +74,7 @@ impl Agent {
         if name.as_str() == DEFAULT_NETWORK {
             return Err(NetworkError::Default.into());
         }
-        let endpoints: Vec<Name> = self.members(name).map(|e| e.name.clone()).collect();
+        let endpoints: Vec<Name> = self.members(name).map(|(e, _)| e.name.clone()).collect();
         if !endpoints.is_empty() {
             return Err(NetworkError::InUse {
                 network: name.clone(),

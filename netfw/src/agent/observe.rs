@@ -4,8 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::{
-    Agent, AgentError, UplinkState, node,
+    Agent, AgentError, Place, UplinkState, node,
     purge::{Doomed, Then},
+    record::{Attachment, Endpoint},
 };
 use crate::{name::Name, net::Touched};
 
@@ -34,23 +35,38 @@ impl Agent {
         }
         self.missing_uplinks = view.missing;
         self.mtu = view.mtu;
-        let gone: Vec<Name> = self
+        let gone: Vec<Place> = self
             .up
             .iter()
             .filter(|(_, ifindex)| !view.present.contains(ifindex))
-            .map(|(name, _)| name.clone())
+            .map(|(place, _)| place.clone())
             .collect();
-        for name in gone {
+        for (name, network) in gone {
             tracing::warn!(
                 endpoint = %name,
+                %network,
                 "gone: its namespace or veth pair was deleted; `netfw endpoint rm {name}` clears it away"
             );
-            if let Some(endpoint) = self.wanted.endpoints.get(&name).cloned() {
-                self.disconnect(&endpoint, Then::Nothing).await;
-            }
+            self.clear_away(&name, &network).await;
         }
         // Last: it makes interfaces that are not in this view.
         self.mend_bridges(&view.present).await
+    }
+
+    /// What is left in the kernel of an attachment whose veth pair is gone.
+    async fn clear_away(&mut self, name: &Name, network: &Name) {
+        let Some(endpoint) = self.wanted.endpoints.get(name).cloned() else {
+            return;
+        };
+        let Some(attachment) = endpoint.attachment(network) else {
+            return;
+        };
+        self.take_down(&endpoint, attachment).await;
+        if !self.is_up(&endpoint)
+            && let Err(error) = self.withdraw_publishes(&endpoint.publishes)
+        {
+            tracing::warn!(endpoint = %name, %error, "its publishes were not withdrawn");
+        }
     }
 
     /// A bridge that somebody deleted is made again, and endpoints with it; so is the gateway's
@@ -112,18 +128,15 @@ impl Agent {
             if !self.dataplane.lacks_filter(ifindex) {
                 continue;
             }
-            let endpoint = self.up.iter().find(|(_, up)| **up == ifindex);
-            let (name, mended) = if let Some((endpoint, _)) = endpoint
-                && let Some(endpoint) = self.wanted.endpoints.get(endpoint)
-            {
-                let name = endpoint.host_interface.clone();
+            let (name, mended) = if let Some((_, attachment)) = self.attachment_at(ifindex) {
+                let name = attachment.host_interface.clone();
                 let attached = self.dataplane.attach_container(ifindex, &name);
                 (name, attached.map(drop).map_err(|e| crate::chain(&e)))
             } else if let Some(UplinkState { uplink, attached }) = self.uplinks.get(&ifindex)
                 && attached.is_ok()
             {
                 let uplink = uplink.clone();
-                let attached = self.attach(ifindex, &uplink);
+                let attached = self.attach_uplink(ifindex, &uplink);
                 (uplink.name, attached.map(drop))
             } else {
                 continue;
@@ -137,6 +150,13 @@ impl Agent {
                 Err(error) => tracing::warn!(interface = %name, error, "without netfw's filter"),
             }
         }
+    }
+
+    /// Whose host side is that?
+    pub(super) fn attachment_at(&self, ifindex: u32) -> Option<(&Endpoint, &Attachment)> {
+        let ((endpoint, network), _) = self.up.iter().find(|(_, up)| **up == ifindex)?;
+        let endpoint = self.wanted.endpoints.get(endpoint)?;
+        Some((endpoint, endpoint.attachment(network)?))
     }
 
     /// Interfaces whose programs may be filters.
@@ -193,7 +213,7 @@ impl Agent {
             Some(UplinkState {
                 attached: Ok(hook), ..
             }) => Ok(*hook),
-            _ => self.attach(ifindex, uplink),
+            _ => self.attach_uplink(ifindex, uplink),
         };
         let recorded = if attached.is_ok() && uplink.closed.is_none() {
             self.dataplane.set_uplink(ifindex, &uplink.record)
@@ -204,7 +224,11 @@ impl Agent {
         attached
     }
 
-    fn attach(&mut self, ifindex: u32, uplink: &node::Uplink) -> Result<&'static str, String> {
+    fn attach_uplink(
+        &mut self,
+        ifindex: u32,
+        uplink: &node::Uplink,
+    ) -> Result<&'static str, String> {
         let attached = if uplink.is_ethernet() {
             self.dataplane.attach_uplink(ifindex, &uplink.name)
         } else {

@@ -120,13 +120,15 @@ fn rules(request: &NetworkRequest) -> Result<Rules, NetworkError> {
     if request.internal && request.routed {
         return Err(NetworkError::InternalRouted);
     }
-    if request.nat == Nat::EndpointIndependent && !request.masquerade {
+    // An answer to whoever came by a container's own address must come from there.
+    let masquerade = request.masquerade && !request.routed;
+    if request.nat == Nat::EndpointIndependent && !masquerade {
         return Err(NetworkError::NatWithoutMasquerade);
     }
     Ok(Rules {
         internal: request.internal,
         routed: request.routed,
-        masquerade: request.masquerade,
+        masquerade,
         nat: request.nat,
         filter: request.filter.unwrap_or_default(),
     })
@@ -328,6 +330,10 @@ mod tests {
         ));
         assert!(matches!(
             refused(&|r| (r.nat, r.masquerade) = (Nat::EndpointIndependent, false)),
+            Some(E::NatWithoutMasquerade)
+        ));
+        assert!(matches!(
+            refused(&|r| (r.nat, r.routed) = (Nat::EndpointIndependent, true)),
             Some(E::NatWithoutMasquerade)
         ));
         for (mtu, ipv6, fine) in [

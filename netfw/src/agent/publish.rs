@@ -9,14 +9,15 @@ use netfw_common::{
 
 use super::{
     Agent, AgentError,
+    error::ModeError,
     plan::family,
     purge::{Doomed, Shadows, Then},
-    record::{Endpoint, Network, Published},
+    record::{Endpoint, Family, Network, Published},
     store::Change,
 };
 use crate::{
     api::types,
-    bpf::Family,
+    bpf,
     name::Name,
     net::{
         diag,
@@ -29,14 +30,23 @@ use crate::{
 impl Agent {
     pub fn publish(&mut self, name: &Name, specs: &[Spec]) -> Result<types::Endpoint, AgentError> {
         let before = self.wanted_endpoint(name)?.clone();
-        if !self.up.contains_key(name) {
+        if !self.is_up(&before) {
             return Err(AgentError::Gone(name.clone()));
         }
-        if specs.is_empty() {
+        let Some(first) = specs.first() else {
             return Err(AgentError::NoPublish);
-        }
-        let network = self.network_of(&before)?;
-        let publishes = self.resolve_publishes(specs, before.families(), network)?;
+        };
+        let ways = [Family::V4, Family::V6].map(|family| self.wanted.way_out(&before, family));
+        let Some(way) = ways.into_iter().flatten().next() else {
+            return Err(ModeError::NoPublish {
+                spec: *first,
+                endpoint: name.clone(),
+                mode: before.mode(),
+            }
+            .into());
+        };
+        let families = self.wanted.families(&before);
+        let publishes = self.resolve_publishes(specs, families, self.network_of(way)?)?;
         let mut counters = Vec::new();
         let result = self.try_publish(&before, publishes, &mut counters);
         if result.is_err() {
@@ -114,13 +124,14 @@ impl Agent {
         if let Err(error) = self.withdraw_publishes(&gone) {
             // Some may be withdrawn already.
             self.store.commit(&[Change::Endpoint(&before)])?;
-            if self.up.contains_key(name) {
+            if self.is_up(&before) {
                 self.enter_publishes(&before, &before.publishes)?;
             }
             return Err(error);
         }
         self.wanted.endpoints.insert(name.clone(), after);
-        self.hang_up(&before, &gone);
+        let ips: Vec<IpAddr> = before.ips().collect();
+        self.hang_up(name, &ips, &gone);
         let counters: Vec<u32> = gone.iter().map(|p| p.counter).collect();
         self.purge(
             Doomed::Counters(counters.iter().copied().collect()),
@@ -129,22 +140,36 @@ impl Agent {
         self.endpoint_view(name)
     }
 
-    /// The map entries of some of an endpoint's publishes: all, or none of them.
+    /// The map entries of some of an endpoint's publishes, which lead to where it reaches the world: all,
+    /// or none of them. Those of a family in which nobody gets to it rest.
     pub(super) fn enter_publishes(
         &mut self,
         endpoint: &Endpoint,
         published: &[Published],
     ) -> Result<(), AgentError> {
-        self.dataplane
-            .publish(entries::<Ip4>(endpoint, published))?;
-        if let Err(error) = self.dataplane.publish(entries::<Ip6>(endpoint, published)) {
+        self.enter::<Ip4>(endpoint, Family::V4, published)?;
+        if let Err(error) = self.enter::<Ip6>(endpoint, Family::V6, published) {
             let undone = self.dataplane.unpublish(keys::<Ip4>(published));
             if let Err(error) = undone {
                 tracing::error!(%error, "undoing a publish");
             }
-            return Err(error.into());
+            return Err(error);
         }
         Ok(())
+    }
+
+    fn enter<A: bpf::Family>(
+        &mut self,
+        endpoint: &Endpoint,
+        family: Family,
+        published: &[Published],
+    ) -> Result<(), AgentError> {
+        let way = self.wanted.way_in(endpoint, family);
+        let own = way.and_then(|way| way.ips().find_map(A::of));
+        match own {
+            Some(own) => Ok(self.dataplane.publish(entries(own, published))?),
+            None => Ok(self.dataplane.unpublish(keys::<A>(published))?),
+        }
     }
 
     /// Goes on past errors, and returns the first.
@@ -157,7 +182,8 @@ impl Agent {
     /// Ends what processes of the node have with a container by publishes that are withdrawn: no packet
     /// of theirs belongs to a flow, and whoever gets the address next is somebody else. Goes on past
     /// errors.
-    pub(super) fn hang_up(&mut self, endpoint: &Endpoint, gone: &[Published]) {
+    /// `ips` are the container's.
+    pub(super) fn hang_up(&mut self, endpoint: &Name, ips: &[IpAddr], gone: &[Published]) {
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             let publishes = || {
                 let all = gone.iter().map(|published| published.publish);
@@ -167,7 +193,7 @@ impl Agent {
                 continue;
             }
             let is_over = |container: SocketAddr, asked: SocketAddr| {
-                endpoint.ips().any(|ip| ip == container.ip())
+                ips.contains(&container.ip())
                     && publishes().any(|publish| {
                         publish.container_ports.contains(container.port())
                             && publish.host_ports.contains(asked.port())
@@ -184,10 +210,10 @@ impl Agent {
             match ended {
                 Ok(0) => {}
                 Ok(sockets) => {
-                    tracing::info!(endpoint = %endpoint.name, sockets, "ended: their publish is gone");
+                    tracing::info!(%endpoint, sockets, "ended: their publish is gone");
                 }
                 Err(error) => {
-                    tracing::warn!(endpoint = %endpoint.name, error, "sockets of the node stay connected to it");
+                    tracing::warn!(%endpoint, error, "sockets of the node stay connected to it");
                 }
             }
         }
@@ -292,7 +318,9 @@ impl Agent {
         also: &[Publish],
     ) -> Result<PortRange, AgentError> {
         let count = spec.container_ports.count();
-        for pool in pools(ephemeral_ports()) {
+        let named = spec.choice.into_iter();
+        let free = pools(ephemeral_ports()).filter(|_| spec.choice.is_none());
+        for pool in named.chain(free) {
             if pool.count() < count {
                 continue;
             }
@@ -328,7 +356,10 @@ impl Agent {
                 }
             }
         }
-        Err(AgentError::NoFreePort { spec })
+        Err(match spec.choice {
+            Some(choice) => AgentError::NoFreePortOf { spec, choice },
+            None => AgentError::NoFreePort { spec },
+        })
     }
 
     /// Forgets masqueraded flows whose answers come to ports that are published now: they would be
@@ -379,7 +410,7 @@ fn ephemeral_ports() -> PortRange {
 }
 
 /// None where it is for the other family.
-fn key<A: Family>(publish: &Publish, host_port: u16) -> Option<PublishKey<A>> {
+fn key<A: bpf::Family>(publish: &Publish, host_port: u16) -> Option<PublishKey<A>> {
     Some(PublishKey {
         addr: A::of(publish.host_ip)?,
         port: Be16::new(host_port),
@@ -389,7 +420,7 @@ fn key<A: Family>(publish: &Publish, host_port: u16) -> Option<PublishKey<A>> {
 }
 
 /// The keys of those that are for family `A`.
-pub(super) fn keys<A: Family>(published: &[Published]) -> impl Iterator<Item = PublishKey<A>> {
+pub(super) fn keys<A: bpf::Family>(published: &[Published]) -> impl Iterator<Item = PublishKey<A>> {
     published.iter().flat_map(|published| {
         let publish = &published.publish;
         let pairs = publish.pairs();
@@ -397,26 +428,23 @@ pub(super) fn keys<A: Family>(published: &[Published]) -> impl Iterator<Item = P
     })
 }
 
-fn entries<A: Family>(
-    endpoint: &Endpoint,
+/// `own` is the container's address.
+fn entries<A: bpf::Family>(
+    own: A,
     published: &[Published],
 ) -> impl Iterator<Item = (PublishKey<A>, map::Publish<A>)> {
-    let own = endpoint.ips().find_map(A::of);
-    let those = own.map(|own| {
-        published.iter().flat_map(move |published| {
-            let publish = &published.publish;
-            publish.pairs().filter_map(move |(host, container)| {
-                let value = map::Publish {
-                    addr: own,
-                    counter: published.counter,
-                    port: Be16::new(container),
-                    reserved: 0,
-                };
-                Some((key(publish, host)?, value))
-            })
+    published.iter().flat_map(move |published| {
+        let publish = &published.publish;
+        publish.pairs().filter_map(move |(host, container)| {
+            let value = map::Publish {
+                addr: own,
+                counter: published.counter,
+                port: Be16::new(container),
+                reserved: 0,
+            };
+            Some((key(publish, host)?, value))
         })
-    });
-    those.into_iter().flatten()
+    })
 }
 
 #[cfg(test)]
@@ -425,13 +453,8 @@ mod tests {
 
     #[test]
     fn one_entry_a_port_and_family() {
-        let endpoint: Endpoint = serde_json::from_value(serde_json::json!({
-            "name": "web", "network": "bridge", "host_interface": "nf1", "interface": "eth0",
-            "namespace": {"path": "/run/netns/web", "made": true, "id": null},
-            "ip4": "172.18.0.2", "ip6": "fd00::2", "mac": "02:6e:ac:12:00:02",
-            "counter": 1, "publishes": [],
-        }))
-        .unwrap();
+        let ip4 = Ip4::new([172, 18, 0, 2]);
+        let ip6 = Ip6::from("fd00::2".parse::<std::net::Ipv6Addr>().unwrap());
         let published = |text: &str, counter| {
             let spec: Spec = text.parse().unwrap();
             Published {
@@ -443,15 +466,15 @@ mod tests {
             published("192.0.2.1:8080-8082:80-82/udp", 7),
             published("[::]:443:443", 8),
         ];
-        let four: Vec<_> = entries::<Ip4>(&endpoint, &all).collect();
+        let four: Vec<_> = entries(ip4, &all).collect();
         assert_eq!(four.len(), 3);
         let (key, value) = four[2];
         assert_eq!(key.addr, Ip4::new([192, 0, 2, 1]));
         assert_eq!((key.port.get(), key.proto), (8082, 17));
-        assert_eq!(value.addr, Ip4::new([172, 18, 0, 2]));
+        assert_eq!(value.addr, ip4);
         assert_eq!((value.port.get(), value.counter), (82, 7));
         assert!(keys::<Ip4>(&all).eq(four.iter().map(|(key, _)| *key)));
-        let six: Vec<_> = entries::<Ip6>(&endpoint, &all).collect();
+        let six: Vec<_> = entries(ip6, &all).collect();
         assert_eq!(six.len(), 1);
         assert_eq!((six[0].0.port.get(), six[0].1.counter), (443, 8));
         assert!(keys::<Ip6>(&all).eq(six.iter().map(|(key, _)| *key)));

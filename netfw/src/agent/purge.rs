@@ -92,6 +92,14 @@ impl Doomed {
             ips: endpoint.ips().collect(),
         }
     }
+
+    /// Those of containers with these addresses.
+    pub fn addresses(ips: impl IntoIterator<Item = IpAddr>) -> Self {
+        Self::Endpoint {
+            counters: HashSet::new(),
+            ips: ips.into_iter().collect(),
+        }
+    }
 }
 
 /// What is due when they are gone.
@@ -102,6 +110,11 @@ pub enum Then {
     GiveBack(Vec<u32>),
     /// An endpoint that was being removed is.
     Forget(Name),
+    /// An attachment that was being removed is.
+    Detach {
+        endpoint: Name,
+        network: Name,
+    },
 }
 
 /// A walk over all flows, to be carried out.
@@ -298,6 +311,7 @@ impl Agent {
                 }
             }
             Then::Forget(name) => self.forget_endpoint(&name)?,
+            Then::Detach { endpoint, network } => self.forget_attachment(&endpoint, &network)?,
         }
         Ok(flows)
     }

@@ -14,9 +14,10 @@ use serde::{Deserialize, Serialize};
 
 use super::ipam::Pool;
 use crate::{
+    mode,
     name::{Mac, Name},
     net::Link,
-    publish::{Families, Publish},
+    publish::{Exposed, Families, Publish},
     rules::{Nat, Rules},
 };
 
@@ -70,10 +71,39 @@ impl Network {
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(from = "StoredEndpoint")]
 pub struct Endpoint {
     pub name: Name,
-    pub network: Name,
+    pub mode: Mode,
     pub namespace: Target,
+    /// In the order in which they were made, which says by which the container reaches the world (see
+    /// [`Wanted::way_out`]). None where [`Endpoint::mode`] does without.
+    pub attachments: Vec<Attachment>,
+    /// Index into `COUNTERS`.
+    pub counter: u32,
+    pub publishes: Vec<Published>,
+    /// What the container is said to serve.
+    pub exposed: Vec<Exposed>,
+    /// It is on its way out: the next start finishes the removal.
+    pub removing: bool,
+}
+
+/// Where an endpoint's namespace has its interfaces from.
+#[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    #[default]
+    Networks,
+    None,
+    Host,
+    /// From that endpoint, whose namespace it shares.
+    Container(Name),
+}
+
+/// An endpoint's interface in a network.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Attachment {
+    pub network: Name,
     #[serde(default)]
     pub ip4: Option<Ipv4Addr>,
     #[serde(default)]
@@ -83,18 +113,63 @@ pub struct Endpoint {
     pub host_interface: String,
     /// Interface name in the container.
     pub interface: String,
-    /// Index into `COUNTERS`.
-    pub counter: u32,
-    pub publishes: Vec<Published>,
-    /// It is on its way out: the next start finishes the removal.
+    /// As [`Endpoint::removing`].
     #[serde(default)]
     pub removing: bool,
 }
 
+/// An [`Endpoint`] as it is read: in stores of version 1 it had one attachment, whose fields stood among
+/// its own.
+#[derive(Deserialize)]
+struct StoredEndpoint {
+    name: Name,
+    #[serde(default)]
+    mode: Mode,
+    namespace: Target,
+    #[serde(default)]
+    attachments: Vec<Attachment>,
+    #[serde(flatten)]
+    only: Option<Attachment>,
+    counter: u32,
+    publishes: Vec<Published>,
+    #[serde(default)]
+    exposed: Vec<Exposed>,
+    #[serde(default)]
+    removing: bool,
+}
+
+impl From<StoredEndpoint> for Endpoint {
+    fn from(stored: StoredEndpoint) -> Self {
+        Self {
+            name: stored.name,
+            mode: stored.mode,
+            namespace: stored.namespace,
+            attachments: stored.only.into_iter().chain(stored.attachments).collect(),
+            counter: stored.counter,
+            publishes: stored.publishes,
+            exposed: stored.exposed,
+            removing: stored.removing,
+        }
+    }
+}
+
+/// Of IP.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub fn of(ip: IpAddr) -> Self {
+        if ip.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
 /// The container's network namespace.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Target {
-    /// The file by which the namespace is opened.
+    /// The file by which the namespace is opened; empty for the node's own.
     pub path: PathBuf,
     /// netfw made it (under the endpoint's name), and deletes it with the endpoint.
     pub made: bool,
@@ -117,6 +192,40 @@ pub struct Wanted {
 }
 
 impl Wanted {
+    /// By which attachment the endpoint reaches the world in this family: that is where its default route
+    /// leads, and its publishes are for. The first whose network has the family and leads out; or, where
+    /// none leads out, the first that has it.
+    pub fn way_out<'a>(&self, endpoint: &'a Endpoint, family: Family) -> Option<&'a Attachment> {
+        let all = || endpoint.attached().filter(|a| a.has_family(family));
+        all().find(|a| self.leads_out(a)).or_else(|| all().next())
+    }
+
+    /// To which of the endpoint's attachments its publishes of this family lead: nobody gets into an
+    /// internal network.
+    pub fn way_in<'a>(&self, endpoint: &'a Endpoint, family: Family) -> Option<&'a Attachment> {
+        self.way_out(endpoint, family).filter(|a| self.leads_out(a))
+    }
+
+    fn leads_out(&self, attachment: &Attachment) -> bool {
+        let network = self.networks.get(&attachment.network);
+        network.is_some_and(|network| !network.rules.internal)
+    }
+
+    /// The families in which an endpoint can have publishes.
+    pub fn families(&self, endpoint: &Endpoint) -> Families {
+        let has = |family| self.way_out(endpoint, family).is_some();
+        Families {
+            v4: has(Family::V4),
+            v6: has(Family::V6),
+        }
+    }
+
+    /// All attachments, and whose they are.
+    pub fn attachments(&self) -> impl Iterator<Item = (&Endpoint, &Attachment)> {
+        let endpoints = self.endpoints.values();
+        endpoints.flat_map(|e| e.attachments.iter().map(move |a| (e, a)))
+    }
+
     /// All counter indexes in use.
     pub fn counters(&self) -> impl Iterator<Item = u32> {
         self.endpoints.values().flat_map(Endpoint::counters)
@@ -129,18 +238,50 @@ impl Wanted {
     }
 }
 
-impl Endpoint {
+impl Attachment {
     /// IPv4's first.
     pub fn ips(&self) -> impl Iterator<Item = IpAddr> + use<> {
         let (v4, v6) = (self.ip4.map(IpAddr::V4), self.ip6.map(IpAddr::V6));
         v4.into_iter().chain(v6)
     }
 
-    pub fn families(&self) -> Families {
-        Families {
-            v4: self.ip4.is_some(),
-            v6: self.ip6.is_some(),
+    pub fn has_family(&self, family: Family) -> bool {
+        self.ips().any(|ip| Family::of(ip) == family)
+    }
+
+    /// The container's table of routes for what it sends from this attachment's addresses: the number in
+    /// the name of the host side, which is random, and nobody else's.
+    pub fn table(&self) -> u32 {
+        /// The kernel's own tables lie below.
+        const LEAST: u32 = 1 << 12;
+        let digits = self.host_interface.get(2..).unwrap_or_default();
+        u32::from_str_radix(digits, 16).map_or(LEAST, |number| number | LEAST)
+    }
+}
+
+impl Endpoint {
+    /// As `--network` has it; of one in several networks, the first.
+    pub fn mode(&self) -> mode::Mode {
+        match (&self.mode, self.attached().next()) {
+            (Mode::Networks, Some(attachment)) => mode::Mode::Network(attachment.network.clone()),
+            (Mode::Networks | Mode::None, _) => mode::Mode::None,
+            (Mode::Host, _) => mode::Mode::Host,
+            (Mode::Container(other), _) => mode::Mode::Container(other.clone()),
         }
+    }
+
+    /// Those of all its attachments.
+    pub fn ips(&self) -> impl Iterator<Item = IpAddr> {
+        self.attachments.iter().flat_map(Attachment::ips)
+    }
+
+    /// Those that are not on their way out.
+    pub fn attached(&self) -> impl Iterator<Item = &Attachment> {
+        self.attachments.iter().filter(|a| !a.removing)
+    }
+
+    pub fn attachment(&self, network: &Name) -> Option<&Attachment> {
+        self.attachments.iter().find(|a| a.network == *network)
     }
 
     /// Its own, and those of its publishes.
@@ -201,9 +342,9 @@ impl Wanted {
                 .networks
                 .values()
                 .any(|n| n.bridge == link.name && is_object(instance, link, &n.name, n.mac))
-            || self.endpoints.values().any(|e| {
-                e.host_interface == link.name
-                    && is_object(instance, link, &e.name, host_mac(&e.host_interface))
+            || self.attachments().any(|(e, a)| {
+                a.host_interface == link.name
+                    && is_object(instance, link, &e.name, host_mac(&a.host_interface))
             })
     }
 }

@@ -9,13 +9,14 @@ use ipnet::IpNet;
 use netfw_common::addr::{Ip4, Ip6};
 
 use super::{
-    Agent, AgentError, Bridge,
+    Agent, AgentError, Bridge, Place,
+    attachment::Inside,
     config::Config,
     counter::{self, Indexes},
-    endpoint::Inside,
+    endpoint::place,
     network, node,
     purge::{Doomed, Then},
-    record::{self, Node, host_mac, instance_of, is_object, object_of},
+    record::{self, Attachment, Node, host_mac, instance_of, is_object, object_of},
     store::{Change, Store},
 };
 use crate::{
@@ -145,6 +146,16 @@ impl Agent {
             tracing::info!(endpoint = %name, "finishing its removal");
             self.finish_removal(&name).await?;
         }
+        let half: Vec<Place> = self
+            .wanted
+            .attachments()
+            .filter(|(e, a)| a.removing && !e.removing)
+            .map(|(e, a)| place(e, a))
+            .collect();
+        for (name, network) in half {
+            tracing::info!(endpoint = %name, %network, "finishing its disconnection");
+            self.finish_disconnect(&network, &name).await?;
+        }
         Ok(())
     }
 
@@ -163,9 +174,8 @@ impl Agent {
                     .any(|n| n.name.as_str() == object && n.bridge == link.name),
                 _ => self
                     .wanted
-                    .endpoints
-                    .values()
-                    .any(|e| e.name.as_str() == object && e.host_interface == link.name),
+                    .attachments()
+                    .any(|(e, a)| e.name.as_str() == object && a.host_interface == link.name),
             };
             if !wanted {
                 tracing::info!(interface = %link.name, %object, "removing an interface that nothing wants");
@@ -181,58 +191,71 @@ impl Agent {
         let names: Vec<Name> = self.wanted.endpoints.keys().cloned().collect();
         for name in names {
             let endpoint = self.wanted.endpoints[&name].clone();
-            if endpoint.removing {
-                continue;
-            }
-            let kept = links.iter().find(|l| {
-                l.name == endpoint.host_interface
-                    && is_object(
-                        &self.config.instance,
-                        l,
-                        &name,
-                        host_mac(&endpoint.host_interface),
-                    )
-            });
-            let result = match kept {
-                Some(link) => self.resume(&endpoint, link).await,
-                None => self.recreate(&endpoint).await,
-            };
-            // One endpoint's trouble (its namespace is gone) is not the others'.
-            match result {
-                Ok(ifindex) => {
-                    self.up.insert(name, ifindex);
-                }
-                Err(error) => {
-                    self.up.remove(&name);
-                    tracing::warn!(endpoint = %name, error = %crate::chain(&error), "gone");
-                }
+            if !endpoint.removing {
+                self.ensure_endpoint(&endpoint, &links).await;
             }
         }
         Ok(())
     }
 
-    /// An endpoint whose veth pair is there: make sure of the rest.
+    /// One endpoint's trouble (its namespace is gone) is not the others'.
+    async fn ensure_endpoint(&mut self, endpoint: &record::Endpoint, links: &[Link]) {
+        for attachment in endpoint.attached() {
+            let kept = links.iter().find(|l| {
+                l.name == attachment.host_interface
+                    && is_object(
+                        &self.config.instance,
+                        l,
+                        &endpoint.name,
+                        host_mac(&attachment.host_interface),
+                    )
+            });
+            let result = match kept {
+                Some(link) => self.resume(endpoint, attachment, link).await,
+                None => self.recreate(endpoint, attachment).await,
+            };
+            if let Err(error) = result {
+                self.up.remove(&place(endpoint, attachment));
+                tracing::warn!(
+                    endpoint = %endpoint.name,
+                    network = %attachment.network,
+                    error = %crate::chain(&error),
+                    "gone"
+                );
+            }
+        }
+        // What the container made of its interfaces since is its own business.
+        if let Ok(Ok(inside)) = self.open_target(endpoint).map(Inside::of)
+            && endpoint.attached().next().is_some()
+            && let Err(error) = self.set_ways(endpoint, &inside).await
+        {
+            tracing::warn!(endpoint = %endpoint.name, error = %crate::chain(&error), "its routes are left as they are");
+        }
+        self.write_files(endpoint);
+    }
+
+    /// An attachment whose veth pair is there: make sure of the rest.
     async fn resume(
         &mut self,
         endpoint: &record::Endpoint,
+        attachment: &Attachment,
         link: &Link,
-    ) -> Result<u32, AgentError> {
-        let bridge = self.bridge_of(endpoint)?;
+    ) -> Result<(), AgentError> {
+        let bridge = self.bridge_of(attachment)?;
         if link.master != Some(bridge.ifindex) {
             // The bridge was made anew. A port cannot be moved without a gap; a new pair is as
             // good, and says so.
-            self.disconnect(endpoint, Then::Nothing).await;
+            self.take_down(endpoint, attachment).await;
             // Before it has new ones.
             self.purge_now()?;
-            return self.recreate(endpoint).await;
+            return self.recreate(endpoint, attachment).await;
         }
-        self.set_records(endpoint, link.index, link.mtu)?;
+        self.set_records(endpoint, attachment, link.index, link.mtu)?;
         self.dataplane.attach_container(link.index, &link.name)?;
         // Killed between making the pair and giving it its address?
-        // What the container made of its interface since is its own business.
         let configured = match self.open_target(endpoint).map(Inside::of) {
             Ok(Ok(inside)) => self
-                .configure_container(endpoint, link.index, &inside)
+                .configure_container(attachment, link.index, &inside)
                 .await
                 .map(drop),
             Ok(Err(error)) => Err(error.into()),
@@ -241,10 +264,15 @@ impl Agent {
         if let Err(error) = configured {
             tracing::warn!(endpoint = %endpoint.name, error = %crate::chain(&error), "left as it is");
         }
-        Ok(link.index)
+        self.up.insert(place(endpoint, attachment), link.index);
+        Ok(())
     }
 
-    async fn recreate(&mut self, endpoint: &record::Endpoint) -> Result<u32, AgentError> {
+    async fn recreate(
+        &mut self,
+        endpoint: &record::Endpoint,
+        attachment: &Attachment,
+    ) -> Result<(), AgentError> {
         let namespace = match self.open_target(endpoint) {
             Err(AgentError::Net(error)) if endpoint.namespace.made && error.is_gone() => {
                 Namespace::create(&endpoint.name)?
@@ -252,13 +280,21 @@ impl Agent {
             other => other?,
         };
         let made = match Inside::of(namespace) {
-            Ok(inside) => self.connect(endpoint, &inside).await,
+            Ok(inside) => self.attach(endpoint, attachment, &inside).await,
             Err(error) => Err(error.into()),
         };
         if made.is_err() {
-            self.disconnect(endpoint, Then::Nothing).await;
+            self.take_down(endpoint, attachment).await;
         }
         made
+    }
+
+    /// Takes an attachment that stays wanted out of the kernel, with what was sent by it.
+    pub(super) async fn take_down(&mut self, endpoint: &record::Endpoint, attachment: &Attachment) {
+        let ips: Vec<_> = attachment.ips().collect();
+        self.hang_up(&endpoint.name, &ips, &endpoint.publishes);
+        self.detach(endpoint, attachment).await;
+        self.purge(Doomed::addresses(ips), Then::Nothing);
     }
 
     /// Entries of the maps that nothing wanted accounts for, and flows that they made.
@@ -285,10 +321,8 @@ impl Agent {
     }
 
     fn forget_publishes<A: Family>(&mut self) -> Result<(), AgentError> {
-        let wanted: HashSet<_> = self
-            .up
-            .keys()
-            .filter_map(|name| self.wanted.endpoints.get(name))
+        let up = self.wanted.endpoints.values().filter(|e| self.is_up(e));
+        let wanted: HashSet<_> = up
             .flat_map(|endpoint| super::publish::keys::<A>(&endpoint.publishes))
             .collect();
         let published = self.dataplane.publishes::<A>();
@@ -297,11 +331,11 @@ impl Agent {
         Ok(self.dataplane.unpublish(strangers)?)
     }
 
-    pub(super) fn bridge_of(&self, endpoint: &record::Endpoint) -> Result<Bridge, AgentError> {
+    pub(super) fn bridge_of(&self, attachment: &Attachment) -> Result<Bridge, AgentError> {
         self.bridges
-            .get(&endpoint.network)
+            .get(&attachment.network)
             .copied()
-            .ok_or_else(|| self.no_network(&endpoint.network))
+            .ok_or_else(|| self.no_network(&attachment.network))
     }
 }
 

@@ -15,8 +15,9 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::record::{Endpoint, Network, Node, Wanted};
 use crate::name::Name;
 
-/// Version of the records. A store of a newer version is refused, not guessed at.
-pub const VERSION: u32 = 1;
+/// Version of the records. A store of a newer version is refused, not guessed at; one of an older is read,
+/// and becomes one of this. 2: endpoints have attachments.
+pub const VERSION: u32 = 2;
 
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 const NETWORKS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("networks");
@@ -106,7 +107,7 @@ impl Store {
                 Some(value) => Some(self.decode("version", value.value())?),
                 None => None,
             };
-            if found.is_none() {
+            if found.is_none_or(|found| found < VERSION) {
                 table
                     .insert("version", VERSION.to_string().as_bytes())
                     .map_err(|e| self.access(e))?;
@@ -115,11 +116,11 @@ impl Store {
         };
         match found {
             Some(VERSION) => Ok(()),
-            Some(found) => Err(StoreError::Version {
+            Some(found) if found > VERSION => Err(StoreError::Version {
                 path: self.path.clone(),
                 found,
             }),
-            None => transaction.commit().map_err(|e| self.access(e)),
+            _ => transaction.commit().map_err(|e| self.access(e)),
         }
     }
 
@@ -215,7 +216,7 @@ mod tests {
     use crate::{
         agent::{
             ipam::Pool,
-            record::{Published, Target},
+            record::{Attachment, Mode, Published, Target},
         },
         publish::PortRange,
         rules::Rules,
@@ -238,22 +239,27 @@ mod tests {
         let spec: crate::publish::Spec = "8080-8090:80-90/udp".parse().unwrap();
         Endpoint {
             name: name.parse().unwrap(),
-            network: "bridge".parse().unwrap(),
+            mode: Mode::Networks,
             namespace: Target {
                 path: "/run/netns/x".into(),
                 made: true,
                 id: Some((4, 4026531840)),
             },
-            ip4: Some("172.18.0.2".parse().unwrap()),
-            ip6: Some("fd00:1:2::2".parse().unwrap()),
-            mac: "02:6e:ac:12:00:02".parse().unwrap(),
-            host_interface: "nf1".into(),
-            interface: "eth0".into(),
+            attachments: vec![Attachment {
+                network: "bridge".parse().unwrap(),
+                ip4: Some("172.18.0.2".parse().unwrap()),
+                ip6: Some("fd00:1:2::2".parse().unwrap()),
+                mac: "02:6e:ac:12:00:02".parse().unwrap(),
+                host_interface: "nf1".into(),
+                interface: "eth0".into(),
+                removing: false,
+            }],
             counter: 1,
             publishes: vec![Published {
                 publish: spec.resolve(Ipv4Addr::UNSPECIFIED.into(), spec.container_ports),
                 counter: 2,
             }],
+            exposed: Vec::new(),
             removing: false,
         }
     }
@@ -293,6 +299,30 @@ mod tests {
         assert_eq!(wanted.counters().collect::<Vec<_>>(), [1, 2]);
     }
 
+    #[test]
+    fn a_store_of_an_older_version_becomes_one_of_this() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.redb");
+        let version = |store: &Store| {
+            let transaction = store.database.begin_read().unwrap();
+            let table = transaction.open_table(META).unwrap();
+            let value = table.get("version").unwrap().unwrap();
+            String::from_utf8(value.value().to_vec()).unwrap()
+        };
+        {
+            let store = Store::open(&path).unwrap();
+            let transaction = store.database.begin_write().unwrap();
+            transaction
+                .open_table(META)
+                .unwrap()
+                .insert("version", b"1".as_slice())
+                .unwrap();
+            transaction.commit().unwrap();
+            assert_eq!(version(&store), "1");
+        }
+        assert_eq!(version(&Store::open(&path).unwrap()), VERSION.to_string());
+    }
+
     /// Word for word what netfw 0.1.0 wrote before it knew IPv6.
     #[test]
     fn a_store_without_ipv6_is_read() {
@@ -316,7 +346,7 @@ mod tests {
         )
         .unwrap();
         let mut want = self::endpoint("a");
-        want.ip6 = None;
+        want.attachments[0].ip6 = None;
         want.publishes[0].publish.host_ports = PortRange {
             first: 8080,
             last: 8090,
@@ -324,6 +354,25 @@ mod tests {
         assert_eq!(endpoint, want);
         let node: Node = serde_json::from_str(r#"{"netns":null,"id":[4,5],"boot":"b"}"#).unwrap();
         assert_eq!(node.prefix6, None);
+    }
+
+    #[test]
+    fn an_endpoint_comes_back_with_all_its_attachments() {
+        let mut endpoint = endpoint("a");
+        let mut second = endpoint.attachments[0].clone();
+        second.network = "app".parse().unwrap();
+        second.removing = true;
+        endpoint.attachments.push(second);
+        endpoint.removing = true;
+        endpoint.exposed = vec!["53/udp".parse().unwrap()];
+        let mut sharing = endpoint.clone();
+        sharing.mode = Mode::Container("web".parse().unwrap());
+        sharing.attachments.clear();
+        for endpoint in [endpoint, sharing] {
+            let text = serde_json::to_string(&endpoint).unwrap();
+            let read: Endpoint = serde_json::from_str(&text).unwrap();
+            assert_eq!(read, endpoint, "{text}");
+        }
     }
 
     #[test]
@@ -351,13 +400,13 @@ mod tests {
             transaction
                 .open_table(META)
                 .unwrap()
-                .insert("version", b"2".as_slice())
+                .insert("version", b"3".as_slice())
                 .unwrap();
             transaction.commit().unwrap();
         }
         assert!(matches!(
             Store::open(&path),
-            Err(StoreError::Version { found: 2, .. })
+            Err(StoreError::Version { found: 3, .. })
         ));
         std::fs::write(&path, b"not a store").unwrap();
         assert!(matches!(Store::open(&path), Err(StoreError::Open { .. })));

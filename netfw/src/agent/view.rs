@@ -1,15 +1,17 @@
 //! Answers: the state as the API shows it.
 
+use std::path::PathBuf;
+
 use netfw_common::{
     addr::{Ip4, Ip6},
     drop::Drop,
     record,
 };
 
-use super::{Agent, AgentError, record as wanted, run::instance_option};
+use super::{Agent, AgentError, endpoint::place, record as wanted, run::instance_option};
 use crate::{
     api::types::{
-        Counter, DropStats, Endpoint, EndpointState, EndpointStats, Member, Network,
+        Attachment, Counter, DropStats, Endpoint, EndpointState, EndpointStats, Member, Network,
         NetworkDetails, Program, PublishStats, Stats, Status, Table, Uplink,
     },
     bpf::{Family, Part},
@@ -63,7 +65,12 @@ impl Agent {
             uplinks: served.chain(missing).collect(),
             networks: self.network_views(),
             endpoints,
-            endpoints_gone: endpoints - self.up.len().min(endpoints),
+            endpoints_gone: self
+                .wanted
+                .endpoints
+                .values()
+                .filter(|e| !self.is_up(e))
+                .count(),
             publishes: publishes().count(),
             published_ports: publishes()
                 .map(|p| u64::from(p.publish.host_ports.count()))
@@ -120,11 +127,11 @@ impl Agent {
             network: self.network_of_record(network),
             members: self
                 .members(name)
-                .map(|e| Member {
+                .map(|(e, a)| Member {
                     name: e.name.clone(),
-                    ip: e.ip4,
-                    ip6: e.ip6,
-                    mac: e.mac,
+                    ip: a.ip4,
+                    ip6: a.ip6,
+                    mac: a.mac,
                 })
                 .collect(),
         })
@@ -216,35 +223,78 @@ impl Agent {
     }
 
     fn endpoint_of(&self, e: &wanted::Endpoint) -> Endpoint {
-        let network = self.wanted.networks.get(&e.network);
-        let v4 = network.and_then(|n| n.v4).filter(|_| e.ip4.is_some());
-        let v6 = network.and_then(|n| n.v6).filter(|_| e.ip6.is_some());
-        let ifindex = self.up.get(&e.name).copied();
+        let networks: Vec<Attachment> = e
+            .attachments
+            .iter()
+            .map(|a| self.attachment_view(e, a))
+            .collect();
+        // What there was when an endpoint had one network.
+        let first = networks.first();
         Endpoint {
             name: e.name.clone(),
-            state: match ifindex {
-                Some(_) => EndpointState::Up,
-                None => EndpointState::Gone,
-            },
-            network: e.network.clone(),
-            ip: e.ip4,
-            prefix_len: v4.map(|pool| pool.subnet.prefix_len()),
-            gateway: v4.map(|pool| pool.gateway),
-            ip6: e.ip6,
-            prefix_len6: v6.map(|pool| pool.subnet.prefix_len()),
-            gateway6: v6.map(|pool| pool.gateway),
-            mac: e.mac,
-            netns: e.namespace.path.clone(),
+            state: state(self.is_up(e)),
+            network: e.mode(),
+            ip: first.and_then(|a| a.ip),
+            prefix_len: first.and_then(|a| a.prefix_len),
+            gateway: first.and_then(|a| a.gateway),
+            ip6: first.and_then(|a| a.ip6),
+            prefix_len6: first.and_then(|a| a.prefix_len6),
+            gateway6: first.and_then(|a| a.gateway6),
+            mac: first.map(|a| a.mac),
+            netns: self.netns_of(e),
             netns_made: e.namespace.made,
-            interface: e.interface.clone(),
-            host_interface: e.host_interface.clone(),
-            host_ifindex: ifindex,
+            interface: first.map(|a| a.interface.clone()),
+            host_interface: first.map(|a| a.host_interface.clone()),
+            host_ifindex: first.and_then(|a| a.host_ifindex),
+            networks,
             publishes: e.publishes.iter().map(|p| p.publish.into()).collect(),
+            exposed: e.exposed.clone(),
             warnings: e
                 .publishes
                 .iter()
                 .filter_map(|p| unreachable(&p.publish, &self.sockets))
                 .collect(),
+        }
+    }
+
+    fn attachment_view(&self, e: &wanted::Endpoint, a: &wanted::Attachment) -> Attachment {
+        let network = self.wanted.networks.get(&a.network);
+        let v4 = network.and_then(|n| n.v4).filter(|_| a.ip4.is_some());
+        let v6 = network.and_then(|n| n.v6).filter(|_| a.ip6.is_some());
+        let ifindex = self.up.get(&place(e, a)).copied();
+        let way = |family| {
+            let way = self.wanted.way_out(e, family);
+            way.is_some_and(|way| way.network == a.network)
+        };
+        Attachment {
+            network: a.network.clone(),
+            bridge: network.map(|n| n.bridge.clone()),
+            state: state(ifindex.is_some()),
+            ip: a.ip4,
+            prefix_len: v4.map(|pool| pool.subnet.prefix_len()),
+            gateway: v4.map(|pool| pool.gateway),
+            ip6: a.ip6,
+            prefix_len6: v6.map(|pool| pool.subnet.prefix_len()),
+            gateway6: v6.map(|pool| pool.gateway),
+            mac: a.mac,
+            interface: a.interface.clone(),
+            host_interface: a.host_interface.clone(),
+            host_ifindex: ifindex,
+            default_route: way(wanted::Family::V4),
+            default_route6: way(wanted::Family::V6),
+        }
+    }
+
+    /// The file by which the endpoint's namespace is opened now.
+    fn netns_of(&self, e: &wanted::Endpoint) -> PathBuf {
+        let node = || match &self.config.netns {
+            Some(path) => path.clone(),
+            None => PathBuf::from(format!("/proc/{}/ns/net", std::process::id())),
+        };
+        if e.namespace.path.as_os_str().is_empty() {
+            node()
+        } else {
+            e.namespace.path.clone()
         }
     }
 
@@ -293,6 +343,14 @@ fn unreachable(publish: &Publish, sockets: &Result<(), String>) -> Option<String
     publish.host_ip.is_loopback().then(|| {
         format!("{publish} serves nobody: processes of the node do not reach publishes ({why})")
     })
+}
+
+fn state(up: bool) -> EndpointState {
+    if up {
+        EndpointState::Up
+    } else {
+        EndpointState::Gone
+    }
 }
 
 fn counter_view(c: record::Counter) -> Counter {

@@ -306,7 +306,7 @@ impl Agent {
             .up
             .iter()
             .filter(|(_, ifindex)| !self.xdp.prepared.contains(ifindex))
-            .map(|(name, ifindex)| (name.clone(), *ifindex))
+            .map(|((name, _), ifindex)| (name.clone(), *ifindex))
             .collect();
         let mut without = BTreeSet::new();
         for (name, ifindex) in todo {
@@ -387,10 +387,9 @@ impl Agent {
             if !self.dataplane.is_gro_noted(ifindex) {
                 continue;
             }
-            let name = self.up.iter().find(|(_, up)| **up == ifindex);
-            let endpoint = name.and_then(|(name, _)| self.wanted.endpoints.get(name));
-            let restored = endpoint
-                .map(|endpoint| self.open_target(endpoint))
+            let restored = self
+                .attachment_at(ifindex)
+                .map(|(endpoint, _)| self.open_target(endpoint))
                 .transpose()
                 .and_then(|namespace| match namespace {
                     Some(namespace) => Ok(peer::switch_gro(ifindex, &namespace, false, false)?),

@@ -17,10 +17,10 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
 use super::types::{
-    Endpoint, EndpointRequest, Failure, FailureKind, Flow, Flushed, Network, NetworkDetails,
-    NetworkRequest, PublishRequest, Stats, Status,
+    ConnectRequest, Endpoint, EndpointRequest, Failure, FailureKind, Flow, Flushed, Network,
+    NetworkDetails, NetworkRequest, PublishRequest, Stats, Status,
 };
-use crate::{agent::paths::Paths, name::Name, publish::Spec};
+use crate::{agent::paths::Paths, filter::FlowFilter, name::Name, publish::Spec};
 
 /// Longest answer: a million flows take about 300 MB.
 const LIMIT: usize = 1 << 30;
@@ -101,6 +101,20 @@ impl Client {
             .await
     }
 
+    pub async fn connect_endpoint(
+        &self,
+        network: &Name,
+        request: &ConnectRequest,
+    ) -> Result<Endpoint> {
+        let path = format!("/v1/networks/{network}/endpoints");
+        self.send(Method::POST, &path, Some(request)).await
+    }
+
+    pub async fn disconnect_endpoint(&self, network: &Name, endpoint: &Name) -> Result<Endpoint> {
+        let path = format!("/v1/networks/{network}/endpoints/{endpoint}");
+        self.send(Method::DELETE, &path, NOTHING).await
+    }
+
     pub async fn endpoints(&self) -> Result<Vec<Endpoint>> {
         self.get("/v1/endpoints").await
     }
@@ -131,13 +145,17 @@ impl Client {
             .await
     }
 
-    pub async fn flows(&self, endpoint: Option<&Name>) -> Result<Vec<Flow>> {
-        self.get(&flows_path(endpoint)).await
+    pub async fn flows(&self, filter: &FlowFilter) -> Result<Vec<Flow>> {
+        self.get(&format!("/v1/flows{}", filter.query())).await
     }
 
     pub async fn flush(&self, endpoint: Option<&Name>) -> Result<Flushed> {
-        self.send(Method::DELETE, &flows_path(endpoint), NOTHING)
-            .await
+        let filter = FlowFilter {
+            endpoint: endpoint.cloned(),
+            ..FlowFilter::default()
+        };
+        let path = format!("/v1/flows{}", filter.query());
+        self.send(Method::DELETE, &path, NOTHING).await
     }
 
     pub async fn shutdown(&self) -> Result<()> {
@@ -248,10 +266,3 @@ impl Client {
 }
 
 const NOTHING: Option<&()> = None;
-
-fn flows_path(endpoint: Option<&Name>) -> String {
-    match endpoint {
-        Some(name) => format!("/v1/flows?endpoint={name}"),
-        None => "/v1/flows".into(),
-    }
-}

@@ -8,6 +8,8 @@
 //! | `POST /v1/networks` | creates, [`NetworkRequest`](types::NetworkRequest) | [`NetworkDetails`](types::NetworkDetails) |
 //! | `GET /v1/networks/NAME` | | [`NetworkDetails`](types::NetworkDetails) |
 //! | `DELETE /v1/networks/NAME` | removes | nothing |
+//! | `POST /v1/networks/NAME/endpoints` | connects, [`ConnectRequest`](types::ConnectRequest) | the endpoint |
+//! | `DELETE /v1/networks/NAME/endpoints/ENDPOINT` | disconnects | the endpoint |
 //! | `GET /v1/endpoints` | | list of [`Endpoint`](types::Endpoint) |
 //! | `POST /v1/endpoints` | adds, [`EndpointRequest`](types::EndpointRequest) | the endpoint |
 //! | `GET /v1/endpoints/NAME` | | the endpoint |

@@ -8,23 +8,24 @@ use std::sync::Arc;
 use axum::{
     Json, Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, Path, Query, State},
+    extract::{DefaultBodyLimit, Path, Query, State, rejection::QueryRejection},
     http::StatusCode,
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{delete, get, post},
 };
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 use tokio::{
     sync::{Mutex, Notify},
     task::block_in_place,
 };
 
 use super::types::{
-    Endpoint, EndpointRequest, Failure, FailureKind, Flow, Flushed, Network, NetworkDetails,
-    NetworkRequest, PublishRequest, Stats, Status,
+    ConnectRequest, Endpoint, EndpointRequest, Failure, FailureKind, Flow, Flushed, Network,
+    NetworkDetails, NetworkRequest, PublishRequest, Stats, Status,
 };
 use crate::{
     agent::{Agent, AgentError, flow, memory, purge::carry_out},
+    filter::FlowFilter,
     name::Name,
 };
 
@@ -44,6 +45,11 @@ pub fn router(shared: Shared) -> Router {
         .route("/v1/stats", get(stats))
         .route("/v1/networks", get(networks).post(create_network))
         .route("/v1/networks/{name}", get(network).delete(remove_network))
+        .route("/v1/networks/{name}/endpoints", post(connect))
+        .route(
+            "/v1/networks/{name}/endpoints/{endpoint}",
+            delete(disconnect),
+        )
         .route("/v1/endpoints", get(endpoints).post(add_endpoint))
         .route(
             "/v1/endpoints/{name}",
@@ -152,6 +158,38 @@ async fn remove_network(State(shared): State<Shared>, Path(text): Path<String>) 
     to_the_end(async move { shared.agent.lock().await.remove_network(&name).await }).await
 }
 
+async fn connect(
+    State(shared): State<Shared>,
+    Path(text): Path<String>,
+    body: Bytes,
+) -> Answer<Endpoint> {
+    let network = name(&text)?;
+    let request: ConnectRequest = parse(&body)?;
+    to_the_end(async move {
+        let connected = change(shared, async move |agent| {
+            agent.connect_endpoint(&network, request).await
+        });
+        Ok(connected.await?.0)
+    })
+    .await
+}
+
+async fn disconnect(
+    State(shared): State<Shared>,
+    Path((network, endpoint)): Path<(String, String)>,
+) -> Answer<Endpoint> {
+    let (network, endpoint) = (name(&network)?, name(&endpoint)?);
+    to_the_end(async move {
+        let of = endpoint.clone();
+        let disconnected = change(shared.clone(), async move |agent| {
+            agent.disconnect_endpoint(&network, &endpoint).await
+        });
+        let ((), _flows) = disconnected.await?;
+        shared.agent.lock().await.endpoint_view(&of)
+    })
+    .await
+}
+
 async fn endpoints(State(shared): State<Shared>) -> Answer<Vec<Endpoint>> {
     Ok(Json(shared.agent.lock().await.endpoint_views()))
 }
@@ -210,17 +248,17 @@ async fn unpublish(
     .await
 }
 
-#[derive(Deserialize)]
-struct FlowQuery {
-    endpoint: Option<String>,
+type Filter = Result<Query<FlowFilter>, QueryRejection>;
+
+fn filter(query: Filter) -> Result<FlowFilter, AgentError> {
+    match query {
+        Ok(Query(filter)) => Ok(filter),
+        Err(rejection) => Err(AgentError::Request(rejection.body_text())),
+    }
 }
 
-async fn flows(
-    State(shared): State<Shared>,
-    Query(query): Query<FlowQuery>,
-) -> Result<Response, Refusal> {
-    let endpoint = query.endpoint.as_deref().map(name).transpose()?;
-    let flows = flow::list(&shared.agent, endpoint.as_ref()).await?;
+async fn flows(State(shared): State<Shared>, query: Filter) -> Result<Response, Refusal> {
+    let flows = flow::list(&shared.agent, &filter(query)?).await?;
     Ok(block_in_place(|| {
         let answer = Json::<&[Flow]>(&flows).into_response();
         // There may be a million.
@@ -230,8 +268,17 @@ async fn flows(
     }))
 }
 
-async fn flush(State(shared): State<Shared>, Query(query): Query<FlowQuery>) -> Answer<Flushed> {
-    let endpoint = query.endpoint.as_deref().map(name).transpose()?;
+async fn flush(State(shared): State<Shared>, query: Filter) -> Answer<Flushed> {
+    let filter = filter(query)?;
+    let endpoint = filter.endpoint.clone();
+    let of_endpoint = FlowFilter {
+        endpoint: endpoint.clone(),
+        ..FlowFilter::default()
+    };
+    if filter != of_endpoint {
+        let sentence = "flows are forgotten all, or by endpoint";
+        return Err(AgentError::Request(sentence.into()).into());
+    }
     to_the_end(async move {
         let flushed = change(shared, async move |agent| agent.flush(endpoint.as_ref()));
         let ((), flows) = flushed.await?;

@@ -12,8 +12,9 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    mode::Mode,
     name::{Mac, Name},
-    publish::{PortRange, Protocol, Spec},
+    publish::{Exposed, PortRange, Protocol, Spec},
     rules::{Filter, Nat, Rules},
 };
 
@@ -42,9 +43,9 @@ pub enum FailureKind {
 #[serde(deny_unknown_fields)]
 pub struct EndpointRequest {
     pub name: Name,
-    /// Default: `bridge`.
+    /// Default: `bridge`. A network, `none`, `host`, or `container:NAME`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub network: Option<Name>,
+    pub network: Option<Mode>,
     /// None: a namespace of the endpoint's name is made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<NamespaceRequest>,
@@ -59,6 +60,26 @@ pub struct EndpointRequest {
     pub mac: Option<Mac>,
     #[serde(default)]
     pub publish: Vec<Spec>,
+    /// What the container is said to serve.
+    #[serde(default)]
+    pub expose: Vec<Exposed>,
+    /// Publish that too, on free ports.
+    #[serde(default)]
+    pub publish_all: bool,
+}
+
+/// To connect an endpoint to a further network.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConnectRequest {
+    pub endpoint: Name,
+    /// These three as in [`EndpointRequest`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ip: Option<Ipv4Addr>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ip6: Option<Ipv6Addr>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<Mac>,
 }
 
 /// Which existing network namespace.
@@ -91,7 +112,9 @@ pub enum EndpointState {
 pub struct Endpoint {
     pub name: Name,
     pub state: EndpointState,
-    pub network: Name,
+    /// The first of [`Endpoint::networks`], as are the fields from here to `gateway6`, and those of
+    /// interfaces; or `none`, `host`, `container:NAME`, and then those are null.
+    pub network: Mode,
     /// Null in a network without IPv4, as are the next two.
     pub ip: Option<Ipv4Addr>,
     /// Of the subnet.
@@ -101,21 +124,51 @@ pub struct Endpoint {
     pub ip6: Option<Ipv6Addr>,
     pub prefix_len6: Option<u8>,
     pub gateway6: Option<IpAddr>,
-    pub mac: Mac,
+    pub mac: Option<Mac>,
     /// File by which the container's network namespace is opened.
     pub netns: PathBuf,
     /// The namespace was made for this endpoint, and goes with it.
     pub netns_made: bool,
     /// Interface in the container.
-    pub interface: String,
+    pub interface: Option<String>,
     /// Host side of the veth pair, on the node.
-    pub host_interface: String,
+    pub host_interface: Option<String>,
     /// Index of the host side, while it is up.
     pub host_ifindex: Option<u32>,
+    /// All networks that it is in, in the order in which it came into them.
+    #[serde(default)]
+    pub networks: Vec<Attachment>,
     pub publishes: Vec<Publish>,
+    /// What the container is said to serve, published or not.
+    #[serde(default)]
+    pub exposed: Vec<Exposed>,
     /// What does not work as its user may expect; sentences for people.
     #[serde(default)]
     pub warnings: Vec<String>,
+}
+
+/// An endpoint's interface in a network.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Attachment {
+    pub network: Name,
+    /// The bridge that the host side is a port of.
+    pub bridge: Option<String>,
+    pub state: EndpointState,
+    /// As of [`Endpoint`].
+    pub ip: Option<Ipv4Addr>,
+    pub prefix_len: Option<u8>,
+    pub gateway: Option<IpAddr>,
+    pub ip6: Option<Ipv6Addr>,
+    pub prefix_len6: Option<u8>,
+    pub gateway6: Option<IpAddr>,
+    pub mac: Mac,
+    pub interface: String,
+    pub host_interface: String,
+    pub host_ifindex: Option<u32>,
+    /// The container's default route of IPv4 leads here, and its publishes are for this address.
+    pub default_route: bool,
+    /// The same of IPv6.
+    pub default_route6: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -1,6 +1,6 @@
 //! `netfw endpoint add|ls|inspect|rm`.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use clap::{CommandFactory, error::ErrorKind};
 
@@ -9,9 +9,10 @@ use super::{
     output::{Table, joined, outside, print, warn},
 };
 use crate::{
-    api::types::{Endpoint, EndpointRequest, EndpointState, NamespaceRequest},
+    api::types::{Attachment, Endpoint, EndpointRequest, EndpointState, NamespaceRequest},
+    mode::Mode,
     name::{Mac, Name},
-    publish::{Publish, Spec},
+    publish::{Exposed, Publish, Spec},
 };
 
 #[derive(Debug, clap::Subcommand)]
@@ -30,9 +31,9 @@ pub enum Command {
 pub struct Add {
     /// The endpoint's name; without --netns and --pid also the name of the namespace that is made.
     name: Name,
-    /// The network to join.
+    /// The network to join; or none, host, container:NAME, as with `docker run`.
     #[arg(long, value_name = "NETWORK", default_value = "bridge")]
-    network: Name,
+    network: Mode,
     /// Attach this namespace: a name under /run/netns, or a path.
     #[arg(long, value_name = "NAME|PATH", conflicts_with = "pid")]
     netns: Option<String>,
@@ -49,6 +50,12 @@ pub struct Add {
     /// An IPv6 address stands in brackets.
     #[arg(short, long, value_name = "PUBLISH")]
     publish: Vec<Spec>,
+    /// A port that the container serves: PORT[-END][/tcp|udp|sctp]; may be given several times.
+    #[arg(long, value_name = "PORT")]
+    expose: Vec<Exposed>,
+    /// Publish what --expose names, on free ports.
+    #[arg(short = 'P', long)]
+    publish_all: bool,
 }
 
 pub fn run(global: &Global, command: Command) -> anyhow::Result<()> {
@@ -59,7 +66,7 @@ pub fn run(global: &Global, command: Command) -> anyhow::Result<()> {
             let endpoint = crate::block_on(client.add_endpoint(&request))?;
             warn(global.output, &endpoint);
             print(global.output, &endpoint, |e| {
-                let mut text = format!("{}   {}\n", e.name, addresses(e));
+                let mut text = summary(e);
                 for publish in &e.publishes {
                     text += &format!("{}\n", Publish::from(publish.clone()));
                 }
@@ -92,21 +99,7 @@ impl Add {
             (None, Some(pid)) => Some(NamespaceRequest::Pid(pid)),
             (None, None) => None,
         };
-        let (mut ip, mut ip6) = (None, None);
-        for asked in self.ip {
-            let twice = match asked {
-                IpAddr::V4(asked) => ip.replace(asked).is_some(),
-                IpAddr::V6(asked) => ip6.replace(asked).is_some(),
-            };
-            if twice {
-                super::Cli::command()
-                    .error(
-                        ErrorKind::ArgumentConflict,
-                        "--ip may be given once for each family",
-                    )
-                    .exit();
-            }
-        }
+        let (ip, ip6) = one_of_each(self.ip);
         Ok(EndpointRequest {
             name: self.name,
             network: Some(self.network),
@@ -115,12 +108,53 @@ impl Add {
             ip6,
             mac: self.mac,
             publish: self.publish,
+            expose: self.expose,
+            publish_all: self.publish_all,
         })
     }
 }
 
+/// What `--ip` names.
+pub fn one_of_each(asked: Vec<IpAddr>) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
+    let (mut ip, mut ip6) = (None, None);
+    for asked in asked {
+        let twice = match asked {
+            IpAddr::V4(asked) => ip.replace(asked).is_some(),
+            IpAddr::V6(asked) => ip6.replace(asked).is_some(),
+        };
+        if twice {
+            super::Cli::command()
+                .error(
+                    ErrorKind::ArgumentConflict,
+                    "--ip may be given once for each family",
+                )
+                .exit();
+        }
+    }
+    (ip, ip6)
+}
+
+/// A line that says what an endpoint is now.
+pub fn summary(e: &Endpoint) -> String {
+    format!("{}   {}", e.name, addresses(e))
+        .trim_end()
+        .to_owned()
+        + "\n"
+}
+
 fn addresses(e: &Endpoint) -> String {
-    joined([e.ip.map(IpAddr::V4), e.ip6.map(IpAddr::V6)])
+    let each = |a: &Attachment| joined([a.ip.map(IpAddr::V4), a.ip6.map(IpAddr::V6)]);
+    let all: Vec<String> = e.networks.iter().map(each).collect();
+    all.join(", ")
+}
+
+/// All that it is in, or what it has instead.
+fn networks(e: &Endpoint) -> String {
+    if e.networks.is_empty() {
+        return e.network.to_string();
+    }
+    let all: Vec<&str> = e.networks.iter().map(|a| a.network.as_str()).collect();
+    all.join(", ")
 }
 
 fn state(state: EndpointState) -> &'static str {
@@ -148,7 +182,7 @@ fn table(endpoints: &[Endpoint]) -> String {
         table.row([
             e.name.to_string(),
             state(e.state).into(),
-            e.network.to_string(),
+            networks(e),
             addresses(e),
             e.netns.display().to_string(),
             publishes(e),
@@ -161,18 +195,9 @@ fn details(e: &Endpoint) -> String {
     let mut table = Table::new(&["name", e.name.as_str()]);
     let mut row = |key: &str, value: String| table.row([key.to_owned(), value]);
     row("state", state(e.state).into());
-    row("network", e.network.to_string());
-    let with_length = |ip: IpAddr, length: Option<u8>| match length {
-        Some(length) => format!("{ip}/{length}"),
-        None => ip.to_string(),
-    };
-    let ips = [
-        e.ip.map(|ip| with_length(ip.into(), e.prefix_len)),
-        e.ip6.map(|ip| with_length(ip.into(), e.prefix_len6)),
-    ];
-    row("address", joined(ips));
-    row("gateway", joined([e.gateway, e.gateway6]));
-    row("mac", e.mac.to_string());
+    if e.networks.is_empty() {
+        row("network", e.network.to_string());
+    }
     row(
         "netns",
         format!(
@@ -181,14 +206,44 @@ fn details(e: &Endpoint) -> String {
             if e.netns_made { " (made by netfw)" } else { "" }
         ),
     );
-    row("interface", e.interface.clone());
-    row(
-        "host interface",
-        match e.host_ifindex {
-            Some(index) => format!("{} (index {index})", e.host_interface),
-            None => format!("{} (gone)", e.host_interface),
-        },
-    );
     row("ports", publishes(e));
+    if !e.exposed.is_empty() {
+        let all: Vec<String> = e.exposed.iter().map(Exposed::to_string).collect();
+        row("exposed", all.join(", "));
+    }
+    for a in &e.networks {
+        row("network", a.network.to_string());
+        let with_length = |ip: IpAddr, length: Option<u8>| match length {
+            Some(length) => format!("{ip}/{length}"),
+            None => ip.to_string(),
+        };
+        let ips = [
+            a.ip.map(|ip| with_length(ip.into(), a.prefix_len)),
+            a.ip6.map(|ip| with_length(ip.into(), a.prefix_len6)),
+        ];
+        row("  address", joined(ips));
+        row("  gateway", joined([a.gateway, a.gateway6]));
+        let ways = [
+            a.default_route.then_some("IPv4"),
+            a.default_route6.then_some("IPv6"),
+        ];
+        let ways = joined(ways);
+        row(
+            "  default route",
+            if ways.is_empty() { "-".into() } else { ways },
+        );
+        row("  mac", a.mac.to_string());
+        row("  interface", a.interface.clone());
+        row(
+            "  host interface",
+            match (a.host_ifindex, &a.bridge) {
+                (None, _) => format!("{} (gone)", a.host_interface),
+                (Some(index), None) => format!("{} (index {index})", a.host_interface),
+                (Some(index), Some(bridge)) => {
+                    format!("{} (index {index}, a port of {bridge})", a.host_interface)
+                }
+            },
+        );
+    }
     table.to_string()
 }

@@ -1,14 +1,22 @@
-//! `netfw exec`: a command in an endpoint's network namespace, everything else as it is here.
+//! `netfw exec`: a command in an endpoint's network namespace, with its host name and its `/etc/hosts`,
+//! everything else as it is here.
 //!
 //! The process becomes the command, so exit status and signals are the command's own.
 
-use std::{ffi::OsString, io, os::unix::process::CommandExt, process::Command};
+use std::{ffi::OsString, fs, io, os::unix::process::CommandExt, path::Path, process::Command};
 
 use anyhow::Context;
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+    unistd::sethostname,
+};
 
 use super::{Global, need_root};
 use crate::{
+    agent::{files, paths::Paths},
     api::types::Endpoint,
+    mode::Mode,
     name::Name,
     net::{Namespace, NetError, Netlink},
 };
@@ -34,6 +42,12 @@ pub fn run(global: &Global, args: Args) -> anyhow::Result<()> {
         args.name
     );
     namespace.enter()?;
+    let owner = match &endpoint.network {
+        Mode::Container(other) => other,
+        _ => &endpoint.name,
+    };
+    let paths = Paths::of(&global.instance);
+    put_over_etc(&files::directory(&paths, owner)).context("giving it its own /etc/hosts")?;
     let (program, rest) = args.command.split_first().context("no command")?;
     // `exec` returns only where it failed.
     let error = Command::new(program).args(rest).exec();
@@ -44,11 +58,39 @@ pub fn run(global: &Global, args: Args) -> anyhow::Result<()> {
     .into())
 }
 
+/// Puts the endpoint's files over those of `/etc`, for this process and its children alone, and gives them
+/// its host name.
+fn put_over_etc(directory: &Path) -> anyhow::Result<()> {
+    if !directory.is_dir() {
+        return Ok(());
+    }
+    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS).context("unshare")?;
+    const NOTHING: Option<&str> = None;
+    // What is mounted elsewhere still comes here, and nothing goes the other way.
+    let flags = MsFlags::MS_REC | MsFlags::MS_SLAVE;
+    mount(NOTHING, "/", NOTHING, flags, NOTHING).context("making mounts its own")?;
+    for file in files::FILES {
+        let (own, over) = (directory.join(file), Path::new("/etc").join(file));
+        if own.exists() && over.exists() {
+            mount(Some(&own), &over, NOTHING, MsFlags::MS_BIND, NOTHING)
+                .with_context(|| format!("mounting {}", over.display()))?;
+        }
+    }
+    let name = fs::read_to_string(directory.join("hostname")).context("hostname")?;
+    sethostname(name.trim()).context("sethostname")
+}
+
 /// A name may stand for another namespace by now: the endpoint's has the other end of its pair.
 async fn is_attached(endpoint: &Endpoint, namespace: &Namespace) -> Result<bool, NetError> {
+    if endpoint.networks.is_empty() {
+        // There is nothing to know it by.
+        return Ok(true);
+    }
     let links = Netlink::within(namespace)?.links().await?;
+    let hosts = endpoint.networks.iter().map(|a| a.host_ifindex);
     // Whatever the container calls it.
-    Ok(endpoint.host_ifindex.is_some() && links.iter().any(|l| l.peer == endpoint.host_ifindex))
+    let is_there = |host: u32| links.iter().any(|link| link.peer == Some(host));
+    Ok(hosts.flatten().any(is_there))
 }
 
 /// The command could not be started; its own statuses are handed on and no error.

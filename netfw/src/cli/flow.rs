@@ -8,17 +8,14 @@ use super::{
 };
 use crate::{
     api::types::{Flow, Tuple},
+    filter::{FlowFilter, IpProtocol, Prefix, State},
     name::Name,
 };
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// List translated flows, as `conntrack -L` does.
-    Ls {
-        /// Of this endpoint only.
-        #[arg(long, value_name = "NAME")]
-        endpoint: Option<Name>,
-    },
+    Ls(Ls),
     /// Forget flows: packets that follow start new ones, or are refused.
     Flush {
         /// Of this endpoint only.
@@ -27,11 +24,37 @@ pub enum Command {
     },
 }
 
+/// All that is said must hold.
+#[derive(Debug, clap::Args)]
+pub struct Ls {
+    /// Of this endpoint only.
+    #[arg(long, value_name = "NAME")]
+    endpoint: Option<Name>,
+    /// tcp, udp, sctp, icmp, icmpv6, or a number.
+    #[arg(long)]
+    protocol: Option<IpProtocol>,
+    /// With one of these addresses, in either direction.
+    #[arg(long, value_name = "IP|CIDR")]
+    address: Option<Prefix>,
+    /// With this port, in either direction; of a ping, its identifier.
+    #[arg(long)]
+    port: Option<u16>,
+    #[arg(long)]
+    state: Option<State>,
+}
+
 pub fn run(global: &Global, command: Command) -> anyhow::Result<()> {
     let client = global.client();
     match command {
-        Command::Ls { endpoint } => {
-            let flows = crate::block_on(client.flows(endpoint.as_ref()))?;
+        Command::Ls(ls) => {
+            let filter = FlowFilter {
+                endpoint: ls.endpoint,
+                protocol: ls.protocol,
+                address: ls.address,
+                port: ls.port,
+                state: ls.state,
+            };
+            let flows = crate::block_on(client.flows(&filter))?;
             print(global.output, &flows, |flows| table(flows))
         }
         Command::Flush { endpoint } => {

@@ -4,6 +4,7 @@
 //! to stdout, errors and logs to stderr.
 
 mod agent;
+mod completions;
 mod demo;
 mod down;
 mod endpoint;
@@ -92,6 +93,10 @@ enum Command {
     Status,
     /// Packets and bytes of endpoints and publishes, drops by reason.
     Stats(stats::Args),
+    /// Print what makes a shell complete netfw's commands.
+    Completions(completions::Completions),
+    /// Write the manual pages.
+    Man(completions::Man),
     /// Build a lab in namespaces, run real traffic through it, and report.
     Demo(demo::Args),
 }
@@ -116,6 +121,11 @@ pub fn main() -> ExitCode {
         Command::Flow(command) => flow::run(&global, command),
         Command::Status => status::run(&global),
         Command::Stats(args) => stats::run(&global, args),
+        Command::Completions(args) => {
+            completions::completions(&args);
+            Ok(())
+        }
+        Command::Man(args) => completions::man(&args),
         Command::Demo(args) => demo::run(&global, args),
     };
     match result {
@@ -190,7 +200,8 @@ mod tests {
             "netfw --instance ../x status",
             "netfw endpoint add",
             "netfw endpoint add a/b",
-            "netfw endpoint add x -p 0:80",
+            "netfw endpoint add x -p 65536:80",
+            "netfw endpoint add x --expose 80:80",
             "netfw endpoint add x --ip 300.1.1.1",
             "netfw network create",
             "netfw network create x --subnet 10.0.0.0",
@@ -202,7 +213,7 @@ mod tests {
             "netfw endpoint add x --mac 01:00:00:00:00:00",
             "netfw endpoint add x --netns a --pid 1",
             "netfw publish x",
-            "netfw publish x 80-90:80",
+            "netfw publish x 80:80-90",
             "netfw exec x --",
             "netfw exec x ls",
             "netfw agent --uplink a/b",

@@ -1,4 +1,4 @@
-//! `netfw network create|ls|inspect|rm`.
+//! `netfw network create|ls|inspect|rm|connect|disconnect`.
 
 use std::net::IpAddr;
 
@@ -6,11 +6,12 @@ use ipnet::IpNet;
 
 use super::{
     Global,
+    endpoint::{one_of_each, summary},
     output::{Table, joined, print},
 };
 use crate::{
-    api::types::{Network, NetworkDetails, NetworkRequest},
-    name::Name,
+    api::types::{ConnectRequest, Network, NetworkDetails, NetworkRequest},
+    name::{Mac, Name},
     rules::{Filter, Nat},
 };
 
@@ -24,6 +25,22 @@ pub enum Command {
     Inspect { name: Name },
     /// Remove a network that has no endpoints.
     Rm { name: Name },
+    /// Give an endpoint an interface in a further network.
+    Connect(Connect),
+    /// Take an endpoint out of a network.
+    Disconnect { network: Name, endpoint: Name },
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Connect {
+    network: Name,
+    endpoint: Name,
+    /// The container's address; one of each family may be given. Default: the next free one.
+    #[arg(long)]
+    ip: Vec<IpAddr>,
+    /// The interface's MAC address. Default: derived from its address.
+    #[arg(long)]
+    mac: Option<Mac>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -41,7 +58,8 @@ pub struct Create {
     /// No way out or in.
     #[arg(long)]
     internal: bool,
-    /// Containers are reached by their own addresses from outside, published or not.
+    /// Containers are reached by their own addresses from outside, published or not. Implies
+    /// --no-masquerade.
     #[arg(long)]
     routed: bool,
     /// What containers send to the world keeps their own addresses.
@@ -80,6 +98,21 @@ pub fn run(global: &Global, command: Command) -> anyhow::Result<()> {
             crate::block_on(client.remove_network(&name))?;
             let removed = serde_json::json!({ "removed": name });
             print(global.output, &removed, |_| String::new())
+        }
+        Command::Connect(connect) => {
+            let (ip, ip6) = one_of_each(connect.ip);
+            let request = ConnectRequest {
+                endpoint: connect.endpoint,
+                ip,
+                ip6,
+                mac: connect.mac,
+            };
+            let endpoint = crate::block_on(client.connect_endpoint(&connect.network, &request))?;
+            print(global.output, &endpoint, summary)
+        }
+        Command::Disconnect { network, endpoint } => {
+            let endpoint = crate::block_on(client.disconnect_endpoint(&network, &endpoint))?;
+            print(global.output, &endpoint, summary)
         }
     }
 }

@@ -35,7 +35,7 @@ use crate::{
         types::{EndpointRequest, NamespaceRequest},
     },
     name::Name,
-    net::{Namespace, Netlink, Veth},
+    net::{Namespace, Netlink, Route, Veth},
 };
 
 /// Of each family one: RFC 5737's and RFC 3849's addresses for documentation, which no network in use
@@ -112,6 +112,8 @@ impl Lab {
                 ip6: None,
                 mac: None,
                 publish: vec![format!("{PUBLISHED}:{INSIDE}").parse()?],
+                expose: Vec::new(),
+                publish_all: false,
             })
             .await?;
         Ok(Self {
@@ -216,7 +218,9 @@ async fn wire(
         let prefix = if ip.is_ipv4() { 24 } else { 64 };
         here.add_address(near, IpNet::new(node_ip, prefix)?).await?;
         there.add_address(far, IpNet::new(ip, prefix)?).await?;
-        there.add_default_route(far, node_ip).await?;
+        there
+            .add_route(&Route::default_of(node_ip, far, Route::MAIN), Some(node_ip))
+            .await?;
     }
     Ok(())
 }

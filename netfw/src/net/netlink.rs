@@ -1,4 +1,4 @@
-//! Reading and changing links, addresses and routes of one namespace, over `NETLINK_ROUTE`.
+//! Reading and changing links, addresses, routes and rules of one namespace, over `NETLINK_ROUTE`.
 //!
 //! The socket belongs to the namespace in which it was opened, whichever thread uses it later; so
 //! one process serves many namespaces without ever moving its own threads.
@@ -27,7 +27,11 @@ use rtnetlink::{
             BridgeStpState, InfoBridge, InfoData, InfoVeth, LinkAttribute, LinkExtentMask,
             LinkFlags, LinkMessage,
         },
-        route::RouteType,
+        route::{
+            RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
+            RouteType,
+        },
+        rule::{RuleAction, RuleAttribute, RuleMessage},
     },
 };
 use tokio::{runtime, task::AbortHandle};
@@ -347,10 +351,7 @@ impl Netlink {
 
     pub async fn delete_address(&self, ifindex: u32, net: IpNet) -> Result<(), NetError> {
         let mut message = AddressMessage::default();
-        message.header.family = match net {
-            IpNet::V4(_) => AddressFamily::Inet,
-            IpNet::V6(_) => AddressFamily::Inet6,
-        };
+        message.header.family = address_family(net.addr());
         message.header.index = ifindex;
         message.header.prefix_len = net.prefix_len();
         message.attributes = vec![
@@ -363,22 +364,57 @@ impl Netlink {
         })
     }
 
-    pub async fn add_default_route(&self, ifindex: u32, gateway: IpAddr) -> Result<(), NetError> {
-        let asked = || {
-            format!("add a default route via {gateway} through the interface of index {ifindex}")
+    /// Adds a route; one that is there already is an error, as it may lead elsewhere, but for tables that
+    /// are the caller's own (all but [`Route::MAIN`]).
+    pub async fn add_route(&self, route: &Route, gateway: Option<IpAddr>) -> Result<(), NetError> {
+        let mut message = message_of(route);
+        let via = match gateway {
+            Some(IpAddr::V4(gateway)) => Some(RouteAddress::Inet(gateway)),
+            Some(IpAddr::V6(gateway)) => Some(RouteAddress::Inet6(gateway)),
+            None => None,
         };
-        let message = match gateway {
-            IpAddr::V4(gateway) => RouteMessageBuilder::<std::net::Ipv4Addr>::new()
-                .gateway(gateway)
-                .output_interface(ifindex)
-                .build(),
-            IpAddr::V6(gateway) => RouteMessageBuilder::<std::net::Ipv6Addr>::new()
-                .gateway(gateway)
-                .output_interface(ifindex)
-                .build(),
+        if via.is_none() && route.dst.addr().is_ipv4() {
+            message.header.scope = RouteScope::Link;
+        }
+        message.attributes.extend(via.map(RouteAttribute::Gateway));
+        let fine: &[Errno] = if route.table == Route::MAIN {
+            &[]
+        } else {
+            &[Errno::EEXIST]
         };
-        // EEXIST is an error here: the default route that is there may lead elsewhere.
-        unless(self.handle.route().add(message).execute().await, &[], asked)
+        let done = self.handle.route().add(message).execute().await;
+        unless(done, fine, || {
+            let via = gateway.map_or_else(String::new, |gateway| format!(" via {gateway}"));
+            format!("add a route to {}{via}", route.dst)
+        })
+    }
+
+    pub async fn delete_route(&self, route: &Route) -> Result<(), NetError> {
+        let done = self.handle.route().del(message_of(route)).execute().await;
+        unless(done, &[Errno::ESRCH, Errno::ENODEV], || {
+            format!("delete the route to {}", route.dst)
+        })
+    }
+
+    /// What is sent from `ip` goes by `table`.
+    pub async fn add_source_rule(&self, ip: IpAddr, table: u32) -> Result<(), NetError> {
+        let mut request = self.handle.rule().add();
+        *request.message_mut() = source_rule(ip, table);
+        unless(request.execute().await, &[Errno::EEXIST], || {
+            format!("add a rule for what is sent from {ip}")
+        })
+    }
+
+    pub async fn delete_source_rule(&self, ip: IpAddr, table: u32) -> Result<(), NetError> {
+        let done = self
+            .handle
+            .rule()
+            .del(source_rule(ip, table))
+            .execute()
+            .await;
+        unless(done, &[Errno::ENOENT], || {
+            format!("delete the rule for what is sent from {ip}")
+        })
     }
 
     pub async fn delete_link(&self, ifindex: u32) -> Result<(), NetError> {
@@ -386,6 +422,57 @@ impl Netlink {
         unless(done, &[Errno::ENODEV], || {
             format!("delete the interface of index {ifindex}")
         })
+    }
+}
+
+fn message_of(route: &Route) -> RouteMessage {
+    let (addr, length) = (route.dst.addr(), route.dst.prefix_len());
+    let mut message = RouteMessage::default();
+    let header = &mut message.header;
+    header.address_family = address_family(addr);
+    header.destination_prefix_length = length;
+    header.protocol = RouteProtocol::Static;
+    header.scope = RouteScope::Universe;
+    header.kind = RouteType::Unicast;
+    header.table = RouteHeader::RT_TABLE_UNSPEC;
+    let destination = match addr {
+        IpAddr::V4(addr) => RouteAddress::Inet(addr),
+        IpAddr::V6(addr) => RouteAddress::Inet6(addr),
+    };
+    if length > 0 {
+        message
+            .attributes
+            .push(RouteAttribute::Destination(destination));
+    }
+    // The header's field has 8 bits only.
+    message.attributes.push(RouteAttribute::Table(route.table));
+    message
+        .attributes
+        .extend(route.oif.map(RouteAttribute::Oif));
+    message
+}
+
+/// Before the kernel's own rules for the tables main and default.
+const RULE_PRIORITY: u32 = 20_000;
+
+fn source_rule(ip: IpAddr, table: u32) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = address_family(ip);
+    message.header.src_len = if ip.is_ipv4() { 32 } else { 128 };
+    message.header.action = RuleAction::ToTable;
+    message.attributes = vec![
+        RuleAttribute::Source(ip),
+        RuleAttribute::Priority(RULE_PRIORITY),
+        RuleAttribute::Table(table),
+    ];
+    message
+}
+
+fn address_family(ip: IpAddr) -> AddressFamily {
+    if ip.is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
     }
 }
 

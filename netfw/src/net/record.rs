@@ -136,6 +136,24 @@ pub struct Route {
 }
 
 impl Route {
+    /// The table that is asked unless a rule says otherwise (RT_TABLE_MAIN).
+    pub const MAIN: u32 = 254;
+
+    /// To `dst` on the link of an interface.
+    pub fn to(dst: IpNet, oif: u32, table: u32) -> Self {
+        let oif = Some(oif);
+        Self { dst, table, oif }
+    }
+
+    /// The default route of the family of `ip`.
+    pub fn default_of(ip: IpAddr, oif: u32, table: u32) -> Self {
+        let dst = match ip {
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        Self::to(IpNet::new_assert(dst, 0), oif, table)
+    }
+
     /// None for what is not a unicast route of IP.
     pub(super) fn from_message(message: &RouteMessage) -> Option<Self> {
         if message.header.kind != RouteType::Unicast {

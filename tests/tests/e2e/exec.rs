@@ -30,22 +30,45 @@ fn options_of_the_command_are_the_command_s() {
 }
 
 #[test]
-fn only_the_network_is_another() {
+fn the_network_is_another_and_what_goes_with_it() {
+    let Site { agent, ip, .. } = &Site::new(&[]);
+    // bpffs, this directory, files: all as here.
+    let line = "pwd; stat -f -c %T /sys/fs/bpf; cat /etc/passwd";
+    let inside = agent.netfw(&["exec", "web", "--", "sh", "-c", line]);
+    let sh = |line: &str| {
+        let mut here = std::process::Command::new("sh");
+        let output = here.args(["-c", line]).output().expect("a shell");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert_eq!(inside, sh(line));
+    let inside = |words: &[&str]| agent.netfw(&[&["exec", "web", "--"], words].concat());
+    assert_eq!(inside(&["hostname"]), "web\n");
+    assert_eq!(inside(&["cat", "/etc/hostname"]), "web\n");
+    let known = inside(&["getent", "hosts", "web"]);
+    assert!(known.contains("web"), "{known}");
+    assert!(inside(&["cat", "/etc/hosts"]).contains(&format!("{ip}\tweb")));
+    // And nothing of it comes out.
+    assert_ne!(sh("hostname"), "web\n");
+    assert!(!sh("cat /etc/hosts").contains(&ip.to_string()));
+}
+
+#[test]
+fn who_makes_namespaces_by_name_finds_their_files() {
     let Site { agent, .. } = &Site::new(&[]);
-    // bpffs, this directory, the machine's name: all as here.
-    let inside = agent.netfw(&[
-        "exec",
-        "web",
-        "--",
-        "sh",
-        "-c",
-        "pwd; hostname; stat -f -c %T /sys/fs/bpf",
-    ]);
-    let here = std::process::Command::new("sh")
-        .args(["-c", "pwd; hostname; stat -f -c %T /sys/fs/bpf"])
-        .output()
-        .expect("a shell");
-    assert_eq!(inside, String::from_utf8_lossy(&here.stdout));
+    let name = format!("made{}", std::process::id());
+    let added = agent.json(&["endpoint", "add", &name]);
+    let ip = added["ip"].as_str().expect("an address");
+    let mut command = std::process::Command::new("ip");
+    command.args(["netns", "exec", &name, "cat", "/etc/hosts"]);
+    let shown = String::from_utf8(command.output().expect("ip").stdout).expect("text");
+    assert!(shown.contains(&format!("{ip}\t{name}")), "{shown}");
+    agent.netfw(&["endpoint", "rm", &name]);
+    let link = std::path::Path::new("/etc/netns").join(&name);
+    assert!(
+        link.symlink_metadata().is_err(),
+        "{} is left",
+        link.display()
+    );
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod agent;
 mod ambiguity;
+mod attachments;
 mod bulk;
 mod exec;
 mod fixtures;
@@ -12,6 +13,7 @@ mod independent;
 mod ipv6;
 mod masquerade;
 mod mended;
+mod modes;
 mod network;
 mod networks;
 mod offloads;

@@ -4,9 +4,10 @@ use std::io::Write as _;
 
 use netfw_tests::{
     Agent, Lab,
-    programs::{UdpEcho, ask, udp_socket},
+    agent::USAGE,
+    programs::{UdpEcho, ask, curl, ping, udp_socket},
     sockets::{dial, listen},
-    topology::WORLD,
+    topology::{CLIENT, NODE, WORLD},
     wait_until,
 };
 use serde_json::{Value, json};
@@ -114,6 +115,86 @@ fn endpoints_are_listed_with_what_docker_ps_shows() {
     assert_eq!(listed, agent.json(&["endpoint", "inspect", "web"]));
     assert_eq!(listed["state"], "up");
     assert_eq!(listed["interface"], "eth0");
+}
+
+#[test]
+fn flows_are_found_by_what_is_known_of_them() {
+    let site = &Site::new(&["8080:80"]);
+    let Site { agent, lab, .. } = site;
+    assert!(curl(&lab.client, NODE, 8080, "/").is_some());
+    assert!(ping(&site.web, WORLD));
+    let found = |words: &[&str]| {
+        let flows = agent.json(&[&["flow", "ls"], words].concat());
+        let flows = flows.as_array().expect("a list").clone();
+        flows
+            .iter()
+            .map(|flow| text(&flow["protocol"]).to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(found(&[]), ["icmp", "tcp"]);
+    let client = CLIENT.to_string();
+    for (words, want) in [
+        (&["--protocol", "tcp"][..], &["tcp"][..]),
+        (&["--protocol", "6"], &["tcp"]),
+        (&["--protocol", "udp"], &[]),
+        (&["--port", "8080"], &["tcp"]),
+        (&["--port", "80"], &["tcp"]),
+        (&["--port", "81"], &[]),
+        (&["--address", &client], &["tcp"]),
+        (&["--address", "10.0.0.0/8"], &["icmp", "tcp"]),
+        (&["--address", "fd00::/8"], &[]),
+        (&["--state", "established"], &[]),
+        (&["--state", "time_wait", "--endpoint", "web"], &["tcp"]),
+        (&["--protocol", "icmp", "--port", "8080"], &[]),
+    ] {
+        assert_eq!(found(words), want, "{words:?}");
+    }
+    for words in [
+        &["--protocol", "tpc"][..],
+        &["--address", "10.0.0.0/33"],
+        &["--port", "65536"],
+        &["--state", "open"],
+    ] {
+        agent.refuses(USAGE, &[&["flow", "ls"], words].concat());
+    }
+}
+
+#[test]
+fn rates_are_printed_until_somebody_has_enough() {
+    let site = &Site::new(&["8080:80"]);
+    let Site { agent, lab, .. } = site;
+    let mut watch = netfw_tests::Running::start(agent.command(&["-o", "json", "stats", "--watch"]));
+    wait_until("a rate that is not 0", SOON, || {
+        curl(&lab.client, NODE, 8080, "/");
+        let printed = watch.stdout();
+        let lines = printed.lines().map(|line| {
+            serde_json::from_str::<Value>(line).unwrap_or_else(|e| panic!("{line}: {e}"))
+        });
+        let mut rates = lines.map(|stats| stats["endpoints"][0]["total"]["rx_packets"].clone());
+        rates.any(|rate| rate.as_u64().is_some_and(|rate| rate > 0))
+    });
+    watch.stop();
+    agent.refuses(USAGE, &["stats", "--watch", "0"]);
+    agent.refuses(USAGE, &["stats", "--watch", "--drops"]);
+}
+
+#[test]
+fn shells_and_man_are_told_of_every_command() {
+    let lab = Lab::new();
+    let agent = Agent::start(&lab);
+    for shell in ["bash", "zsh", "fish"] {
+        let text = agent.netfw(&["completions", shell]);
+        for word in ["netfw", "disconnect", "publish-all"] {
+            assert!(text.contains(word), "{shell}: {word}");
+        }
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().to_str().expect("text");
+    agent.netfw(&["man", path]);
+    for page in ["netfw.1", "netfw-endpoint-add.1", "netfw-network-connect.1"] {
+        let text = std::fs::read_to_string(directory.path().join(page));
+        assert!(text.is_ok_and(|text| text.contains(".SH NAME")), "{page}");
+    }
 }
 
 #[test]

@@ -1,11 +1,15 @@
 //! Publishing: clients beyond an uplink reach a container by the node's address.
 
 use netfw_tests::{
+    agent::FAILED,
     programs::{
-        Capture, UdpEcho, ask, ask_in_vain, curl, curl_in_vain, ping, ping_in_vain, udp_socket,
+        Capture, Nginx, UdpEcho, ask, ask_in_vain, curl, curl_in_vain, ping, ping_in_vain,
+        udp_socket,
     },
     topology::{CLIENT, NODE, NODE_OUTSIDE, WORLD},
 };
+
+use serde_json::Value;
 
 use crate::setting::{Site, drops, text};
 
@@ -250,4 +254,69 @@ fn the_outside_cannot_reach_a_container_by_its_own_address() {
     assert!(ping_in_vain(&lab.client, *ip));
     assert!(drops(agent, "direct-access") >= 2);
     assert_eq!(curl(&lab.client, NODE, 8080, "/"), Some(nginx.page(80)));
+}
+
+#[test]
+fn a_free_port_is_chosen_as_docker_chooses_it() {
+    let Site { agent, lab, .. } = &Site::new(&[]);
+    let port = |published: &Value| published["host_ports"]["first"].as_u64().expect("a port");
+    let publishes = |endpoint: &Value| endpoint["publishes"].as_array().expect("a list").clone();
+    // -P with --expose, and a host port of 0.
+    let api = lab.container("api");
+    let _nginx = Nginx::start(&api, "api", &[80, 81]);
+    let words = [
+        "endpoint",
+        "add",
+        "api",
+        "--netns",
+        api.name(),
+        "-P",
+        "--expose",
+        "80",
+        "--expose",
+        "53/udp",
+        "-p",
+        "0:81",
+    ];
+    let added = agent.json(&words);
+    assert_eq!(added["exposed"].as_array().map(Vec::len), Some(2));
+    let all = publishes(&added);
+    let of = |protocol: &str, container: u64| {
+        let one = all.iter().find(|p| {
+            p["protocol"] == protocol && p["container_ports"]["first"].as_u64() == Some(container)
+        });
+        port(one.unwrap_or_else(|| panic!("no {container}/{protocol} in {all:?}")))
+    };
+    for (protocol, container) in [("tcp", 80), ("tcp", 81), ("udp", 53)] {
+        assert!(of(protocol, container) > 60999, "above the ephemeral ports");
+    }
+    for container in [80, 81] {
+        let host = u16::try_from(of("tcp", container)).expect("a port");
+        assert!(curl(&lab.client, NODE, host, "/").is_some(), "{host}");
+    }
+    // What is exposed is not published without -P.
+    let quiet = lab.container("quiet");
+    let words = [
+        "endpoint",
+        "add",
+        "quiet",
+        "--netns",
+        quiet.name(),
+        "--expose",
+        "80",
+    ];
+    assert!(publishes(&agent.json(&words)).is_empty());
+    // One of several.
+    for want in [8000, 8001] {
+        let published = agent.json(&["publish", "quiet", "127.0.0.1:8000-8001:80"]);
+        let last = publishes(&published).last().cloned().expect("a publish");
+        assert_eq!(port(&last), want);
+    }
+    let said = agent.refuses(FAILED, &["publish", "quiet", "127.0.0.1:8000-8001:80"]);
+    assert!(
+        said.contains("none of the host ports 8000-8001 is free"),
+        "{said}"
+    );
+    agent.netfw(&["unpublish", "quiet", "127.0.0.1:8001:80"]);
+    agent.netfw(&["publish", "quiet", "127.0.0.1:8000-8001:80"]);
 }

@@ -80,7 +80,7 @@ fn ports_that_cannot_be() {
     let site = Site::new(&["8080:80"]);
     let publish = |spec: &'static str| vec!["publish", "web", spec];
     let table: Vec<(i32, Vec<&str>, &[&str])> = vec![
-        (USAGE, publish("0:80"), &["1 to 65535"]),
+        (USAGE, publish("0-9:80"), &["1 to 65535"]),
         (USAGE, publish("80:0"), &["1 to 65535"]),
         (USAGE, publish("65536:80"), &["\"65536\"", "1 to 65535"]),
         (USAGE, publish("80:99999999999"), &["1 to 65535"]),
@@ -94,7 +94,7 @@ fn ports_that_cannot_be() {
             publish("80-90:80-89"),
             &["11 host ports", "10 container ports"],
         ),
-        (USAGE, publish("80-90:80"), &["same size"]),
+        (USAGE, publish("80:80-90"), &["same size"]),
         (USAGE, publish("80:80/icmp"), &["unknown protocol \"icmp\""]),
         (USAGE, publish("300.0.0.1:80:80"), &["no IP address"]),
         (USAGE, publish("::1:80:80"), &["in brackets", "[::1]"]),
@@ -335,7 +335,7 @@ fn endpoints_that_cannot_be() {
             add(&["-p", "9000:80", "-p", "10.9.9.9:9001:80"]),
             vec!["no address of the node"],
         ),
-        (USAGE, add(&["-p", "0:80"]), vec!["1 to 65535"]),
+        (USAGE, add(&["-p", "80:0"]), vec!["1 to 65535"]),
         (
             FAILED,
             vec!["endpoint", "rm", "nobody"],

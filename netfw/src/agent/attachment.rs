@@ -1,0 +1,724 @@
+//! An endpoint's interface in a network: deciding, making and removing it; connecting an endpoint to
+//! further networks, and disconnecting it.
+//!
+//! The order in [`Agent::attach`] is what keeps a container's own address off the wire: records and
+//! programs are there before its interface has an address.
+//!
+//! A container in several networks has one default route of each family ([`Wanted::way_out`]). What it
+//! sends from another attachment's address (answers, most of it) leaves by that attachment, by a rule of
+//! its own: replies go the way that the question came.
+//!
+//! [`Wanted::way_out`]: super::record::Wanted::way_out
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::unix::fs::MetadataExt,
+    path::Path,
+};
+
+use netfw_common::record as map;
+
+use super::{
+    Agent, AgentError,
+    endpoint::place,
+    error::NetworkError,
+    ipam::{self, Pool},
+    network::SETTINGS6,
+    plan::family,
+    purge::{Doomed, Then},
+    record::{Attachment, Endpoint, Family, Mode, Network, alias, host_mac},
+    store::Change,
+};
+use crate::{
+    api::types::{self, ConnectRequest},
+    name::{Mac, Name},
+    net::{Link, Namespace, NetError, Netlink, Route, Veth, sysctl},
+};
+
+/// What of an attachment somebody wants to choose.
+pub(super) struct Asked {
+    pub ip4: Option<Ipv4Addr>,
+    pub ip6: Option<Ipv6Addr>,
+    pub mac: Option<Mac>,
+}
+
+/// A container's namespace, and a netlink socket in it.
+pub(super) struct Inside {
+    pub namespace: Namespace,
+    pub netlink: Netlink,
+}
+
+impl Inside {
+    pub(super) fn of(namespace: Namespace) -> Result<Self, NetError> {
+        let netlink = Netlink::within(&namespace)?;
+        Ok(Self { namespace, netlink })
+    }
+
+    pub(super) async fn raise_loopback(&self) -> Result<(), NetError> {
+        match self.netlink.link("lo").await? {
+            Some(lo) if !lo.up => self.netlink.set_up(lo.index).await,
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Agent {
+    pub async fn connect_endpoint(
+        &mut self,
+        network: &Name,
+        request: ConnectRequest,
+    ) -> Result<types::Endpoint, AgentError> {
+        let name = &request.endpoint;
+        let before = self.wanted_endpoint(name)?.clone();
+        let mut network = self
+            .wanted
+            .networks
+            .get(network)
+            .cloned()
+            .ok_or_else(|| self.no_network(network))?;
+        if before.mode != Mode::Networks {
+            return Err(NetworkError::NotAttachable(name.clone()).into());
+        }
+        match before.attachment(&network.name) {
+            Some(attachment) if attachment.removing => {
+                return Err(AgentError::Removing(name.clone()));
+            }
+            Some(_) => {
+                return Err(NetworkError::Connected {
+                    endpoint: name.clone(),
+                    network: network.name,
+                }
+                .into());
+            }
+            None => {}
+        }
+        if !self.is_up(&before) {
+            return Err(AgentError::Gone(name.clone()));
+        }
+        let inside = Inside::of(self.open_target(&before)?)?;
+        let asked = Asked {
+            ip4: request.ip,
+            ip6: request.ip6,
+            mac: request.mac,
+        };
+        let path = &before.namespace.path;
+        let attachment = self
+            .decide_attachment(name, &asked, &mut network, Some(&inside), path)
+            .await?;
+        let mut after = before.clone();
+        after.attachments.push(attachment.clone());
+        self.store
+            .commit(&[Change::Network(&network), Change::Endpoint(&after)])?;
+        self.wanted
+            .networks
+            .insert(network.name.clone(), network.clone());
+        self.wanted.endpoints.insert(name.clone(), after.clone());
+        let made = match self.attach(&after, &attachment, &inside).await {
+            Ok(()) => self.set_ways(&after, &inside).await,
+            error => error,
+        };
+        if let Err(error) = made {
+            self.detach(&after, &attachment).await;
+            self.store.commit(&[Change::Endpoint(&before)])?;
+            self.wanted.endpoints.insert(name.clone(), before.clone());
+            if let Err(error) = self.set_ways(&before, &inside).await {
+                tracing::error!(endpoint = %name, error = %crate::chain(&error), "undoing");
+            }
+            self.purge(Doomed::addresses(attachment.ips()), Then::Nothing);
+            return Err(error);
+        }
+        self.write_files(&after);
+        tracing::info!(endpoint = %name, network = %network.name, "connected");
+        self.endpoint_view(name)
+    }
+
+    pub async fn disconnect_endpoint(
+        &mut self,
+        network: &Name,
+        name: &Name,
+    ) -> Result<(), AgentError> {
+        let endpoint = self.wanted_endpoint(name)?;
+        if !self.wanted.networks.contains_key(network) {
+            return Err(self.no_network(network));
+        }
+        match endpoint.attachment(network) {
+            None => {
+                return Err(NetworkError::NotConnected {
+                    endpoint: name.clone(),
+                    network: network.clone(),
+                    has: endpoint.attached().map(|a| a.network.clone()).collect(),
+                }
+                .into());
+            }
+            Some(attachment) if attachment.removing => {
+                return Err(AgentError::Removing(name.clone()));
+            }
+            Some(_) if endpoint.attached().count() == 1 => {
+                return Err(NetworkError::Last {
+                    endpoint: name.clone(),
+                    network: network.clone(),
+                }
+                .into());
+            }
+            Some(_) => {}
+        }
+        let mut endpoint = endpoint.clone();
+        for attachment in &mut endpoint.attachments {
+            attachment.removing |= attachment.network == *network;
+        }
+        self.store.commit(&[Change::Endpoint(&endpoint)])?;
+        self.wanted.endpoints.insert(name.clone(), endpoint);
+        self.finish_disconnect(network, name).await
+    }
+
+    /// From marked to gone, but for its flows: see [`Agent::finish_removal`].
+    pub(super) async fn finish_disconnect(
+        &mut self,
+        network: &Name,
+        name: &Name,
+    ) -> Result<(), AgentError> {
+        let endpoint = self.wanted.endpoints.get(name).cloned();
+        let endpoint = endpoint.ok_or_else(|| AgentError::NoEndpoint(name.clone()))?;
+        let Some(attachment) = endpoint.attachment(network).cloned() else {
+            return Ok(());
+        };
+        // To another attachment, where there is one.
+        self.enter_publishes(&endpoint, &endpoint.publishes)?;
+        let ips: Vec<IpAddr> = attachment.ips().collect();
+        self.hang_up(name, &ips, &endpoint.publishes);
+        self.detach(&endpoint, &attachment).await;
+        // What its namespace has of it, if that is still there.
+        if let Ok(inside) = self.open_target(&endpoint)
+            && let Ok(inside) = Inside::of(inside)
+            && let Err(error) = self.set_ways(&endpoint, &inside).await
+        {
+            tracing::warn!(endpoint = %name, error = %crate::chain(&error), "its routes are not as they should be");
+        }
+        self.write_files(&endpoint);
+        let then = Then::Detach {
+            endpoint: name.clone(),
+            network: network.clone(),
+        };
+        self.purge(Doomed::addresses(ips), then);
+        Ok(())
+    }
+
+    /// An attachment of which nothing is left in the kernel.
+    pub(super) fn forget_attachment(
+        &mut self,
+        name: &Name,
+        network: &Name,
+    ) -> Result<(), AgentError> {
+        let Some(mut endpoint) = self.wanted.endpoints.get(name).cloned() else {
+            return Ok(());
+        };
+        endpoint
+            .attachments
+            .retain(|a| a.network != *network || !a.removing);
+        self.store.commit(&[Change::Endpoint(&endpoint)])?;
+        self.wanted.endpoints.insert(name.clone(), endpoint);
+        tracing::info!(endpoint = %name, %network, "disconnected");
+        Ok(())
+    }
+
+    /// What an attachment of `name` to `network` will be, or why it cannot be; takes addresses of
+    /// `network`, and touches nothing else. `inside` is none where the namespace is to be made.
+    pub(super) async fn decide_attachment(
+        &self,
+        name: &Name,
+        asked: &Asked,
+        network: &mut Network,
+        inside: Option<&Inside>,
+        path: &Path,
+    ) -> Result<Attachment, AgentError> {
+        let mut interface = "eth0".into();
+        if let Some(inside) = inside {
+            let links = inside.netlink.links().await?;
+            self.check_not_attached(path, inside, &links, network)?;
+            interface = free_interface(&links)?;
+        }
+        let (ip4, ip6) = self.addresses_for(asked, network)?;
+        let first = ip4.map(IpAddr::V4).or(ip6.map(IpAddr::V6));
+        let mac = match (asked.mac, first) {
+            (Some(mac), _) => mac,
+            (None, Some(ip)) => ipam::mac_for(ip),
+            // An IPv6 network of a time when the node had IPv6.
+            (None, None) => {
+                let why = self.ipv6.clone().err().unwrap_or_default();
+                return Err(NetworkError::NoIpv6(why).into());
+            }
+        };
+        self.check_mac(mac, network)?;
+        Ok(Attachment {
+            network: network.name.clone(),
+            ip4,
+            ip6,
+            mac,
+            host_interface: self.free_host_interface(name).await?,
+            interface,
+            removing: false,
+        })
+    }
+
+    /// `links` are what the namespace has. Only who has the other end of one is asked for its
+    /// namespace: with a thousand endpoints, looking at all their files takes milliseconds.
+    fn check_not_attached(
+        &self,
+        path: &Path,
+        inside: &Inside,
+        links: &[Link],
+        network: &Network,
+    ) -> Result<(), AgentError> {
+        let others = self.up.iter().filter(|((_, of), host)| {
+            *of == network.name && links.iter().any(|link| link.peer == Some(**host))
+        });
+        let mut others = others.filter_map(|((name, _), _)| self.wanted.endpoints.get(name));
+        let same = |e: &&Endpoint| {
+            std::fs::metadata(&e.namespace.path)
+                .is_ok_and(|file| (file.dev(), file.ino()) == inside.namespace.id())
+        };
+        match others.find(same) {
+            Some(endpoint) => Err(AgentError::AlreadyAttached {
+                netns: path.to_owned(),
+                network: network.name.clone(),
+                endpoint: endpoint.name.clone(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// One of each family that the network has.
+    fn addresses_for(
+        &self,
+        asked: &Asked,
+        network: &mut Network,
+    ) -> Result<(Option<Ipv4Addr>, Option<Ipv6Addr>), AgentError> {
+        let (asked4, asked6) = (asked.ip4.map(IpAddr::V4), asked.ip6.map(IpAddr::V6));
+        let pools: Vec<Pool> = self.pools(network).copied().collect();
+        for ip in asked4.into_iter().chain(asked6) {
+            if !pools.iter().any(|p| p.gateway.is_ipv4() == ip.is_ipv4()) {
+                return Err(AgentError::NoFamily {
+                    ip,
+                    network: network.name.clone(),
+                    family: family(ip),
+                    why: self.ipv6.clone().err().filter(|_| ip.is_ipv6()),
+                });
+            }
+        }
+        let taken = self.taken_addresses(&network.name);
+        let (mut ip4, mut ip6) = (None, None);
+        for pool in pools {
+            let own = if pool.gateway.is_ipv4() {
+                &mut network.v4
+            } else {
+                &mut network.v6
+            };
+            let asked = if pool.gateway.is_ipv4() {
+                asked4
+            } else {
+                asked6
+            };
+            match self.address_for(asked, &pool, own, &taken)? {
+                IpAddr::V4(ip) => ip4 = Some(ip),
+                IpAddr::V6(ip) => ip6 = Some(ip),
+            }
+        }
+        Ok((ip4, ip6))
+    }
+
+    fn address_for(
+        &self,
+        asked: Option<IpAddr>,
+        pool: &Pool,
+        own: &mut Option<Pool>,
+        taken: &BTreeSet<IpAddr>,
+    ) -> Result<IpAddr, AgentError> {
+        let Some(ip) = asked else {
+            let ip = pool.next(taken)?;
+            *own = Some(Pool { last: ip, ..*pool });
+            return Ok(ip);
+        };
+        pool.check(ip, taken)?;
+        if self.locals.contains_key(&ip) {
+            return Err(AgentError::NodeAddress { ip });
+        }
+        Ok(ip)
+    }
+
+    /// Addresses for attachments of a time when their network, or the node, had no IPv6.
+    pub(super) fn complete_addresses(&mut self) -> Result<(), AgentError> {
+        if self.ipv6.is_err() {
+            return Ok(());
+        }
+        let all: Vec<(Name, Name)> = self
+            .wanted
+            .attachments()
+            .filter(|(_, a)| a.ip6.is_none() && !a.removing)
+            .map(|(e, a)| place(e, a))
+            .collect();
+        for (name, network) in all {
+            let Some(mut network) = self.wanted.networks.get(&network).cloned() else {
+                continue;
+            };
+            let Some(pool) = &mut network.v6 else {
+                continue;
+            };
+            let IpAddr::V6(ip) = pool.next(&self.taken_addresses(&network.name))? else {
+                continue;
+            };
+            pool.last = ip.into();
+            let mut endpoint = self.wanted.endpoints[&name].clone();
+            for attachment in &mut endpoint.attachments {
+                if attachment.network == network.name {
+                    attachment.ip6 = Some(ip);
+                }
+            }
+            self.store
+                .commit(&[Change::Network(&network), Change::Endpoint(&endpoint)])?;
+            tracing::info!(endpoint = %name, %ip, "got an IPv6 address");
+            self.wanted.networks.insert(network.name.clone(), network);
+            self.wanted.endpoints.insert(name, endpoint);
+        }
+        Ok(())
+    }
+
+    pub(super) fn taken_addresses(&self, network: &Name) -> BTreeSet<IpAddr> {
+        self.members(network).flat_map(|(_, a)| a.ips()).collect()
+    }
+
+    /// The network's endpoints and their attachments to it, those included that are being removed.
+    pub(super) fn members(&self, network: &Name) -> impl Iterator<Item = (&Endpoint, &Attachment)> {
+        self.wanted
+            .attachments()
+            .filter(move |(_, a)| a.network == *network)
+    }
+
+    pub(super) fn network_of(&self, attachment: &Attachment) -> Result<&Network, AgentError> {
+        let network = self.wanted.networks.get(&attachment.network);
+        network.ok_or_else(|| self.no_network(&attachment.network))
+    }
+
+    fn check_mac(&self, mac: Mac, network: &Network) -> Result<(), AgentError> {
+        let taken = |owner: String| AgentError::MacTaken { mac, owner };
+        if mac == network.mac {
+            return Err(taken(format!("the bridge {}", network.bridge)));
+        }
+        match self.members(&network.name).find(|(_, a)| a.mac == mac) {
+            Some((other, _)) => Err(taken(format!("endpoint \"{}\"", other.name))),
+            None => Ok(()),
+        }
+    }
+
+    /// `nf` and eight hex digits: short enough for IFNAMSIZ, and nobody else's.
+    async fn free_host_interface(&self, name: &Name) -> Result<String, AgentError> {
+        use std::hash::{BuildHasher, RandomState};
+        for _ in 0..16 {
+            let hash = RandomState::new().hash_one(name) as u32;
+            let candidate = format!("nf{hash:08x}");
+            let mut all = self.wanted.attachments();
+            let wanted = all.any(|(_, a)| a.host_interface == candidate);
+            if !wanted && self.netlink.link(&candidate).await?.is_none() {
+                return Ok(candidate);
+            }
+        }
+        Err(AgentError::Fault(
+            "sixteen random interface names in a row were taken".into(),
+        ))
+    }
+
+    /// Makes the veth pair and everything that belongs to it, but for routes ([`Agent::set_ways`]). The
+    /// caller undoes it with [`Agent::detach`] where it fails.
+    pub(super) async fn attach(
+        &mut self,
+        endpoint: &Endpoint,
+        attachment: &Attachment,
+        inside: &Inside,
+    ) -> Result<(), AgentError> {
+        let bridge = self.bridge_of(attachment)?;
+        let mtu = self.mtu_of(self.network_of(attachment)?);
+        let (ifindex, _) = self
+            .netlink
+            .create_veth(Veth {
+                host_name: &attachment.host_interface,
+                host_mac: host_mac(&attachment.host_interface).0,
+                peer_name: &attachment.interface,
+                peer_mac: attachment.mac.0,
+                peer_ns: inside.namespace.as_fd(),
+                mtu,
+                master: bridge.ifindex,
+                alias: &alias(&self.config.instance, &endpoint.name),
+            })
+            .await?;
+        silence(self.conf6.as_ref(), &attachment.host_interface)?;
+        self.set_records(endpoint, attachment, ifindex, mtu)?;
+        self.dataplane
+            .attach_container(ifindex, &attachment.host_interface)?;
+        let peer = self
+            .configure_container(attachment, ifindex, inside)
+            .await?;
+        self.wait_usable(endpoint, attachment, (ifindex, peer), &inside.netlink)
+            .await?;
+        self.prepare_endpoint(endpoint, ifindex, &inside.namespace);
+        self.up.insert(place(endpoint, attachment), ifindex);
+        Ok(())
+    }
+
+    /// The attachment's entry in the maps, and those of the endpoint's publishes.
+    pub(super) fn set_records(
+        &mut self,
+        endpoint: &Endpoint,
+        attachment: &Attachment,
+        ifindex: u32,
+        mtu: u32,
+    ) -> Result<(), AgentError> {
+        let bridge = self.bridge_of(attachment)?;
+        let network = self.network_of(attachment)?;
+        let mut record = map::Endpoint {
+            ifindex,
+            bridge: bridge.ifindex,
+            network: network.number,
+            counter: endpoint.counter,
+            mac: attachment.mac.0,
+            gateway_mac: network.mac.0,
+            flags: network.rules.flags(),
+            mtu,
+            ..Default::default()
+        };
+        for pool in self.pools(network) {
+            match pool.gateway {
+                IpAddr::V4(gateway) => {
+                    record.ip4 = attachment.ip4.map(Into::into).unwrap_or_default();
+                    record.gateway4 = gateway.into();
+                }
+                IpAddr::V6(gateway) => {
+                    record.ip6 = attachment.ip6.map(Into::into).unwrap_or_default();
+                    record.gateway6 = gateway.into();
+                }
+            }
+        }
+        self.dataplane.set_endpoint(&record)?;
+        self.enter_publishes(endpoint, &endpoint.publishes)
+    }
+
+    /// The subnets of the attachment's network that are in use, and its addresses in them.
+    fn given<'a>(
+        &'a self,
+        attachment: &'a Attachment,
+    ) -> Result<impl Iterator<Item = (&'a Pool, IpAddr)>, AgentError> {
+        let network = self.network_of(attachment)?;
+        Ok(self.pools(network).filter_map(|pool| {
+            let same = |ip: &IpAddr| ip.is_ipv4() == pool.gateway.is_ipv4();
+            Some((pool, attachment.ips().find(same)?))
+        }))
+    }
+
+    /// Inside: addresses, and up. Idempotent. `host_ifindex` is the other end. Returns the index of this
+    /// one.
+    pub(super) async fn configure_container(
+        &self,
+        attachment: &Attachment,
+        host_ifindex: u32,
+        inside: &Inside,
+    ) -> Result<u32, AgentError> {
+        let Inside { namespace, netlink } = inside;
+        // A name may stand for another namespace by now, with an interface of the same name.
+        let link = netlink
+            .link(&attachment.interface)
+            .await?
+            .filter(|link| link.peer == Some(host_ifindex))
+            .ok_or_else(|| AgentError::NotInside {
+                interface: attachment.interface.clone(),
+                netns: namespace.label().to_owned(),
+                host_interface: attachment.host_interface.clone(),
+            })?;
+        let given: Vec<(&Pool, IpAddr)> = self.given(attachment)?.collect();
+        if !link.up {
+            if given.iter().any(|(_, ip)| ip.is_ipv6()) {
+                // Before it is up, or a router's advertisement could come first.
+                prepare_ipv6(namespace, &attachment.interface)?;
+            }
+            netlink.set_up(link.index).await?;
+        }
+        for &(pool, ip) in &given {
+            netlink.add_address(link.index, pool.on_link(ip)).await?;
+        }
+        Ok(link.index)
+    }
+
+    /// Inside: a default route of each family, where it belongs and unless there is one of somebody else's;
+    /// and, of an endpoint in several networks, a rule for each of its addresses. Idempotent.
+    pub(super) async fn set_ways(
+        &self,
+        endpoint: &Endpoint,
+        inside: &Inside,
+    ) -> Result<(), AgentError> {
+        let netlink = &inside.netlink;
+        let links = netlink.links().await?;
+        let routes = netlink.routes().await?;
+        let index = |attachment: &Attachment| {
+            let host = self.up.get(&place(endpoint, attachment));
+            let link = links.iter().find(|link| link.peer == host.copied());
+            host.and(link).map(|link| link.index)
+        };
+        let several = endpoint.attached().count() > 1;
+        for attachment in &endpoint.attachments {
+            let Some(index) = index(attachment) else {
+                continue;
+            };
+            let table = attachment.table();
+            for (pool, ip) in self.given(attachment)? {
+                if several {
+                    let subnet = Route::to(pool.subnet, index, table);
+                    netlink.add_route(&subnet, None).await?;
+                    netlink
+                        .add_route(&Route::default_of(ip, index, table), Some(pool.gateway))
+                        .await?;
+                    netlink.add_source_rule(ip, table).await?;
+                } else {
+                    netlink.delete_source_rule(ip, table).await?;
+                }
+            }
+        }
+        for family in [Family::V4, Family::V6] {
+            let way = self.wanted.way_out(endpoint, family);
+            let ours = |route: &Route| {
+                let mut all = endpoint.attachments.iter();
+                all.find(|a| index(a).is_some() && index(a) == route.oif)
+            };
+            let mut is_there = false;
+            let defaults = routes.iter().filter(|route| {
+                route.table == Route::MAIN
+                    && route.dst.prefix_len() == 0
+                    && Family::of(route.dst.addr()) == family
+            });
+            for default in defaults {
+                match ours(default) {
+                    Some(other) if way.is_none_or(|way| way.network != other.network) => {
+                        netlink.delete_route(default).await?;
+                    }
+                    _ => is_there = true,
+                }
+            }
+            let Some(way) = way.filter(|_| !is_there) else {
+                continue;
+            };
+            let Some(index) = index(way) else { continue };
+            for (pool, ip) in self.given(way)? {
+                if Family::of(ip) == family {
+                    let route = Route::default_of(ip, index, Route::MAIN);
+                    netlink.add_route(&route, Some(pool.gateway)).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the container can send and be sent to: whoever waits for it uses it at once. `ends` are
+    /// the host's and the container's.
+    async fn wait_usable(
+        &self,
+        endpoint: &Endpoint,
+        attachment: &Attachment,
+        (host, peer): (u32, u32),
+        inside: &Netlink,
+    ) -> Result<(), AgentError> {
+        let mut usable = inside.wait_operational(peer).await?;
+        usable &= self.netlink.wait_operational(host).await?;
+        for ip in attachment.ips().filter(IpAddr::is_ipv6) {
+            usable &= inside.wait_local(ip).await;
+        }
+        if !usable {
+            tracing::warn!(endpoint = %endpoint.name, "it may lose what it sends first");
+        }
+        Ok(())
+    }
+
+    /// Takes the attachment out of the kernel, whatever of it is there; goes on past errors. Publishes and
+    /// flows are the caller's matter.
+    pub(super) async fn detach(&mut self, endpoint: &Endpoint, attachment: &Attachment) {
+        let report = |what: &str, error: &dyn std::fmt::Display| {
+            tracing::warn!(endpoint = %endpoint.name, %error, "{what}");
+        };
+        let known = self.up.remove(&place(endpoint, attachment));
+        if let Err(error) = self.delete_rules(endpoint, attachment).await {
+            report("its rules in the container were not deleted", &error);
+        }
+        let found = match self.netlink.link(&attachment.host_interface).await {
+            Ok(link) => link.map(|l| l.index),
+            Err(error) => {
+                report("its interface was not found", &error);
+                None
+            }
+        };
+        for ifindex in found.into_iter().chain(known.filter(|k| Some(*k) != found)) {
+            match self.netlink.delete_link(ifindex).await {
+                Ok(()) => {
+                    self.deleted.insert(ifindex);
+                }
+                Err(error) => report("its veth pair was not deleted", &error),
+            }
+            if let Err(error) = self.dataplane.remove_endpoint(ifindex) {
+                report("its entry was not removed", &error);
+            }
+            self.forget_prepared(ifindex);
+            if let Err(error) = self.dataplane.detach(ifindex) {
+                report("its program was not detached", &error);
+            }
+        }
+    }
+
+    /// What [`Agent::set_ways`] made for this attachment and does not go with its interface.
+    async fn delete_rules(
+        &self,
+        endpoint: &Endpoint,
+        attachment: &Attachment,
+    ) -> Result<(), AgentError> {
+        // A namespace that goes takes them along.
+        if endpoint.attachments.len() < 2 || (endpoint.removing && endpoint.namespace.made) {
+            return Ok(());
+        }
+        let Ok(namespace) = self.open_target(endpoint) else {
+            return Ok(());
+        };
+        let netlink = Netlink::within(&namespace)?;
+        for ip in attachment.ips() {
+            netlink.delete_source_rule(ip, attachment.table()).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The port of a bridge has no use for addresses of its own. Without, it says nothing into the
+/// container, and the node's addresses do not change with every endpoint. `conf6` is the node's
+/// `net/ipv6/conf`, if it has one.
+fn silence(conf6: Option<&sysctl::Directory>, host_interface: &str) -> Result<(), NetError> {
+    let Some(conf6) = conf6 else {
+        return Ok(());
+    };
+    match conf6.set(&format!("{host_interface}/disable_ipv6"), "1") {
+        // Too small an MTU for IPv6.
+        Err(error) if error.is_gone() => Ok(()),
+        done => done.map(drop),
+    }
+}
+
+/// Inside, only our address and our default route count.
+fn prepare_ipv6(namespace: &Namespace, interface: &str) -> Result<(), NetError> {
+    let interface = interface.to_owned();
+    namespace.run(move || {
+        let directory = sysctl::Directory::open(&format!("net/ipv6/conf/{interface}"))?;
+        for (key, value) in SETTINGS6 {
+            directory.set(key, value)?;
+        }
+        Ok(())
+    })?
+}
+
+/// `eth0`, or the next that is not among a namespace's interfaces.
+fn free_interface(links: &[Link]) -> Result<String, AgentError> {
+    (0..1000)
+        .map(|n| format!("eth{n}"))
+        .find(|name| !links.iter().any(|l| l.name == *name))
+        .ok_or_else(|| AgentError::Fault("a thousand interfaces named ethN".into()))
+}

@@ -1,0 +1,166 @@
+//! What programs in a container look for in `/etc`: `hosts`, `hostname`.
+//!
+//! They lie in the instance's run directory, one directory an endpoint. `netfw exec` puts them over those
+//! of `/etc`; so does `ip netns exec` for a namespace that netfw made, which looks in `/etc/netns/NAME`: a
+//! symbolic link there leads to them.
+
+use std::{
+    fmt::Write as _,
+    fs, io,
+    net::IpAddr,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    Agent,
+    paths::Paths,
+    record::{Endpoint, Mode},
+};
+use crate::name::Name;
+
+/// Names of the files, here and in `/etc`.
+pub const FILES: [&str; 2] = ["hosts", "hostname"];
+
+/// Where `ip netns exec` looks.
+const NETNS: &str = "/etc/netns";
+
+/// What the files say.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Contents {
+    name: Name,
+    ips: Vec<IpAddr>,
+}
+
+impl Contents {
+    fn text(&self, file: &str) -> String {
+        let mut text = String::new();
+        // Writing to a string cannot fail.
+        match file {
+            "hosts" => {
+                text.push_str("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+                for ip in &self.ips {
+                    let _ = writeln!(text, "{ip}\t{}", self.name);
+                }
+            }
+            _ => {
+                let _ = writeln!(text, "{}", self.name);
+            }
+        }
+        text
+    }
+}
+
+impl Agent {
+    /// Writes an endpoint's files, as it is now. Trouble is reported: the endpoint works without.
+    pub(super) fn write_files(&self, endpoint: &Endpoint) {
+        if endpoint.mode != Mode::Networks {
+            return;
+        }
+        let contents = Contents {
+            name: endpoint.name.clone(),
+            ips: endpoint.attached().flat_map(|a| a.ips()).collect(),
+        };
+        let directory = directory(&self.paths(), &endpoint.name);
+        let done = write(&directory, &contents).and_then(|()| match endpoint.namespace.made {
+            true => link(&directory, &endpoint.name),
+            false => Ok(()),
+        });
+        if let Err(error) = done {
+            tracing::warn!(
+                endpoint = %endpoint.name,
+                %error,
+                "without files for /etc in {}",
+                directory.display()
+            );
+        }
+    }
+
+    pub(super) fn remove_files(&self, name: &Name) {
+        if let Err(error) = remove(&self.paths(), name) {
+            tracing::warn!(endpoint = %name, %error, "its files for /etc were not removed");
+        }
+    }
+
+    fn paths(&self) -> Paths {
+        Paths::of(&self.config.instance)
+    }
+}
+
+/// Where an endpoint's files lie.
+pub fn directory(paths: &Paths, name: &Name) -> PathBuf {
+    paths.run.join("etc").join(name.as_str())
+}
+
+fn write(directory: &Path, contents: &Contents) -> io::Result<()> {
+    fs::create_dir_all(directory)?;
+    for file in FILES {
+        let (path, text) = (directory.join(file), contents.text(file));
+        // In place: where somebody has it mounted, he is to see the change.
+        if fs::read_to_string(&path).ok().as_deref() != Some(&text) {
+            fs::write(path, text)?;
+        }
+    }
+    Ok(())
+}
+
+/// Leads from where `ip netns exec` looks to `directory`, unless something is there already.
+fn link(directory: &Path, name: &Name) -> io::Result<()> {
+    fs::create_dir_all(NETNS)?;
+    match symlink(directory, Path::new(NETNS).join(name.as_str())) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        done => done,
+    }
+}
+
+/// Takes the files away, and the link that leads to them.
+pub fn remove(paths: &Paths, name: &Name) -> io::Result<()> {
+    let directory = directory(paths, name);
+    let link = Path::new(NETNS).join(name.as_str());
+    if fs::read_link(&link).is_ok_and(|to| to == directory) {
+        fs::remove_file(&link)?;
+        // Where it was the last of them; an error says that it was not.
+        let _ = fs::remove_dir(NETNS);
+    }
+    match fs::remove_dir_all(&directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn contents() -> Contents {
+        Contents {
+            name: "web".parse().unwrap(),
+            ips: ["172.18.0.2", "fd00::2"]
+                .map(|ip| ip.parse().unwrap())
+                .into(),
+        }
+    }
+
+    #[test]
+    fn what_the_files_say() {
+        let text = |file| contents().text(file);
+        assert!(text("hosts").ends_with("172.18.0.2\tweb\nfd00::2\tweb\n"));
+        assert_eq!(text("hostname"), "web\n");
+    }
+
+    #[test]
+    fn files_are_written_changed_and_left_alone() {
+        use std::os::unix::fs::MetadataExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let directory = dir.path().join("web");
+        write(&directory, &contents()).unwrap();
+        let inode = || fs::metadata(directory.join("hosts")).unwrap().ino();
+        let before = inode();
+        let mut changed = contents();
+        changed.ips.pop();
+        write(&directory, &changed).unwrap();
+        assert_eq!(inode(), before);
+        let hosts = fs::read_to_string(directory.join("hosts")).unwrap();
+        assert_eq!(hosts, changed.text("hosts"));
+    }
+}
