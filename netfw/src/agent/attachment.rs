@@ -122,8 +122,16 @@ impl Agent {
             self.detach(&after, &attachment).await;
             self.store.commit(&[Change::Endpoint(&before)])?;
             self.wanted.endpoints.insert(name.clone(), before.clone());
-            if let Err(error) = self.set_ways(&before, &inside).await {
-                tracing::error!(endpoint = %name, error = %crate::chain(&error), "undoing");
+            // They may have followed already.
+            let entered = self.enter_publishes(&before, &before.publishes);
+            let mut leaving = after;
+            for attachment in &mut leaving.attachments {
+                attachment.removing |= attachment.network == network.name;
+            }
+            for undone in [entered, self.set_ways(&leaving, &inside).await] {
+                if let Err(error) = undone {
+                    tracing::error!(endpoint = %name, error = %crate::chain(&error), "undoing");
+                }
             }
             self.purge(Doomed::addresses(attachment.ips()), Then::Nothing);
             return Err(error);
@@ -183,8 +191,13 @@ impl Agent {
         let Some(attachment) = endpoint.attachment(network).cloned() else {
             return Ok(());
         };
+        let report = |what: &str, error: &AgentError| {
+            tracing::warn!(endpoint = %name, error = %crate::chain(error), "{what}");
+        };
         // To another attachment, where there is one.
-        self.enter_publishes(&endpoint, &endpoint.publishes)?;
+        if let Err(error) = self.enter_publishes(&endpoint, &endpoint.publishes) {
+            report("its publishes lead to where it was", &error);
+        }
         let ips: Vec<IpAddr> = attachment.ips().collect();
         self.hang_up(name, &ips, &endpoint.publishes);
         self.detach(&endpoint, &attachment).await;
@@ -193,7 +206,7 @@ impl Agent {
             && let Ok(inside) = Inside::of(inside)
             && let Err(error) = self.set_ways(&endpoint, &inside).await
         {
-            tracing::warn!(endpoint = %name, error = %crate::chain(&error), "its routes are not as they should be");
+            report("its routes are not as they should be", &error);
         }
         self.write_files(&endpoint);
         let then = Then::Detach {
@@ -561,22 +574,20 @@ impl Agent {
             let link = links.iter().find(|link| link.peer == host.copied());
             host.and(link).map(|link| link.index)
         };
-        let several = endpoint.attached().count() > 1;
-        for attachment in &endpoint.attachments {
-            let Some(index) = index(attachment) else {
-                continue;
-            };
+        // What is in one network has never had rules, or had them deleted when it left the others.
+        let several = endpoint.attachments.len() > 1;
+        for attachment in endpoint.attached().filter(|_| several) {
             let table = attachment.table();
             for (pool, ip) in self.given(attachment)? {
-                if several {
+                if endpoint.attached().count() == 1 {
+                    netlink.delete_source_rule(ip, table).await?;
+                } else if let Some(index) = index(attachment) {
                     let subnet = Route::to(pool.subnet, index, table);
                     netlink.add_route(&subnet, None).await?;
                     netlink
                         .add_route(&Route::default_of(ip, index, table), Some(pool.gateway))
                         .await?;
                     netlink.add_source_rule(ip, table).await?;
-                } else {
-                    netlink.delete_source_rule(ip, table).await?;
                 }
             }
         }
