@@ -70,6 +70,8 @@ reasons! {
     /// Sent to the endpoint-independent mapping of a container whose network does not let the
     /// sender in.
     Filtered = 19, "filtered";
+    /// Sent to a publish by somebody whom its list of sources (`--allow-from`) does not name.
+    NotAllowed = 20, "not-allowed";
 }
 
 /// Slots in the map `DROPS`.

@@ -1,7 +1,7 @@
 //! The records of the maps other than flows: what the agent writes and the programs read.
 
 use crate::{
-    addr::{Be16, Ip4, Ip6, Mac},
+    addr::{Be16, Be32, Ip4, Ip6, Mac},
     flow::{Timeouts, is_past},
 };
 
@@ -94,13 +94,59 @@ pub struct Publish<A> {
     /// Index into `COUNTERS`.
     pub counter: u32,
     pub port: Be16,
-    pub reserved: u16,
+    /// Who may use it: the number of a list of sources ([`Allowed`]), or one of [`allow`].
+    pub allow: u16,
 }
 
 pub type Publish4 = Publish<Ip4>;
 pub type Publish6 = Publish<Ip6>;
 
 const _: () = assert!(size_of::<Publish4>() == 12 && size_of::<Publish6>() == 24);
+
+/// Values of [`Publish::allow`] that are no list's number.
+pub mod allow {
+    /// What the field was before there were lists.
+    pub const EVERYBODY: u16 = 0;
+    /// Where the list names nobody of the publish's family.
+    pub const NOBODY: u16 = u16::MAX;
+
+    /// Prefixes that all lists of a family have room for.
+    pub const ENTRIES: u32 = 1 << 17;
+}
+
+/// Sources that a list names: a prefix of addresses. Map `ALLOWED4|6`: LPM trie, key prefix length (that
+/// of the addresses, and [`Allowed::LIST_BITS`]) and this; the value ([`IsAllowed`]) says no more.
+/// 8 bytes for IPv4, 20 for IPv6.
+///
+/// A list is complete before a publish refers to it, and does not change afterwards.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Allowed<A> {
+    /// The number of the list, as in [`Publish::allow`].
+    pub list: Be32,
+    pub addr: A,
+}
+
+impl<A> Allowed<A> {
+    /// Bits of the key that are the list's number.
+    pub const LIST_BITS: u32 = 32;
+
+    #[inline(always)]
+    pub const fn new(list: u16, addr: A) -> Self {
+        Self {
+            list: Be32::new(list as u32),
+            addr,
+        }
+    }
+}
+
+pub type Allowed4 = Allowed<Ip4>;
+pub type Allowed6 = Allowed<Ip6>;
+
+const _: () = assert!(size_of::<Allowed4>() == 8 && size_of::<Allowed6>() == 20);
+
+/// Being there is all: a trie has no values of 0 bytes.
+pub type IsAllowed = u32;
 
 /// A network's subnet. Map `SUBNETS4|6`: LPM trie, key prefix length and network address.
 #[repr(C)]
@@ -317,6 +363,8 @@ mod pod {
         PublishKey<Ip6>,
         Publish<Ip4>,
         Publish<Ip6>,
+        Allowed<Ip4>,
+        Allowed<Ip6>,
         MappingKey<Ip4>,
         MappingKey<Ip6>,
         Mapping<Ip4>,

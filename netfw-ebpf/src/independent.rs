@@ -299,6 +299,7 @@ pub fn is_asked_for<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) 
     };
     work.target.counter = owner.counter;
     work.target.flags = flag::PUBLISHED | flag::MAPPED;
+    work.target.refused = false;
     // A process of the node may have bound the port since.
     if socket::exists::<P, F>(packet, &work.key) {
         return Asked::No;

@@ -15,9 +15,9 @@ use netfw_common::{
     fragment::{Datagram, FragmentKey4, FragmentKey6, Held, HeldKey},
     port,
     record::{
-        Config, Counter, Endpoint, EndpointIfindex, Local, Mapping4, Mapping6, MappingKey4,
-        MappingKey6, Permit, Publish4, Publish6, PublishKey4, PublishKey6, SocketKey4, SocketKey6,
-        SocketPeer4, SocketPeer6, Subnet, Uplink,
+        Allowed4, Allowed6, Config, Counter, Endpoint, EndpointIfindex, IsAllowed, Local, Mapping4,
+        Mapping6, MappingKey4, MappingKey6, Permit, Publish4, Publish6, PublishKey4, PublishKey6,
+        SocketKey4, SocketKey6, SocketPeer4, SocketPeer6, Subnet, Uplink, allow,
     },
     tuple::{Tuple4, Tuple6},
 };
@@ -61,6 +61,14 @@ pub static PUBLISHES4: HashMap<PublishKey4, Publish4> =
 #[map]
 pub static PUBLISHES6: HashMap<PublishKey6, Publish6> =
     HashMap::with_max_entries(PUBLISH_ENTRIES, ON_DEMAND);
+/// Who may use publishes that are not for everybody. The agent writes a list before a publish that
+/// refers to it, and removes it after the last one.
+#[map]
+pub static ALLOWED4: LpmTrie<Allowed4, IsAllowed> =
+    LpmTrie::with_max_entries(allow::ENTRIES, ON_DEMAND);
+#[map]
+pub static ALLOWED6: LpmTrie<Allowed6, IsAllowed> =
+    LpmTrie::with_max_entries(allow::ENTRIES, ON_DEMAND);
 #[map]
 pub static ADDRESSES4: HashMap<Ip4, EndpointIfindex> =
     HashMap::with_max_entries(ENDPOINT_ENTRIES, ON_DEMAND);

@@ -51,7 +51,8 @@ pub struct Target<A> {
     pub port: Be16,
     /// Those of [`netfw_common::flow::flag`] that tell how it was found.
     pub flags: u8,
-    pub reserved: u8,
+    /// It is a publish's, and the sender is none of those who may use it.
+    pub refused: bool,
 }
 
 /// The MAC address of an uplink, kept as a flow keeps its way to the world: for the rest of the tick

@@ -11,7 +11,7 @@
 //! | [`bpf`] | the data plane: programs, pins, maps |
 //! | [`net`] | interfaces, addresses, routes, namespaces, sockets |
 //! | [`demo`] | a lab in namespaces that shows it all at work |
-//! | [`publish`], [`name`], [`mode`], [`rules`], [`filter`] | what people write: port mappings, names and MAC addresses, networks and ways to do without, rules of networks, which flows they want to see |
+//! | [`publish`], [`source`], [`name`], [`mode`], [`rules`], [`filter`] | what people write: port mappings, who may use them, names and MAC addresses, networks and ways to do without, rules of networks, which flows they want to see |
 
 pub mod agent;
 pub mod api;
@@ -24,6 +24,7 @@ pub mod name;
 pub mod net;
 pub mod publish;
 pub mod rules;
+pub mod source;
 
 /// An error and its causes in one line; causes that the error's own words contain are left out.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {

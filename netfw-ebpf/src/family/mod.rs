@@ -138,6 +138,9 @@ pub trait Family {
     fn sockets() -> &'static LruHashMap<SocketKey<Self::Addr>, SocketPeer<Self::Addr>>;
     fn fragments() -> &'static LruHashMap<FragmentKey<Self::Addr>, Datagram>;
 
+    /// Does the list of this number ([`netfw_common::record::Allowed`]) name the source `addr`?
+    fn allows(list: u16, addr: Self::Addr) -> bool;
+
     /// The subnet of one of netfw's networks that holds `addr`.
     fn subnet(addr: Self::Addr) -> Option<Subnet>;
 

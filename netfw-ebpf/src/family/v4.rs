@@ -14,8 +14,8 @@ use netfw_common::{
     flow::Flow,
     fragment::{Datagram, FragmentKey},
     record::{
-        Endpoint, EndpointIfindex, Local, Mapping, MappingKey, Permit, Publish, PublishKey,
-        SocketKey, SocketPeer, Subnet, Uplink,
+        Allowed, Endpoint, EndpointIfindex, Local, Mapping, MappingKey, Permit, Publish,
+        PublishKey, SocketKey, SocketPeer, Subnet, Uplink,
     },
     tuple::{Tuple, proto},
 };
@@ -389,6 +389,13 @@ impl Family for V4 {
     #[inline(always)]
     fn fragments() -> &'static LruHashMap<FragmentKey<Ip4>, Datagram> {
         &maps::FRAGMENTS4
+    }
+
+    #[inline(always)]
+    fn allows(list: u16, addr: Ip4) -> bool {
+        const BITS: u32 = Allowed::<Ip4>::LIST_BITS + 32;
+        let key = lpm_trie::Key::new(BITS, Allowed::new(list, addr));
+        maps::ALLOWED4.get(key).is_some()
     }
 
     #[inline(always)]

@@ -14,8 +14,8 @@ use netfw_common::{
     flow::Flow,
     fragment::{Datagram, FragmentKey},
     record::{
-        Endpoint, EndpointIfindex, Local, Mapping, MappingKey, Permit, Publish, PublishKey,
-        SocketKey, SocketPeer, Subnet, Uplink,
+        Allowed, Endpoint, EndpointIfindex, Local, Mapping, MappingKey, Permit, Publish,
+        PublishKey, SocketKey, SocketPeer, Subnet, Uplink,
     },
     tuple::{Tuple, proto},
 };
@@ -511,6 +511,13 @@ impl Family for V6 {
     #[inline(always)]
     fn fragments() -> &'static LruHashMap<FragmentKey<Ip6>, Datagram> {
         &maps::FRAGMENTS6
+    }
+
+    #[inline(always)]
+    fn allows(list: u16, addr: Ip6) -> bool {
+        const BITS: u32 = Allowed::<Ip6>::LIST_BITS + 128;
+        let key = lpm_trie::Key::new(BITS, Allowed::new(list, addr));
+        maps::ALLOWED6.get(key).is_some()
     }
 
     #[inline(always)]

@@ -282,6 +282,9 @@ fn hairpin<P: Packet, F: Family>(
     sender: &Endpoint,
 ) -> Result<(), Drop> {
     let target = &work.target;
+    if target.refused {
+        return Err(Drop::NotAllowed);
+    }
     let server = endpoint_at::<F>(&target.addr).ok_or(Drop::NoEndpoint)?;
     let mapped = target.flags & flag::MAPPED != 0;
     // A container that saw its own address as source would answer itself.

@@ -4,7 +4,7 @@ use netfw_common::{
     addr::{Address, Be16},
     drop::Drop,
     flow::{flag, tcp},
-    record::{Endpoint, Publish, PublishKey, network_flag},
+    record::{Endpoint, Publish, PublishKey, allow, network_flag},
     tuple::{proto, zone},
 };
 
@@ -177,6 +177,9 @@ fn dnat<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result<()
         return Err(Drop::Martian);
     }
     let target = &work.target;
+    if target.refused {
+        return Err(Drop::NotAllowed);
+    }
     let endpoint = endpoint_at::<F>(&target.addr).ok_or(Drop::NoEndpoint)?;
     // On the container's link nobody has that address: the gateway stands for who has it on ours.
     let elsewhere = src.is_link_local();
@@ -198,8 +201,8 @@ fn dnat<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> Result<()
     mapping::create::<P, F, false>(packet, work)
 }
 
-/// Does the packet ask for a publish? Leaves its container in `work.target`. Loopback addresses are
-/// not for packets: on a wire they are martians.
+/// Does the packet ask for a publish? Leaves its container in `work.target`, and whether the sender may
+/// not have it. Loopback addresses are not for packets: on a wire they are martians.
 #[inline(always)]
 pub fn asks_for_publish<F: Family>(work: &mut Work<F::Addr>) -> bool {
     let key = &work.key;
@@ -214,9 +217,16 @@ pub fn asks_for_publish<F: Family>(work: &mut Work<F::Addr>) -> bool {
         counter: publish.counter,
         port: publish.port,
         flags: flag::PUBLISHED,
-        reserved: 0,
+        refused: publish.allow != allow::EVERYBODY && !is_allowed::<F>(work, publish.allow.into()),
     };
     true
+}
+
+/// Does this list name the packet's sender? Out of line: once for all programs of a family, and no stack of
+/// theirs.
+#[inline(never)]
+fn is_allowed<F: Family>(work: &Work<F::Addr>, list: u32) -> bool {
+    F::allows(list as u16, work.key.src)
 }
 
 /// The publish for a destination, which is an address of the node.

@@ -13,7 +13,10 @@ use netfw_common::{
 };
 use serde::Deserialize;
 
-use crate::name::{InterfaceError, Name, parse_interface};
+use crate::{
+    name::{InterfaceError, Name, parse_interface},
+    source::Sources,
+};
 
 pub const DEFAULT_INSTANCE: &str = "netfw";
 
@@ -54,6 +57,8 @@ pub struct Config {
     pub dataplane: record::Config,
     /// Group that may open the socket beside root.
     pub socket_group: Option<String>,
+    /// Who may use publishes that no other list speaks of.
+    pub allow_from: Sources,
     /// Whether the programs log every decision (slow).
     pub program_log: bool,
 }
@@ -90,6 +95,7 @@ pub struct File {
     pub socket_group: Option<String>,
     pub uplinks: Vec<String>,
     pub xdp: Option<Xdp>,
+    pub allow_from: Sources,
     pub timeouts: FileTimeouts,
 }
 
@@ -168,6 +174,7 @@ impl File {
                 max_queries: max_udp_flows * 2,
             },
             socket_group: self.socket_group,
+            allow_from: self.allow_from,
             program_log,
         })
     }
@@ -274,6 +281,11 @@ mod tests {
         assert_eq!(config.xdp, Xdp::Native);
         assert_eq!(resolve("").unwrap().xdp, Xdp::Auto);
         assert_eq!(config.dataplane.port_max, 3000);
+        assert!(config.allow_from.is_empty());
+        let some = resolve("allow_from = [\"10.0.0.0/8\", \"fd00::1\"]").unwrap();
+        assert_eq!(some.allow_from.to_string(), "10.0.0.0/8, fd00::1");
+        let wrong = resolve("allow_from = [\"10.0.0.1/8\"]").unwrap_err();
+        assert!(wrong.contains("the sources are 10.0.0.0/8"), "{wrong}");
         assert_eq!(config.dataplane.timeouts.icmp, ticks(5));
         assert_eq!(
             config.dataplane.timeouts.tcp_established,
@@ -290,6 +302,9 @@ mod tests {
             "ports = \"9-8\"",
             "ports = \"0-8\"",
             "uplinks = [\"a/b\"]",
+            "allow_from = \"10.0.0.0/8\"",
+            "allow_from = [\"10.0.0.0/33\"]",
+            "allow_from = [\"\"]",
             "[timeouts]\nicmp = 0",
             "[timeouts]\nicmp = 4294967295",
         ] {

@@ -142,9 +142,14 @@ impl Agent {
         let mut endpoint = self.new_endpoint(name, record::Mode::Networks, target, counters)?;
         endpoint.attachments.push(attachment);
         endpoint.exposed.clone_from(&request.expose);
+        endpoint.allow_from.clone_from(&request.allow_from);
         for publish in publishes {
             let counter = self.take_counter(counters)?;
-            endpoint.publishes.push(Published { publish, counter });
+            endpoint.publishes.push(Published {
+                publish,
+                counter,
+                allow_from: Default::default(),
+            });
         }
         Ok(Decided {
             endpoint,
@@ -162,7 +167,7 @@ impl Agent {
     ) -> Result<Decided, AgentError> {
         let name = &request.name;
         let refuse = |error: fn(Mode) -> ModeError| Err(error(mode.clone()).into());
-        if !request.publish.is_empty() || request.publish_all {
+        if !request.publish.is_empty() || request.publish_all || !request.allow_from.is_empty() {
             return refuse(ModeError::Publish);
         }
         if request.ip.is_some() || request.ip6.is_some() || request.mac.is_some() {
@@ -205,6 +210,7 @@ impl Agent {
             counter: self.take_counter(counters)?,
             publishes: Vec::new(),
             exposed: Vec::new(),
+            allow_from: Default::default(),
             removing: false,
         })
     }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use netfw_common::{
     addr::{Be16, Ip4, Ip6},
-    record::{self as map, PublishKey},
+    record::{self as map, PublishKey, allow},
 };
 
 use super::{
@@ -16,7 +16,7 @@ use super::{
     store::Change,
 };
 use crate::{
-    api::types,
+    api::types::{self, PublishRequest},
     bpf,
     name::Name,
     net::{
@@ -25,10 +25,16 @@ use crate::{
         sysctl,
     },
     publish::{Families, PortRange, Publish, Spec},
+    source::Sources,
 };
 
 impl Agent {
-    pub fn publish(&mut self, name: &Name, specs: &[Spec]) -> Result<types::Endpoint, AgentError> {
+    pub fn publish(
+        &mut self,
+        name: &Name,
+        request: &PublishRequest,
+    ) -> Result<types::Endpoint, AgentError> {
+        let specs = &request.publish;
         let before = self.wanted_endpoint(name)?.clone();
         if !self.is_up(&before) {
             return Err(AgentError::Gone(name.clone()));
@@ -48,7 +54,7 @@ impl Agent {
         let families = self.wanted.families(&before);
         let publishes = self.resolve_publishes(specs, families, self.network_of(way)?)?;
         let mut counters = Vec::new();
-        let result = self.try_publish(&before, publishes, &mut counters);
+        let result = self.try_publish(&before, publishes, &request.allow_from, &mut counters);
         if result.is_err() {
             for counter in counters {
                 self.counters.give_back(counter);
@@ -62,13 +68,18 @@ impl Agent {
         &mut self,
         before: &Endpoint,
         publishes: Vec<Publish>,
+        allow_from: &Sources,
         counters: &mut Vec<u32>,
     ) -> Result<(), AgentError> {
         let mut after = before.clone();
         let mut new = Vec::with_capacity(publishes.len());
         for publish in publishes {
             let counter = self.take_counter(counters)?;
-            new.push(Published { publish, counter });
+            new.push(Published {
+                publish,
+                counter,
+                allow_from: allow_from.clone(),
+            });
         }
         after.publishes.extend(new.iter().cloned());
         self.store.commit(&[Change::Endpoint(&after)])?;
@@ -147,10 +158,9 @@ impl Agent {
         endpoint: &Endpoint,
         published: &[Published],
     ) -> Result<(), AgentError> {
-        self.enter::<Ip4>(endpoint, Family::V4, published)?;
-        if let Err(error) = self.enter::<Ip6>(endpoint, Family::V6, published) {
-            let undone = self.dataplane.unpublish(keys::<Ip4>(published));
-            if let Err(error) = undone {
+        self.enter::<Ip4>(endpoint, published)?;
+        if let Err(error) = self.enter::<Ip6>(endpoint, published) {
+            if let Err(error) = self.withdraw::<Ip4>(published) {
                 tracing::error!(%error, "undoing a publish");
             }
             return Err(error);
@@ -158,25 +168,42 @@ impl Agent {
         Ok(())
     }
 
+    /// Those of one family. Whoever may not use one finds it closed from the first moment on: its list is
+    /// there before it is.
     fn enter<A: bpf::Family>(
         &mut self,
         endpoint: &Endpoint,
-        family: Family,
         published: &[Published],
     ) -> Result<(), AgentError> {
-        let way = self.wanted.way_in(endpoint, family);
-        let own = way.and_then(|way| way.ips().find_map(A::of));
-        match own {
-            Some(own) => Ok(self.dataplane.publish(entries(own, published))?),
-            None => Ok(self.dataplane.unpublish(keys::<A>(published))?),
+        let way = self.wanted.way_in(endpoint, Family::of(A::ANY.ip()));
+        let Some(own) = way.and_then(|way| way.ips().find_map(A::of)) else {
+            return self.withdraw::<A>(published);
+        };
+        let mut listed = Vec::with_capacity(published.len());
+        for published in of_family::<A>(published) {
+            let sources = endpoint.sources(published, &self.config.allow_from);
+            let list = match sources.is_empty() {
+                true => allow::EVERYBODY,
+                false => self.dataplane.allow::<A>(sources.nets())?,
+            };
+            listed.push((published, list));
         }
+        Ok(self.dataplane.publish(entries(own, listed))?)
     }
 
     /// Goes on past errors, and returns the first.
     pub(super) fn withdraw_publishes(&mut self, published: &[Published]) -> Result<(), AgentError> {
-        let four = self.dataplane.unpublish(keys::<Ip4>(published));
-        let six = self.dataplane.unpublish(keys::<Ip6>(published));
-        Ok(four.and(six)?)
+        let four = self.withdraw::<Ip4>(published);
+        let six = self.withdraw::<Ip6>(published);
+        four.and(six)
+    }
+
+    fn withdraw<A: bpf::Family>(&mut self, published: &[Published]) -> Result<(), AgentError> {
+        let withdrawn = self.dataplane.unpublish(keys::<A>(published));
+        // In any case: what could not be withdrawn is for nobody then.
+        let counters = of_family::<A>(published).map(|published| published.counter);
+        self.dataplane.disallow::<A>(counters);
+        Ok(withdrawn?)
     }
 
     /// Ends what processes of the node have with a container by publishes that are withdrawn: no packet
@@ -428,19 +455,25 @@ pub(super) fn keys<A: bpf::Family>(published: &[Published]) -> impl Iterator<Ite
     })
 }
 
-/// `own` is the container's address.
-fn entries<A: bpf::Family>(
+/// Those that are for family `A`.
+fn of_family<A: bpf::Family>(published: &[Published]) -> impl Iterator<Item = &Published> {
+    let all = published.iter();
+    all.filter(|published| A::of(published.publish.host_ip).is_some())
+}
+
+/// Of publishes, each with the number of its list. `own` is the container's address.
+fn entries<'a, A: bpf::Family>(
     own: A,
-    published: &[Published],
+    published: impl IntoIterator<Item = (&'a Published, u16)>,
 ) -> impl Iterator<Item = (PublishKey<A>, map::Publish<A>)> {
-    published.iter().flat_map(move |published| {
+    published.into_iter().flat_map(move |(published, allow)| {
         let publish = &published.publish;
         publish.pairs().filter_map(move |(host, container)| {
             let value = map::Publish {
                 addr: own,
                 counter: published.counter,
                 port: Be16::new(container),
-                reserved: 0,
+                allow,
             };
             Some((key(publish, host)?, value))
         })
@@ -460,21 +493,23 @@ mod tests {
             Published {
                 publish: spec.resolve(spec.host_ip.unwrap(), spec.host_ports.unwrap()),
                 counter,
+                allow_from: Sources::default(),
             }
         };
         let all = [
             published("192.0.2.1:8080-8082:80-82/udp", 7),
             published("[::]:443:443", 8),
         ];
-        let four: Vec<_> = entries(ip4, &all).collect();
+        let listed = |n: u16| all.iter().zip(n..);
+        let four: Vec<_> = entries(ip4, listed(3)).collect();
         assert_eq!(four.len(), 3);
         let (key, value) = four[2];
         assert_eq!(key.addr, Ip4::new([192, 0, 2, 1]));
         assert_eq!((key.port.get(), key.proto), (8082, 17));
         assert_eq!(value.addr, ip4);
-        assert_eq!((value.port.get(), value.counter), (82, 7));
+        assert_eq!((value.port.get(), value.counter, value.allow), (82, 7, 3));
         assert!(keys::<Ip4>(&all).eq(four.iter().map(|(key, _)| *key)));
-        let six: Vec<_> = entries(ip6, &all).collect();
+        let six: Vec<_> = entries(ip6, listed(4)).collect();
         assert_eq!(six.len(), 1);
         assert_eq!((six[0].0.port.get(), six[0].1.counter), (443, 8));
         assert!(keys::<Ip6>(&all).eq(six.iter().map(|(key, _)| *key)));

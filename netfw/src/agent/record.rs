@@ -19,6 +19,7 @@ use crate::{
     net::Link,
     publish::{Exposed, Families, Publish},
     rules::{Nat, Rules},
+    source::Sources,
 };
 
 /// A network namespace's identity: device and inode of its nsfs file. It holds as long as the
@@ -84,6 +85,8 @@ pub struct Endpoint {
     pub publishes: Vec<Published>,
     /// What the container is said to serve.
     pub exposed: Vec<Exposed>,
+    /// Who may use publishes that have no list of their own.
+    pub allow_from: Sources,
     /// It is on its way out: the next start finishes the removal.
     pub removing: bool,
 }
@@ -135,6 +138,8 @@ struct StoredEndpoint {
     #[serde(default)]
     exposed: Vec<Exposed>,
     #[serde(default)]
+    allow_from: Sources,
+    #[serde(default)]
     removing: bool,
 }
 
@@ -148,6 +153,7 @@ impl From<StoredEndpoint> for Endpoint {
             counter: stored.counter,
             publishes: stored.publishes,
             exposed: stored.exposed,
+            allow_from: stored.allow_from,
             removing: stored.removing,
         }
     }
@@ -182,6 +188,9 @@ pub struct Published {
     pub publish: Publish,
     /// Index into `COUNTERS`.
     pub counter: u32,
+    /// Who may use it.
+    #[serde(default)]
+    pub allow_from: Sources,
 }
 
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
@@ -268,6 +277,12 @@ impl Endpoint {
             (Mode::Host, _) => mode::Mode::Host,
             (Mode::Container(other), _) => mode::Mode::Container(other.clone()),
         }
+    }
+
+    /// Who may use a publish of the endpoint's, where the agent's list is `default`: the nearest list that
+    /// says something counts. Empty: everybody.
+    pub fn sources<'a>(&'a self, published: &'a Published, default: &'a Sources) -> &'a Sources {
+        published.allow_from.or(&self.allow_from).or(default)
     }
 
     /// Those of all its attachments.

@@ -328,7 +328,13 @@ impl Agent {
         let published = self.dataplane.publishes::<A>();
         let keys = published.into_iter().map(|(key, _)| key);
         let strangers: Vec<_> = keys.filter(|key| !wanted.contains(key)).collect();
-        Ok(self.dataplane.unpublish(strangers)?)
+        self.dataplane.unpublish(strangers)?;
+        let all = self.wanted.endpoints.values();
+        let up = all.filter(|endpoint| self.is_up(endpoint));
+        let counters: HashSet<u32> = up.flat_map(record::Endpoint::counters).collect();
+        self.dataplane
+            .disallow_others::<A>(|counter| counters.contains(&counter));
+        Ok(())
     }
 
     pub(super) fn bridge_of(&self, attachment: &Attachment) -> Result<Bridge, AgentError> {

@@ -258,7 +258,9 @@ mod tests {
             publishes: vec![Published {
                 publish: spec.resolve(Ipv4Addr::UNSPECIFIED.into(), spec.container_ports),
                 counter: 2,
+                allow_from: vec!["10.0.0.0/8".parse().unwrap()].into(),
             }],
+            allow_from: vec!["fd00::1".parse().unwrap()].into(),
             exposed: Vec::new(),
             removing: false,
         }
@@ -347,6 +349,9 @@ mod tests {
         .unwrap();
         let mut want = self::endpoint("a");
         want.attachments[0].ip6 = None;
+        // Nor did it know who may use a publish.
+        want.allow_from = Default::default();
+        want.publishes[0].allow_from = Default::default();
         want.publishes[0].publish.host_ports = PortRange {
             first: 8080,
             last: 8090,

@@ -8,15 +8,18 @@ use netfw_common::{
     record,
 };
 
-use super::{Agent, AgentError, endpoint::place, record as wanted, run::instance_option};
+use super::{
+    Agent, AgentError, endpoint::place, plan::family, record as wanted, run::instance_option,
+};
 use crate::{
     api::types::{
-        Attachment, Counter, DropStats, Endpoint, EndpointState, EndpointStats, Member, Network,
-        NetworkDetails, Program, PublishStats, Stats, Status, Table, Uplink,
+        self, Attachment, Counter, DropStats, Endpoint, EndpointState, EndpointStats, Member,
+        Network, NetworkDetails, Program, PublishStats, Stats, Status, Table, Uplink,
     },
     bpf::{Family, Part},
     name::Name,
     publish::Publish,
+    source::Sources,
 };
 
 impl Agent {
@@ -159,6 +162,7 @@ impl Agent {
             of("flows", self.dataplane.flow_usage::<A>(Part::Assured)),
             of("mappings", self.dataplane.flow_usage::<A>(Part::Mappings)),
             of("publishes", (ports, self.dataplane.publish_room() as usize)),
+            of("allowed", self.dataplane.allowed_usage::<A>()),
         ]
     }
 
@@ -247,14 +251,23 @@ impl Agent {
             host_interface: first.map(|a| a.host_interface.clone()),
             host_ifindex: first.and_then(|a| a.host_ifindex),
             networks,
-            publishes: e.publishes.iter().map(|p| p.publish.into()).collect(),
+            allow_from: e.allow_from.clone(),
+            publishes: e.publishes.iter().map(|p| self.publish_of(e, p)).collect(),
             exposed: e.exposed.clone(),
             warnings: e
                 .publishes
                 .iter()
-                .filter_map(|p| unreachable(&p.publish, &self.sockets))
+                .filter_map(|p| {
+                    let sources = e.sources(p, &self.config.allow_from);
+                    unreachable(&p.publish, &self.sockets).or_else(|| closed(&p.publish, sources))
+                })
                 .collect(),
         }
+    }
+
+    fn publish_of(&self, e: &wanted::Endpoint, p: &wanted::Published) -> types::Publish {
+        let sources = e.sources(p, &self.config.allow_from);
+        types::Publish::new(p.publish, sources.clone())
     }
 
     fn attachment_view(&self, e: &wanted::Endpoint, a: &wanted::Attachment) -> Attachment {
@@ -308,7 +321,7 @@ impl Agent {
                 let counter = self.dataplane.counter(published.counter)?;
                 total += counter;
                 publishes.push(PublishStats {
-                    publish: published.publish.into(),
+                    publish: self.publish_of(endpoint, published),
                     counter: counter_view(counter),
                 });
             }
@@ -342,6 +355,19 @@ fn unreachable(publish: &Publish, sockets: &Result<(), String>) -> Option<String
     let why = sockets.as_ref().err()?;
     publish.host_ip.is_loopback().then(|| {
         format!("{publish} serves nobody: processes of the node do not reach publishes ({why})")
+    })
+}
+
+/// Why only the node's own processes reach a publish, if so: its list knows nobody of its family.
+fn closed(publish: &Publish, sources: &Sources) -> Option<String> {
+    // A loopback address is for those processes alone in any case.
+    let ip = publish.host_ip;
+    (sources.closes(ip) && !ip.is_loopback()).then(|| {
+        let family = family(ip);
+        format!(
+            "{publish} serves nobody but the node's own processes: those who may use it ({sources}) have \
+             no {family} address; --allow-from an {family} prefix lets it in"
+        )
     })
 }
 
@@ -384,6 +410,22 @@ mod tests {
             let publish = spec.resolve(host_ip, spec.host_ports.unwrap());
             assert_eq!(unreachable(&publish, &broken).is_some(), warned, "{text}");
             assert_eq!(unreachable(&publish, &Ok(())), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_publish_of_a_family_that_its_list_does_not_know_is_warned_of() {
+        let four: Sources = vec!["10.0.0.0/8".parse().unwrap()].into();
+        for (text, warned) in [
+            ("[::]:8080:80", true),
+            ("[2001:db8::1]:8080:80", true),
+            ("[::1]:8080:80", false),
+            ("0.0.0.0:8080:80", false),
+        ] {
+            let spec: Spec = text.parse().unwrap();
+            let publish = spec.resolve(spec.host_ip.unwrap(), spec.host_ports.unwrap());
+            assert_eq!(closed(&publish, &four).is_some(), warned, "{text}");
+            assert_eq!(closed(&publish, &Sources::default()), None, "{text}");
         }
     }
 }

@@ -18,7 +18,7 @@ use tokio::net::UnixStream;
 
 use super::types::{
     ConnectRequest, Endpoint, EndpointRequest, Failure, FailureKind, Flow, Flushed, Network,
-    NetworkDetails, NetworkRequest, PublishRequest, Stats, Status,
+    NetworkDetails, NetworkRequest, PublishRequest, Stats, Status, UnpublishRequest,
 };
 use crate::{agent::paths::Paths, filter::FlowFilter, name::Name, publish::Spec};
 
@@ -133,15 +133,14 @@ impl Client {
             .await
     }
 
-    pub async fn publish(&self, name: &Name, publish: Vec<Spec>) -> Result<Endpoint> {
+    pub async fn publish(&self, name: &Name, request: &PublishRequest) -> Result<Endpoint> {
         let path = format!("/v1/endpoints/{name}/publishes");
-        self.send(Method::POST, &path, Some(&PublishRequest { publish }))
-            .await
+        self.send(Method::POST, &path, Some(request)).await
     }
 
     pub async fn unpublish(&self, name: &Name, publish: Vec<Spec>) -> Result<Endpoint> {
         let path = format!("/v1/endpoints/{name}/publishes");
-        self.send(Method::DELETE, &path, Some(&PublishRequest { publish }))
+        self.send(Method::DELETE, &path, Some(&UnpublishRequest { publish }))
             .await
     }
 

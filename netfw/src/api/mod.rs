@@ -15,7 +15,7 @@
 //! | `GET /v1/endpoints/NAME` | | the endpoint |
 //! | `DELETE /v1/endpoints/NAME` | removes | nothing |
 //! | `POST /v1/endpoints/NAME/publishes` | publishes, [`PublishRequest`](types::PublishRequest) | the endpoint |
-//! | `DELETE /v1/endpoints/NAME/publishes` | withdraws, [`PublishRequest`](types::PublishRequest) | the endpoint |
+//! | `DELETE /v1/endpoints/NAME/publishes` | withdraws, [`UnpublishRequest`](types::UnpublishRequest) | the endpoint |
 //! | `GET /v1/flows[?endpoint=NAME]` | | list of [`Flow`](types::Flow) |
 //! | `DELETE /v1/flows[?endpoint=NAME]` | forgets flows | [`Flushed`](types::Flushed) |
 //! | `POST /v1/shutdown` | ends the agent; the data plane stays | nothing |

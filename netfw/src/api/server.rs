@@ -21,7 +21,7 @@ use tokio::{
 
 use super::types::{
     ConnectRequest, Endpoint, EndpointRequest, Failure, FailureKind, Flow, Flushed, Network,
-    NetworkDetails, NetworkRequest, PublishRequest, Stats, Status,
+    NetworkDetails, NetworkRequest, PublishRequest, Stats, Status, UnpublishRequest,
 };
 use crate::{
     agent::{Agent, AgentError, flow, memory, purge::carry_out},
@@ -226,9 +226,9 @@ async fn publish(
     body: Bytes,
 ) -> Answer<Endpoint> {
     let name = name(&text)?;
-    let PublishRequest { publish } = parse(&body)?;
+    let request: PublishRequest = parse(&body)?;
     to_the_end(async move {
-        let published = change(shared, async move |agent| agent.publish(&name, &publish));
+        let published = change(shared, async move |agent| agent.publish(&name, &request));
         Ok(published.await?.0)
     })
     .await
@@ -240,7 +240,7 @@ async fn unpublish(
     body: Bytes,
 ) -> Answer<Endpoint> {
     let name = name(&text)?;
-    let PublishRequest { publish } = parse(&body)?;
+    let UnpublishRequest { publish } = parse(&body)?;
     to_the_end(async move {
         let withdrawn = change(shared, async move |agent| agent.unpublish(&name, &publish));
         Ok(withdrawn.await?.0)

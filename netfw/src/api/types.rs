@@ -16,6 +16,7 @@ use crate::{
     name::{Mac, Name},
     publish::{Exposed, PortRange, Protocol, Spec},
     rules::{Filter, Nat, Rules},
+    source::Sources,
 };
 
 /// The answer to a request that failed; nothing was changed.
@@ -60,6 +61,9 @@ pub struct EndpointRequest {
     pub mac: Option<Mac>,
     #[serde(default)]
     pub publish: Vec<Spec>,
+    /// Who may use publishes of the endpoint, these and later ones; empty: the agent's default.
+    #[serde(default, skip_serializing_if = "Sources::is_empty")]
+    pub allow_from: Sources,
     /// What the container is said to serve.
     #[serde(default)]
     pub expose: Vec<Exposed>,
@@ -98,6 +102,15 @@ pub enum NamespaceRequest {
 #[serde(deny_unknown_fields)]
 pub struct PublishRequest {
     pub publish: Vec<Spec>,
+    /// Who may use these; empty: the endpoint's list.
+    #[serde(default, skip_serializing_if = "Sources::is_empty")]
+    pub allow_from: Sources,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnpublishRequest {
+    pub publish: Vec<Spec>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -135,6 +148,9 @@ pub struct Endpoint {
     pub host_interface: Option<String>,
     /// Index of the host side, while it is up.
     pub host_ifindex: Option<u32>,
+    /// Its own list of sources, for publishes that have none; empty: the agent's default.
+    #[serde(default)]
+    pub allow_from: Sources,
     /// All networks that it is in, in the order in which it came into them.
     #[serde(default)]
     pub networks: Vec<Attachment>,
@@ -178,15 +194,20 @@ pub struct Publish {
     pub host_ip: IpAddr,
     pub host_ports: PortRange,
     pub container_ports: PortRange,
+    /// Who may use it, by whichever list counts: its own, the endpoint's or the agent's; empty:
+    /// everybody.
+    #[serde(default)]
+    pub allow_from: Sources,
 }
 
-impl From<crate::publish::Publish> for Publish {
-    fn from(p: crate::publish::Publish) -> Self {
+impl Publish {
+    pub fn new(p: crate::publish::Publish, allow_from: Sources) -> Self {
         Self {
             protocol: p.protocol,
             host_ip: p.host_ip,
             host_ports: p.host_ports,
             container_ports: p.container_ports,
+            allow_from,
         }
     }
 }
@@ -360,7 +381,7 @@ pub struct Status {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Table {
     /// `flows4`, `flows6` (assured flows), `mappings4`, `mappings6` (of endpoint-independent NAT),
-    /// `publishes4`, `publishes6` (host ports).
+    /// `publishes4`, `publishes6` (host ports), `allowed4`, `allowed6` (prefixes in lists of sources).
     pub name: String,
     pub used: u64,
     pub max: u64,

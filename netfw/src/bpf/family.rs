@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use netfw_common::{
     addr::{Address, Ip4, Ip6},
     flow::Flow,
-    record::{Endpoint, Mapping, MappingKey, Publish, PublishKey, SocketKey, SocketPeer},
+    record::{Allowed, Endpoint, Mapping, MappingKey, Publish, PublishKey, SocketKey, SocketPeer},
     tuple::Tuple,
 };
 
@@ -30,6 +30,7 @@ pub struct Names {
     pub mappings: &'static str,
     pub permits: &'static str,
     pub publishes: &'static str,
+    pub allowed: &'static str,
     pub addresses: &'static str,
     pub subnets: &'static str,
     pub locals: &'static str,
@@ -49,6 +50,7 @@ pub trait Family:
     + Records<Flow<Self>, Is: Pod>
     + Records<PublishKey<Self>, Is: Pod>
     + Records<Publish<Self>, Is: Pod>
+    + Records<Allowed<Self>, Is: Pod>
     + Records<MappingKey<Self>, Is: Pod>
     + Records<Mapping<Self>, Is: Pod>
     + Records<SocketKey<Self>, Is: Pod>
@@ -89,6 +91,7 @@ impl Family for Ip4 {
         mappings: "MAPPINGS4",
         permits: "PERMITS4",
         publishes: "PUBLISHES4",
+        allowed: "ALLOWED4",
         addresses: "ADDRESSES4",
         subnets: "SUBNETS4",
         locals: "LOCALS4",
@@ -140,6 +143,7 @@ impl Family for Ip6 {
         mappings: "MAPPINGS6",
         permits: "PERMITS6",
         publishes: "PUBLISHES6",
+        allowed: "ALLOWED6",
         addresses: "ADDRESSES6",
         subnets: "SUBNETS6",
         locals: "LOCALS6",

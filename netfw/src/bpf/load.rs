@@ -35,6 +35,8 @@ const PINNED: &[&str] = &[
     "QUERIES6",
     "PUBLISHES4",
     "PUBLISHES6",
+    "ALLOWED4",
+    "ALLOWED6",
     "ADDRESSES4",
     "ADDRESSES6",
     "SUBNETS4",

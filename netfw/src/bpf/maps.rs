@@ -27,6 +27,7 @@ use nix::libc;
 
 use super::{
     BpfError, DataPlane,
+    allow::Lists,
     error::root_errno,
     family::Family,
     table::{Table, take},
@@ -48,6 +49,7 @@ pub struct Maps {
 pub struct FamilyMaps<A: Family> {
     addresses: Table<A, u32>,
     publishes: Table<PublishKey<A>, Publish<A>>,
+    pub(super) allowed: Lists<A>,
     locals: Table<A, Local>,
     subnets: LpmTrie<MapData, A, Subnet>,
     /// What sockets of the node asked for that were connected to a container.
@@ -73,9 +75,11 @@ const CONFIG: &str = "CONFIG";
 
 impl<A: Family> FamilyMaps<A> {
     fn take(ebpf: &mut Ebpf) -> Result<Self, BpfError> {
+        let publishes = Table::take(ebpf, A::NAMES.publishes)?;
         Ok(Self {
             addresses: Table::take(ebpf, A::NAMES.addresses)?,
-            publishes: Table::take(ebpf, A::NAMES.publishes)?,
+            allowed: Lists::take(ebpf, &publishes)?,
+            publishes,
             locals: Table::take(ebpf, A::NAMES.locals)?,
             subnets: take(ebpf, A::NAMES.subnets)?,
             sockets: Table::take(ebpf, A::NAMES.sockets)?,
@@ -211,16 +215,23 @@ impl DataPlane {
         entries.into_iter().map(|(_, endpoint)| endpoint).collect()
     }
 
-    /// All of them, or none: where one does not fit, the map is as it was before.
+    /// All of them, or none: where one does not fit, the map is as it was before. A list that no publish
+    /// goes by afterwards is gone.
     pub fn publish<A: Family>(
         &mut self,
         entries: impl IntoIterator<Item = (PublishKey<A>, Publish<A>)>,
     ) -> Result<(), BpfError> {
         let entries: Vec<_> = entries.into_iter().collect();
-        A::maps_mut(&mut self.maps).publishes.insert_all(&entries)
+        let maps = A::maps_mut(&mut self.maps);
+        let written = maps.publishes.insert_all(&entries);
+        match written {
+            Ok(()) => maps.allowed.note_all(&entries),
+            Err(_) => maps.allowed.sweep(),
+        }
+        written
     }
 
-    /// Those that are there.
+    /// Those that are there. Their counters' owner then says so to [`Self::disallow`].
     pub fn unpublish<A: Family>(
         &mut self,
         keys: impl IntoIterator<Item = PublishKey<A>>,

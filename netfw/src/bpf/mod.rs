@@ -17,11 +17,13 @@
 //! | `pin` | the directories in bpffs |
 //! | `family` | what the maps of IPv4 and IPv6 have in common |
 //! | `table` | a hash map, by batches |
+//! | `allow` | lists of sources that may use a publish |
 //! | `maps` | endpoints, publishes, subnets, …, counters |
 //! | `flows` | the flow tables |
 //! | `stats` | what the programs cost |
 //! | `sys` | the only raw `bpf(2)` |
 
+mod allow;
 mod attach;
 mod cgroup;
 mod error;

@@ -6,13 +6,14 @@ use clap::{CommandFactory, error::ErrorKind};
 
 use super::{
     Global,
-    output::{Table, joined, outside, print, warn},
+    output::{Table, allowed, joined, outside, print, warn},
 };
 use crate::{
-    api::types::{Attachment, Endpoint, EndpointRequest, EndpointState, NamespaceRequest},
+    api::types::{self, Attachment, Endpoint, EndpointRequest, EndpointState, NamespaceRequest},
     mode::Mode,
     name::{Mac, Name},
     publish::{Exposed, Publish, Spec},
+    source::Source,
 };
 
 #[derive(Debug, clap::Subcommand)]
@@ -50,6 +51,11 @@ pub struct Add {
     /// An IPv6 address stands in brackets.
     #[arg(short, long, value_name = "PUBLISH")]
     publish: Vec<Spec>,
+    /// Who may use the endpoint's publishes, these and later ones: an address or a prefix of IPv4 or IPv6;
+    /// may be given several times. Others' packets are dropped; the node's own processes always may.
+    /// Default: the agent's `allow_from`, or everybody.
+    #[arg(long, value_name = "CIDR")]
+    allow_from: Vec<Source>,
     /// A port that the container serves: PORT[-END][/tcp|udp|sctp]; may be given several times.
     #[arg(long, value_name = "PORT")]
     expose: Vec<Exposed>,
@@ -68,7 +74,8 @@ pub fn run(global: &Global, command: Command) -> anyhow::Result<()> {
             print(global.output, &endpoint, |e| {
                 let mut text = summary(e);
                 for publish in &e.publishes {
-                    text += &format!("{}\n", Publish::from(publish.clone()));
+                    let allowed = allowed(publish);
+                    text += &format!("{}{allowed}\n", Publish::from(publish.clone()));
                 }
                 text
             })
@@ -108,6 +115,7 @@ impl Add {
             ip6,
             mac: self.mac,
             publish: self.publish,
+            allow_from: self.allow_from.into(),
             expose: self.expose,
             publish_all: self.publish_all,
         })
@@ -164,13 +172,13 @@ fn state(state: EndpointState) -> &'static str {
     }
 }
 
-fn publishes(endpoint: &Endpoint) -> String {
+fn publishes(endpoint: &Endpoint, and: fn(&types::Publish) -> String) -> String {
     let all: Vec<String> = endpoint
         .publishes
         .iter()
         .map(|p| {
             let outside = outside(p.host_ip, p.host_ports);
-            format!("{outside}->{}/{}", p.container_ports, p.protocol)
+            format!("{outside}->{}/{}{}", p.container_ports, p.protocol, and(p))
         })
         .collect();
     all.join(", ")
@@ -185,7 +193,7 @@ fn table(endpoints: &[Endpoint]) -> String {
             networks(e),
             addresses(e),
             e.netns.display().to_string(),
-            publishes(e),
+            publishes(e, |_| String::new()),
         ]);
     }
     table.to_string()
@@ -206,7 +214,10 @@ fn details(e: &Endpoint) -> String {
             if e.netns_made { " (made by netfw)" } else { "" }
         ),
     );
-    row("ports", publishes(e));
+    row("ports", publishes(e, allowed));
+    if !e.allow_from.is_empty() {
+        row("allow from", e.allow_from.to_string());
+    }
     if !e.exposed.is_empty() {
         let all: Vec<String> = e.exposed.iter().map(Exposed::to_string).collect();
         row("exposed", all.join(", "));

@@ -83,7 +83,7 @@ enum Command {
     /// Publish ports of an endpoint on the node.
     Publish(publish::Args),
     /// Withdraw publishes.
-    Unpublish(publish::Args),
+    Unpublish(publish::Withdraw),
     /// List published ports, as `docker port` does.
     Port(port::Args),
     /// Look at translated flows, or forget them.
@@ -214,6 +214,11 @@ mod tests {
             "netfw endpoint add x --netns a --pid 1",
             "netfw publish x",
             "netfw publish x 80:80-90",
+            "netfw publish x --allow-from 10.0.0.0/8",
+            "netfw publish x 80:80 --allow-from 10.0.0.1/8",
+            "netfw unpublish x 80:80 --allow-from 10.0.0.0/8",
+            "netfw endpoint add x --allow-from 10.0.0.0/33",
+            "netfw endpoint add x --allow-from",
             "netfw exec x --",
             "netfw exec x ls",
             "netfw agent --uplink a/b",

@@ -4,7 +4,10 @@ use std::{fmt::Write, net::IpAddr};
 
 use serde::Serialize;
 
-use crate::{api::types::Endpoint, publish::PortRange};
+use crate::{
+    api::types::{Endpoint, Publish},
+    publish::PortRange,
+};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub enum Format {
@@ -46,6 +49,14 @@ pub fn outside(ip: IpAddr, ports: PortRange) -> String {
         IpAddr::V4(ip) => format!("{ip}:{ports}"),
         IpAddr::V6(ip) => format!("[{ip}]:{ports}"),
     }
+}
+
+/// ` (from 10.0.0.0/8)`, behind a publish; nothing where it is for everybody.
+pub fn allowed(publish: &Publish) -> String {
+    if publish.allow_from.is_empty() {
+        return String::new();
+    }
+    format!(" (from {})", publish.allow_from)
 }
 
 /// Columns under headings, as wide as they must be.

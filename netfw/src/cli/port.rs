@@ -46,16 +46,30 @@ pub fn run(global: &Global, args: Args) -> anyhow::Result<()> {
         if one {
             return ports
                 .iter()
-                .map(|p| format!("{} -> {}\n", inside(&p.publish), outside(&p.publish)))
+                .map(|p| {
+                    let allowed = output::allowed(&p.publish);
+                    format!(
+                        "{} -> {}{allowed}\n",
+                        inside(&p.publish),
+                        outside(&p.publish)
+                    )
+                })
                 .collect();
         }
-        let mut table = Table::new(&["ENDPOINT", "CONTAINER PORT", "HOST PORT"]);
+        let mut headings = vec!["ENDPOINT", "CONTAINER PORT", "HOST PORT"];
+        let restricted = ports.iter().any(|p| !p.publish.allow_from.is_empty());
+        if restricted {
+            headings.push("ALLOW FROM");
+        }
+        let mut table = Table::new(&headings);
         for p in ports {
-            table.row([
+            let allowed = restricted.then(|| p.publish.allow_from.to_string());
+            let cells = [
                 p.endpoint.to_string(),
                 inside(&p.publish),
                 outside(&p.publish),
-            ]);
+            ];
+            table.row(cells.into_iter().chain(allowed));
         }
         table.to_string()
     })

@@ -112,6 +112,7 @@ impl Lab {
                 ip6: None,
                 mac: None,
                 publish: vec![format!("{PUBLISHED}:{INSIDE}").parse()?],
+                allow_from: Default::default(),
                 expose: Vec::new(),
                 publish_all: false,
             })

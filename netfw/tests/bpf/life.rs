@@ -14,7 +14,9 @@ use netfw::{
 };
 use netfw_common::{
     addr::{Be16, Ip4, Ip6},
-    record::{Counter, Endpoint, Publish, Publish4, PublishKey, PublishKey4, Subnet, Uplink},
+    record::{
+        Counter, Endpoint, Publish, Publish4, PublishKey, PublishKey4, Subnet, Uplink, allow,
+    },
     tuple::proto,
 };
 
@@ -242,7 +244,7 @@ fn publish(port: u16) -> Publish4 {
         addr: Ip4::new([172, 18, 0, 2]),
         counter: 1,
         port: Be16::new(port),
-        reserved: 0,
+        allow: allow::EVERYBODY,
     }
 }
 

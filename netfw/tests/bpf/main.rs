@@ -1,5 +1,6 @@
 //! The data plane, as user space holds it.
 
+mod allow;
 mod flows;
 mod instance;
 #[path = "../lab/mod.rs"]

@@ -25,8 +25,8 @@ use netfw_common::{
     flow::{Flow, queries},
     fragment::{Datagram, FragmentKey, Held, HeldKey},
     record::{
-        Config, Counter, Endpoint, Local, Mapping, MappingKey, Permit, Publish, PublishKey, Subnet,
-        Uplink, endpoint_flag, network_flag,
+        Allowed, Config, Counter, Endpoint, IsAllowed, Local, Mapping, MappingKey, Permit, Publish,
+        PublishKey, Subnet, Uplink, allow, endpoint_flag, network_flag,
     },
     tuple::{Tuple, proto},
 };
@@ -126,6 +126,7 @@ impl Site {
         FragmentKey<A>: Pod,
         MappingKey<A>: Pod,
         Mapping<A>: Pod,
+        Allowed<A>: Pod,
     {
         for name in ["FLOWS", "EMBRYOS"] {
             self.clear::<Tuple<A>, Flow<A>>(&format!("{name}{digit}"));
@@ -142,6 +143,16 @@ impl Site {
         self.clear::<FragmentKey<A>, [u8; size_of::<Datagram>()]>(&format!("FRAGMENTS{digit}"));
         self.clear::<Tuple<A>, u32>(&format!("TALKS{digit}"));
         self.clear::<PublishKey<A>, Publish<A>>(&format!("PUBLISHES{digit}"));
+        let mut allowed: LpmTrie<&mut MapData, Allowed<A>, IsAllowed> = LpmTrie::try_from(
+            self.ebpf
+                .map_mut(&format!("ALLOWED{digit}"))
+                .expect("a map"),
+        )
+        .expect("a trie");
+        let keys: Vec<_> = allowed.keys().collect::<Result<_, _>>().expect("keys");
+        for key in keys {
+            allowed.remove(&key).expect("nobody else writes");
+        }
         self.clear::<MappingKey<A>, Mapping<A>>(&format!("MAPPINGS{digit}"));
         self.clear::<Tuple<A>, Permit>(&format!("PERMITS{digit}"));
         self.clear::<A, u32>(&format!("ADDRESSES{digit}"));
@@ -293,8 +304,45 @@ impl Site {
             .expect("a subnet");
     }
 
-    /// In the family at hand.
+    /// For everybody, in the family at hand.
     pub fn publish(&mut self, on: &str, port: u16, proto: u8, to: (&str, u16), counter: u32) {
+        self.publish_for(allow::EVERYBODY, on, port, proto, to, counter);
+    }
+
+    /// Has a list of this number name `length` bits of what `name` names, in the family at hand; of an
+    /// address of IPv6, as many bits more as it has more.
+    pub fn allow(&mut self, list: u16, name: &str, length: u32) {
+        match ip(name) {
+            IpAddr::V4(addr) => {
+                self.put_allowed("ALLOWED4", length, Allowed::new(list, Ip4::from(addr)))
+            }
+            IpAddr::V6(addr) => {
+                self.put_allowed("ALLOWED6", 96 + length, Allowed::new(list, Ip6::from(addr)));
+            }
+        }
+    }
+
+    fn put_allowed<A: Pod>(&mut self, map: &str, length: u32, allowed: Allowed<A>)
+    where
+        Allowed<A>: Pod,
+    {
+        let mut trie: LpmTrie<&mut MapData, Allowed<A>, IsAllowed> =
+            LpmTrie::try_from(self.ebpf.map_mut(map).expect("a map")).expect("a trie");
+        let bits = Allowed::<A>::LIST_BITS + length;
+        trie.insert(&Key::new(bits, allowed), IsAllowed::default(), 0)
+            .expect("room");
+    }
+
+    /// In the family at hand, for those whom a list names.
+    pub fn publish_for(
+        &mut self,
+        allow: u16,
+        on: &str,
+        port: u16,
+        proto: u8,
+        to: (&str, u16),
+        counter: u32,
+    ) {
         let (port, to_port) = (Be16::new(port), Be16::new(to.1));
         match (ip(on), ip(to.0)) {
             (IpAddr::V4(on), IpAddr::V4(to)) => self.put(
@@ -309,7 +357,7 @@ impl Site {
                     addr: to.into(),
                     counter,
                     port: to_port,
-                    reserved: 0,
+                    allow,
                 },
             ),
             (IpAddr::V6(on), IpAddr::V6(to)) => self.put(
@@ -324,7 +372,7 @@ impl Site {
                     addr: to.into(),
                     counter,
                     port: to_port,
-                    reserved: 0,
+                    allow,
                 },
             ),
             (on, to) => panic!("{on} and {to} are of two families"),

@@ -1,6 +1,7 @@
 //! End-to-end tests: real packets between namespaces, through a real agent.
 
 mod agent;
+mod allow;
 mod ambiguity;
 mod attachments;
 mod bulk;

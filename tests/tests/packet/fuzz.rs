@@ -97,8 +97,10 @@ fn regressions() {
     });
 }
 
-/// Flows for packets to belong to.
+/// Flows for packets to belong to, and a publish that is not for everybody.
 fn prepare(rig: &mut Rig) {
+    rig.allow(7, "client", 32);
+    rig.publish_for(7, "0.0.0.0", 7000, ("web", 80));
     rig.connect("client:4000", "node:8080", "web:80");
     for (at, packet) in [
         (At::World, udp("client:4000", "node:8080")),
@@ -216,7 +218,7 @@ fn flows(at: At) -> &'static [(&'static str, &'static str)] {
 }
 
 fn some_packet(rng: &mut Rng, at: At) -> Packet {
-    let ports = [53, 80, 90, 443, 4000, 5000, 8080, 8081, 9090];
+    let ports = [53, 80, 90, 443, 4000, 5000, 7000, 8080, 8081, 9090];
     let hosts = [
         "client", "node", "server", "router", "web", "peer", "gateway", "stranger",
     ];

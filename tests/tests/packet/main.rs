@@ -5,6 +5,7 @@
 //! drop has exactly one reason; a packet that is sent keeps its length, payload and the state of
 //! its checksums, right or wrong.
 
+mod allow;
 mod answers;
 mod errors;
 mod fragments;

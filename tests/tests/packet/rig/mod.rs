@@ -278,6 +278,19 @@ impl Rig {
         self.site.publish(on, port, proto, to, counter);
     }
 
+    /// See [`Site::allow`].
+    pub fn allow(&mut self, list: u16, name: &str, length: u32) {
+        self.site.allow(list, name, length);
+    }
+
+    /// TCP, UDP and SCTP, for whom a list names.
+    pub fn publish_for(&mut self, list: u16, on: &str, port: u16, to: (&str, u16)) {
+        for proto in [proto::TCP, proto::UDP, proto::SCTP] {
+            self.site
+                .publish_for(list, on, port, proto, to, PUBLISH_COUNTER);
+        }
+    }
+
     /// Changes the settings, from the defaults.
     pub fn configure(&mut self, change: impl FnOnce(&mut Config)) {
         self.config = Config {
