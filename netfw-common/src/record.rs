@@ -273,6 +273,34 @@ pub type Mapping6 = Mapping<Ip6>;
 
 const _: () = assert!(size_of::<Mapping4>() == 12 && size_of::<Mapping6>() == 24);
 
+/// The port of DNS, host order.
+pub const DNS_PORT: u16 = 53;
+
+/// What a packet to [`DNS_PORT`] must be addressed to for one of the agent's name servers. Map
+/// `RESOLVERS`: hash, not pinned. 20 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Debug)]
+pub struct ResolverKey {
+    /// A network's gateway address; one of IPv4 as a mapped one.
+    pub addr: Ip6,
+    /// The IP protocol number.
+    pub proto: u32,
+}
+
+const _: () = assert!(size_of::<ResolverKey>() == 20);
+
+/// The socket of a name server. 8 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Resolver {
+    /// The network's bridge: what comes in elsewhere is not meant.
+    pub bridge: u32,
+    /// Index into `RESOLVER_SOCKETS`.
+    pub socket: u32,
+}
+
+const _: () = assert!(size_of::<Resolver>() == 8);
+
 /// Settings. Map `CONFIG`: array of one.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -376,6 +404,8 @@ mod pod {
         FragmentKey<Ip4>,
         FragmentKey<Ip6>,
         HeldKey,
-        Held
+        Held,
+        ResolverKey,
+        Resolver
     );
 }

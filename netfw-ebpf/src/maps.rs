@@ -6,7 +6,7 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray},
+    maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, SockMap},
 };
 use netfw_common::{
     addr::{Ip4, Ip6},
@@ -17,7 +17,8 @@ use netfw_common::{
     record::{
         Allowed4, Allowed6, Config, Counter, Endpoint, EndpointIfindex, IsAllowed, Local, Mapping4,
         Mapping6, MappingKey4, MappingKey6, Permit, Publish4, Publish6, PublishKey4, PublishKey6,
-        SocketKey4, SocketKey6, SocketPeer4, SocketPeer6, Subnet, Uplink, allow,
+        Resolver, ResolverKey, SocketKey4, SocketKey6, SocketPeer4, SocketPeer6, Subnet, Uplink,
+        allow,
     },
     tuple::{Tuple4, Tuple6},
 };
@@ -34,6 +35,7 @@ const ENDPOINT_ENTRIES: u32 = 1 << 14;
 const COUNTER_ENTRIES: u32 = 1 << 15;
 const DATAGRAMS: u32 = 1 << 11;
 const TALK_ENTRIES: u32 = 1 << 13;
+const RESOLVER_ENTRIES: u32 = 1 << 13;
 
 /// `BPF_F_NO_COMMON_LRU`: each CPU makes room among its own entries.
 const PER_CPU_LRU: u32 = 2;
@@ -143,6 +145,12 @@ pub static ANSWERS: PerCpuArray<[u32; 2]> = PerCpuArray::with_max_entries(1, 0);
 /// The quote of such an error, for its checksum: as much as any has. Not pinned.
 #[map]
 pub static QUOTE: PerCpuArray<[[u8; PART]; 3]> = PerCpuArray::with_max_entries(1, 0);
+/// The agent's name servers. Neither is pinned: they go with the agent, and names with them.
+#[map]
+pub static RESOLVERS: HashMap<ResolverKey, Resolver> =
+    HashMap::with_max_entries(RESOLVER_ENTRIES, ON_DEMAND);
+#[map]
+pub static RESOLVER_SOCKETS: SockMap = SockMap::with_max_entries(RESOLVER_ENTRIES, 0);
 #[map]
 pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(COUNTER_ENTRIES, 0);
 #[map]

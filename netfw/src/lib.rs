@@ -9,6 +9,7 @@
 //! | [`api`] | what the command line and the agent say to each other |
 //! | [`agent`] | wanted state, store, reconciliation, the process |
 //! | [`bpf`] | the data plane: programs, pins, maps |
+//! | [`dns`] | names: a DNS server for each network |
 //! | [`net`] | interfaces, addresses, routes, namespaces, sockets |
 //! | [`demo`] | a lab in namespaces that shows it all at work |
 //! | [`publish`], [`source`], [`name`], [`mode`], [`rules`], [`filter`] | what people write: port mappings, who may use them, names and MAC addresses, networks and ways to do without, rules of networks, which flows they want to see |
@@ -18,6 +19,7 @@ pub mod api;
 pub mod bpf;
 pub mod cli;
 pub mod demo;
+pub mod dns;
 pub mod filter;
 pub mod mode;
 pub mod name;

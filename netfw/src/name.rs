@@ -91,6 +91,51 @@ impl std::ops::Deref for Name {
     }
 }
 
+/// `--link ENDPOINT[:ALIAS]`: by which name an endpoint knows another.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct NameLink {
+    pub endpoint: Name,
+    /// The endpoint's own name, unless another was given.
+    pub alias: Name,
+}
+
+impl FromStr for NameLink {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let (endpoint, alias) = text.split_once(':').unwrap_or((text, text));
+        Ok(Self {
+            endpoint: endpoint.parse()?,
+            alias: alias.parse()?,
+        })
+    }
+}
+
+impl TryFrom<String> for NameLink {
+    type Error = NameError;
+
+    fn try_from(text: String) -> Result<Self, NameError> {
+        text.parse()
+    }
+}
+
+impl From<NameLink> for String {
+    fn from(link: NameLink) -> Self {
+        link.to_string()
+    }
+}
+
+impl fmt::Display for NameLink {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}", self.endpoint)?;
+        match self.alias == self.endpoint {
+            true => Ok(()),
+            false => write!(out, ":{}", self.alias),
+        }
+    }
+}
+
 /// The name of an instance: a [`Name`] without dots, which bpffs does not allow.
 pub fn parse_instance(s: &str) -> Result<Name, NameError> {
     let name: Name = s.parse()?;
@@ -233,6 +278,21 @@ mod tests {
             "zz:6e:ac:12:00:02",
         ] {
             assert!(bad.parse::<Mac>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_link_has_an_alias_or_the_name_itself() {
+        for (text, endpoint, alias) in [("db", "db", "db"), ("db:database", "db", "database")] {
+            let link: NameLink = text.parse().unwrap();
+            assert_eq!(
+                (link.endpoint.as_str(), link.alias.as_str()),
+                (endpoint, alias)
+            );
+            assert_eq!(link.to_string(), text);
+        }
+        for bad in ["", ":", "db:", ":x", "a:b:c"] {
+            assert!(bad.parse::<NameLink>().is_err(), "{bad}");
         }
     }
 

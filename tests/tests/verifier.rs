@@ -83,6 +83,7 @@ fn load(program: &mut Program) -> Result<(), ProgramError> {
         Program::SchedClassifier(program) => program.load(),
         Program::Xdp(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
+        Program::SkLookup(program) => program.load(),
         other => panic!(
             "a program of type {:?}: say here how to load it",
             other.prog_type()

@@ -24,6 +24,7 @@ pub const FOR_TESTS: &[Program] = &[
     ("nsenter", "util-linux"),
     ("nginx", "nginx-light"),
     ("curl", "curl"),
+    ("dig", "bind9-dnsutils"),
     ("iperf3", "iperf3"),
     ("ping", "iputils-ping"),
     ("tracepath", "iputils-tracepath"),

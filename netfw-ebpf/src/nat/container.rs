@@ -4,8 +4,8 @@ use netfw_common::{
     addr::{Address as _, Be16, Mac, MacPair},
     drop::Drop,
     flow::flag,
-    record::{Endpoint, network_flag},
-    tuple::zone,
+    record::{DNS_PORT, Endpoint, network_flag},
+    tuple::{proto, zone},
 };
 
 use super::{
@@ -106,7 +106,7 @@ fn to_node<P: Packet, F: Family>(
     work: &mut Work<F::Addr>,
     sender: &Endpoint,
 ) -> Result<(), Verdict> {
-    if work.opens {
+    if work.opens && !is_query::<F>(work, sender) {
         match asks_for_container::<P, F>(packet, work, sender) {
             Asked::Container => {
                 return hairpin::<P, F>(packet, work, sender).map_err(Verdict::Drop);
@@ -120,6 +120,15 @@ fn to_node<P: Packet, F: Family>(
         Some(subnet) if subnet.network != sender.network => Verdict::Drop(Drop::Isolated),
         _ => Verdict::Pass,
     })
+}
+
+/// Is it for the network's name server? That port of the gateway is nobody's publish: a container that
+/// serves names to the world must not get what its neighbours ask the agent, who may be asking it.
+#[inline(always)]
+fn is_query<F: Family>(work: &Work<F::Addr>, sender: &Endpoint) -> bool {
+    work.key.dport.get() == DNS_PORT
+        && matches!(work.key.proto, proto::TCP | proto::UDP)
+        && work.key.dst == F::endpoint_gateway(sender)
 }
 
 /// Prepares the flow of a packet to the world, where it may go there.

@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     api::types::{self, ConnectRequest},
-    name::{Mac, Name},
+    name::{Mac, Name, NameLink},
     net::{Link, Namespace, NetError, Netlink, Route, Veth, sysctl},
 };
 
@@ -41,6 +41,7 @@ pub(super) struct Asked {
     pub ip4: Option<Ipv4Addr>,
     pub ip6: Option<Ipv6Addr>,
     pub mac: Option<Mac>,
+    pub aliases: Vec<Name>,
 }
 
 /// A container's namespace, and a netlink socket in it.
@@ -69,7 +70,7 @@ impl Agent {
         network: &Name,
         request: ConnectRequest,
     ) -> Result<types::Endpoint, AgentError> {
-        let name = &request.endpoint;
+        let name = &request.endpoint.clone();
         let before = self.wanted_endpoint(name)?.clone();
         let mut network = self
             .wanted
@@ -101,6 +102,7 @@ impl Agent {
             ip4: request.ip,
             ip6: request.ip6,
             mac: request.mac,
+            aliases: request.aliases,
         };
         let path = &before.namespace.path;
         let attachment = self
@@ -245,6 +247,7 @@ impl Agent {
         inside: Option<&Inside>,
         path: &Path,
     ) -> Result<Attachment, AgentError> {
+        self.check_aliases(name, &asked.aliases, network)?;
         let mut interface = "eth0".into();
         if let Some(inside) = inside {
             let links = inside.netlink.links().await?;
@@ -270,6 +273,7 @@ impl Agent {
             mac,
             host_interface: self.free_host_interface(name).await?,
             interface,
+            aliases: asked.aliases.clone(),
             removing: false,
         })
     }
@@ -410,6 +414,52 @@ impl Agent {
     pub(super) fn network_of(&self, attachment: &Attachment) -> Result<&Network, AgentError> {
         let network = self.wanted.networks.get(&attachment.network);
         network.ok_or_else(|| self.no_network(&attachment.network))
+    }
+
+    /// A name is either one endpoint's own, or an alias that several may have.
+    fn check_aliases(
+        &self,
+        name: &Name,
+        aliases: &[Name],
+        network: &Network,
+    ) -> Result<(), AgentError> {
+        for (other, attachment) in self.members(&network.name) {
+            let clash = |alias: &Name, owner: &Name| {
+                Err(NetworkError::AliasTaken {
+                    alias: alias.clone(),
+                    owner: owner.clone(),
+                    network: network.name.clone(),
+                }
+                .into())
+            };
+            if aliases.contains(&other.name) {
+                return clash(&other.name, &other.name);
+            }
+            if attachment.aliases.contains(name) {
+                return clash(name, &other.name);
+            }
+        }
+        Ok(())
+    }
+
+    /// Links lead to endpoints of the same network.
+    pub(super) fn check_links(
+        &self,
+        links: &[NameLink],
+        network: &Network,
+    ) -> Result<(), AgentError> {
+        for link in links {
+            let other = self.wanted_endpoint(&link.endpoint)?;
+            if !other.attached().any(|a| a.network == network.name) {
+                return Err(NetworkError::NotConnected {
+                    endpoint: other.name.clone(),
+                    network: network.name.clone(),
+                    has: other.attached().map(|a| a.network.clone()).collect(),
+                }
+                .into());
+            }
+        }
+        Ok(())
     }
 
     fn check_mac(&self, mac: Mac, network: &Network) -> Result<(), AgentError> {

@@ -14,6 +14,7 @@ use netfw_common::{
 use serde::Deserialize;
 
 use crate::{
+    dns::resolv,
     name::{InterfaceError, Name, parse_interface},
     source::Sources,
 };
@@ -59,6 +60,8 @@ pub struct Config {
     pub socket_group: Option<String>,
     /// Who may use publishes that no other list speaks of.
     pub allow_from: Sources,
+    /// Where the node's resolvers are named.
+    pub resolv_conf: PathBuf,
     /// Whether the programs log every decision (slow).
     pub program_log: bool,
 }
@@ -96,6 +99,7 @@ pub struct File {
     pub uplinks: Vec<String>,
     pub xdp: Option<Xdp>,
     pub allow_from: Sources,
+    pub resolv_conf: Option<PathBuf>,
     pub timeouts: FileTimeouts,
 }
 
@@ -175,6 +179,16 @@ impl File {
             },
             socket_group: self.socket_group,
             allow_from: self.allow_from,
+            resolv_conf: match self.resolv_conf {
+                Some(path) if path.is_relative() => {
+                    return Err(ConfigError::Value {
+                        key: "resolv_conf",
+                        value: path.display().to_string(),
+                        why: "it takes an absolute path",
+                    });
+                }
+                path => path.unwrap_or_else(|| resolv::PATH.into()),
+            },
             program_log,
         })
     }
@@ -305,6 +319,7 @@ mod tests {
             "allow_from = \"10.0.0.0/8\"",
             "allow_from = [\"10.0.0.0/33\"]",
             "allow_from = [\"\"]",
+            "resolv_conf = \"resolv.conf\"",
             "[timeouts]\nicmp = 0",
             "[timeouts]\nicmp = 4294967295",
         ] {

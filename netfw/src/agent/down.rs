@@ -113,12 +113,8 @@ pub fn clear(instance: &Name, paths: &Paths, report: &mut Report) {
         }
     }
     remove_rules(&wanted, report);
-    for name in wanted.endpoints.keys() {
-        if let Err(error) = files::remove(paths, name) {
-            report
-                .errors
-                .push(format!("files of endpoint {name}: {error}"));
-        }
+    if let Err(error) = files::remove_all(paths) {
+        report.errors.push(format!("files for /etc: {error}"));
     }
     // Last: while anything is left, the store says what.
     if report.errors.is_empty() {

@@ -126,7 +126,9 @@ impl Agent {
             ip4: request.ip,
             ip6: request.ip6,
             mac: request.mac,
+            aliases: request.aliases.clone(),
         };
+        self.check_links(&request.links, &network)?;
         let attachment = self
             .decide_attachment(name, &asked, &mut network, inside.as_ref(), &target.path)
             .await?;
@@ -143,6 +145,7 @@ impl Agent {
         endpoint.attachments.push(attachment);
         endpoint.exposed.clone_from(&request.expose);
         endpoint.allow_from.clone_from(&request.allow_from);
+        endpoint.links.clone_from(&request.links);
         for publish in publishes {
             let counter = self.take_counter(counters)?;
             endpoint.publishes.push(Published {
@@ -169,6 +172,9 @@ impl Agent {
         let refuse = |error: fn(Mode) -> ModeError| Err(error(mode.clone()).into());
         if !request.publish.is_empty() || request.publish_all || !request.allow_from.is_empty() {
             return refuse(ModeError::Publish);
+        }
+        if !request.aliases.is_empty() || !request.links.is_empty() {
+            return refuse(ModeError::Names);
         }
         if request.ip.is_some() || request.ip6.is_some() || request.mac.is_some() {
             return refuse(ModeError::Address);
@@ -211,6 +217,7 @@ impl Agent {
             publishes: Vec::new(),
             exposed: Vec::new(),
             allow_from: Default::default(),
+            links: Vec::new(),
             removing: false,
         })
     }

@@ -229,6 +229,14 @@ pub enum NetworkError {
     )]
     Last { endpoint: Name, network: Name },
     #[error(
+        "alias {alias}: endpoint \"{owner}\" of network \"{network}\" has that name already: choose another"
+    )]
+    AliasTaken {
+        alias: Name,
+        owner: Name,
+        network: Name,
+    },
+    #[error(
         "endpoint \"{0}\" joins no network: it was added with --network host, none or container"
     )]
     NotAttachable(Name),
@@ -289,9 +297,10 @@ impl NetworkError {
     fn kind(&self) -> FailureKind {
         match self {
             Self::None { .. } | Self::NotConnected { .. } => FailureKind::NotFound,
-            Self::Connected { .. } | Self::Last { .. } | Self::NotAttachable(_) => {
-                FailureKind::Conflict
-            }
+            Self::Connected { .. }
+            | Self::Last { .. }
+            | Self::AliasTaken { .. }
+            | Self::NotAttachable(_) => FailureKind::Conflict,
             Self::Exists(_)
             | Self::Default
             | Self::InUse { .. }
@@ -314,6 +323,8 @@ pub enum ModeError {
     Publish(Mode),
     #[error("--network {0} takes neither --ip nor --mac: {why}", why = whose(.0))]
     Address(Mode),
+    #[error("--network {0} takes neither --alias nor --link: {why}", why = whose(.0))]
+    Names(Mode),
     #[error("--network {0} takes neither --netns nor --pid: {why}", why = whose(.0))]
     Namespace(Mode),
     #[error("endpoint \"{0}\" cannot share its own namespace: name another one")]

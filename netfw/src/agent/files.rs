@@ -1,4 +1,4 @@
-//! What programs in a container look for in `/etc`: `hosts`, `hostname`.
+//! What programs in a container look for in `/etc`: `resolv.conf`, `hosts`, `hostname`.
 //!
 //! They lie in the instance's run directory, one directory an endpoint. `netfw exec` puts them over those
 //! of `/etc`; so does `ip netns exec` for a namespace that netfw made, which looks in `/etc/netns/NAME`: a
@@ -7,7 +7,7 @@
 use std::{
     fmt::Write as _,
     fs, io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     os::unix::fs::symlink,
     path::{Path, PathBuf},
 };
@@ -15,12 +15,12 @@ use std::{
 use super::{
     Agent,
     paths::Paths,
-    record::{Endpoint, Mode},
+    record::{Endpoint, Family, Mode},
 };
-use crate::name::Name;
+use crate::{dns::resolv, name::Name};
 
 /// Names of the files, here and in `/etc`.
-pub const FILES: [&str; 2] = ["hosts", "hostname"];
+pub const FILES: [&str; 3] = ["resolv.conf", "hosts", "hostname"];
 
 /// Where `ip netns exec` looks.
 const NETNS: &str = "/etc/netns";
@@ -30,6 +30,9 @@ const NETNS: &str = "/etc/netns";
 struct Contents {
     name: Name,
     ips: Vec<IpAddr>,
+    nameservers: Vec<IpAddr>,
+    /// The node's `resolv.conf`, for what it says beside resolvers.
+    node: String,
 }
 
 impl Contents {
@@ -37,6 +40,19 @@ impl Contents {
         let mut text = String::new();
         // Writing to a string cannot fail.
         match file {
+            "resolv.conf" => {
+                text.push_str("# netfw: names of endpoints, and what the node's resolvers know.\n");
+                for ip in &self.nameservers {
+                    let _ = writeln!(text, "nameserver {ip}");
+                }
+                let kept = |line: &&str| {
+                    let word = line.split_whitespace().next();
+                    matches!(word, Some("search" | "domain" | "options"))
+                };
+                for line in self.node.lines().filter(kept) {
+                    let _ = writeln!(text, "{line}");
+                }
+            }
             "hosts" => {
                 text.push_str("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
                 for ip in &self.ips {
@@ -57,9 +73,15 @@ impl Agent {
         if endpoint.mode != Mode::Networks {
             return;
         }
+        let node = fs::read_to_string(&self.config.resolv_conf).unwrap_or_default();
         let contents = Contents {
             name: endpoint.name.clone(),
             ips: endpoint.attached().flat_map(|a| a.ips()).collect(),
+            nameservers: match &self.names {
+                Ok(_) => self.gateways(endpoint),
+                Err(_) => reachable(&node),
+            },
+            node,
         };
         let directory = directory(&self.paths(), &endpoint.name);
         let done = write(&directory, &contents).and_then(|()| match endpoint.namespace.made {
@@ -76,6 +98,20 @@ impl Agent {
         }
     }
 
+    /// Of the networks by which the endpoint reaches the world: there it is served names.
+    fn gateways(&self, endpoint: &Endpoint) -> Vec<IpAddr> {
+        let of = |family| {
+            let way = self.wanted.way_out(endpoint, family)?;
+            let mut pools = self.pools(self.wanted.networks.get(&way.network)?);
+            let pool = pools.find(|pool| Family::of(pool.gateway) == family)?;
+            Some(pool.gateway)
+        };
+        [Family::V4, Family::V6]
+            .into_iter()
+            .filter_map(of)
+            .collect()
+    }
+
     pub(super) fn remove_files(&self, name: &Name) {
         if let Err(error) = remove(&self.paths(), name) {
             tracing::warn!(endpoint = %name, %error, "its files for /etc were not removed");
@@ -85,6 +121,13 @@ impl Agent {
     fn paths(&self) -> Paths {
         Paths::of(&self.config.instance)
     }
+}
+
+/// The node's resolvers, but for those that only the node reaches.
+fn reachable(resolv_conf: &str) -> Vec<IpAddr> {
+    let servers = resolv::Config::parse(resolv_conf).servers;
+    let ips = servers.iter().map(SocketAddr::ip);
+    ips.filter(|ip| !ip.is_loopback()).collect()
 }
 
 /// Where an endpoint's files lie.
@@ -128,6 +171,28 @@ pub fn remove(paths: &Paths, name: &Name) -> io::Result<()> {
     }
 }
 
+/// The same for all endpoints, known or not.
+pub fn remove_all(paths: &Paths) -> io::Result<()> {
+    let all = paths.run.join("etc");
+    match fs::read_dir(NETNS) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+        Ok(links) => {
+            for link in links {
+                let link = link?.path();
+                if fs::read_link(&link).is_ok_and(|to| to.starts_with(&all)) {
+                    fs::remove_file(&link)?;
+                }
+            }
+            let _ = fs::remove_dir(NETNS);
+        }
+    }
+    match fs::remove_dir_all(&all) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,6 +203,8 @@ mod tests {
             ips: ["172.18.0.2", "fd00::2"]
                 .map(|ip| ip.parse().unwrap())
                 .into(),
+            nameservers: vec!["172.18.0.1".parse().unwrap()],
+            node: "# by hand\nnameserver 192.0.2.53\nsearch example.org\noptions ndots:2\n".into(),
         }
     }
 
@@ -146,6 +213,23 @@ mod tests {
         let text = |file| contents().text(file);
         assert!(text("hosts").ends_with("172.18.0.2\tweb\nfd00::2\tweb\n"));
         assert_eq!(text("hostname"), "web\n");
+        let resolv = text("resolv.conf");
+        let lines: Vec<&str> = resolv.lines().skip(1).collect();
+        assert_eq!(
+            lines,
+            [
+                "nameserver 172.18.0.1",
+                "search example.org",
+                "options ndots:2"
+            ]
+        );
+    }
+
+    #[test]
+    fn what_only_the_node_reaches_is_no_resolver_of_a_container() {
+        let text = "nameserver 127.0.0.53\nnameserver 192.0.2.53\nnameserver ::1\n";
+        assert_eq!(reachable(text), ["192.0.2.53".parse::<IpAddr>().unwrap()]);
+        assert!(reachable("").is_empty());
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //! | [`start`] | from the store to a running node |
 //! | [`network`], [`endpoint`], [`attachment`], [`publish`], [`flow`] | requests |
 //! | [`files`] | what containers find in `/etc` |
+//! | [`names`] | what the name servers are told |
 //! | [`purge`] | flows that must go, in portions |
 //! | [`xdp`] | XDP on uplinks |
 //! | [`observe`] | what happens to the node meanwhile |
@@ -32,6 +33,7 @@ pub mod files;
 pub mod flow;
 pub mod ipam;
 pub mod memory;
+mod names;
 pub mod network;
 pub mod node;
 mod notify;
@@ -67,6 +69,7 @@ use self::{
 };
 use crate::{
     bpf::{DataPlane, Epoch},
+    dns,
     name::Name,
     net::{Netlink, sysctl::Directory},
 };
@@ -102,6 +105,8 @@ pub struct Agent {
     /// Nor these, for which nobody waits; told when there are some.
     later: Vec<Purge>,
     purger: Arc<Notify>,
+    /// The name servers, or why there are none.
+    names: Result<dns::Server, String>,
     /// Why the node's own processes do not reach publishes, if so.
     sockets: Result<(), String>,
     mtu: u32,

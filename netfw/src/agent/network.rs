@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     api::types::{self, NetworkRequest},
+    dns::resolv,
     mode::RESERVED,
     name::Name,
     net::{NetError, subnet, sysctl},
@@ -48,8 +49,13 @@ impl Agent {
         };
         let (v4, v6, rules) = plan(&request, &around)?;
         let network = self
-            .new_network(name.clone(), v4, v6, request.mtu, rules)
+            .new_network(name.clone(), v4, v6, rules)
             .await?;
+        let network = Network {
+            mtu: request.mtu,
+            labels: request.labels,
+            ..network
+        };
         self.store.commit(&[Change::Network(&network)])?;
         self.wanted.networks.insert(name.clone(), network);
         let made = match self.dataplane.set_mappings(self.wanted.has_mappings()) {
@@ -124,7 +130,6 @@ impl Agent {
         name: Name,
         v4: Option<Pool>,
         v6: Option<Pool>,
-        mtu: Option<u32>,
         rules: Rules,
     ) -> Result<Network, AgentError> {
         let links = self.netlink.links().await?;
@@ -141,8 +146,9 @@ impl Agent {
             name,
             v4,
             v6,
-            mtu,
+            mtu: None,
             rules,
+            labels: Default::default(),
         })
     }
 
@@ -165,7 +171,7 @@ impl Agent {
             None => {
                 let v4 = subnet::choose(&taken).ok_or(NetworkError::NoSubnet)?;
                 let v4 = Pool::new(v4.into(), None).map_err(NetworkError::from)?;
-                self.new_network(name.clone(), Some(v4), v6, None, Rules::default())
+                self.new_network(name.clone(), Some(v4), v6, Rules::default())
                     .await?
             }
         };
@@ -192,7 +198,8 @@ impl Agent {
         Ok(prefix)
     }
 
-    /// Every network there is, and every one that the node routes to or has an address in.
+    /// Every network there is, every one that the node routes to or has an address in, and the node's
+    /// resolvers.
     async fn obstacles(&self) -> Result<Vec<Obstacle>, AgentError> {
         let routes = self.netlink.routes().await?;
         let addresses = self.netlink.addresses().await?;
@@ -212,7 +219,13 @@ impl Agent {
             net: r.dst,
             what: "a route of the node".into(),
         });
-        Ok(networks.chain(addresses).chain(routes).collect())
+        let resolvers = resolv::Config::of_file(&self.config.resolv_conf).servers;
+        let resolvers = resolvers.iter().map(|server| Obstacle {
+            net: server.ip().into(),
+            what: format!("the node's resolver {}", server.ip()),
+        });
+        let all = networks.chain(addresses).chain(routes);
+        Ok(all.chain(resolvers).collect())
     }
 
     /// The subnets that are in use: not those of IPv6 where the node has none.

@@ -50,7 +50,9 @@ impl Agent {
             self.clear_away(&name, &network).await;
         }
         // Last: it makes interfaces that are not in this view.
-        self.mend_bridges(&view.present).await
+        let mended = self.mend_bridges(&view.present).await;
+        self.set_names();
+        mended
     }
 
     /// What is left in the kernel of an attachment whose veth pair is gone.

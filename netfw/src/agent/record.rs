@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::ipam::Pool;
 use crate::{
     mode,
-    name::{Mac, Name},
+    name::{Mac, Name, NameLink},
     net::Link,
     publish::{Exposed, Families, Publish},
     rules::{Nat, Rules},
@@ -58,6 +58,8 @@ pub struct Network {
     pub mtu: Option<u32>,
     #[serde(default)]
     pub rules: Rules,
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
 }
 
 impl Network {
@@ -87,6 +89,8 @@ pub struct Endpoint {
     pub exposed: Vec<Exposed>,
     /// Who may use publishes that have no list of their own.
     pub allow_from: Sources,
+    /// Names that it alone has for others.
+    pub links: Vec<NameLink>,
     /// It is on its way out: the next start finishes the removal.
     pub removing: bool,
 }
@@ -116,6 +120,9 @@ pub struct Attachment {
     pub host_interface: String,
     /// Interface name in the container.
     pub interface: String,
+    /// Other names that it has for everybody in the network.
+    #[serde(default)]
+    pub aliases: Vec<Name>,
     /// As [`Endpoint::removing`].
     #[serde(default)]
     pub removing: bool,
@@ -140,6 +147,8 @@ struct StoredEndpoint {
     #[serde(default)]
     allow_from: Sources,
     #[serde(default)]
+    links: Vec<NameLink>,
+    #[serde(default)]
     removing: bool,
 }
 
@@ -154,6 +163,7 @@ impl From<StoredEndpoint> for Endpoint {
             publishes: stored.publishes,
             exposed: stored.exposed,
             allow_from: stored.allow_from,
+            links: stored.links,
             removing: stored.removing,
         }
     }

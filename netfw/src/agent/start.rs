@@ -73,6 +73,7 @@ impl Agent {
             purges: Vec::new(),
             later: Vec::new(),
             purger: Default::default(),
+            names: Err("not started yet".into()),
             sockets: Ok(()),
             mtu: 0,
             started: Instant::now(),
@@ -98,7 +99,9 @@ impl Agent {
             self.ensure_bridge(&name).await?;
         }
         self.attach_guards(&links);
+        self.start_names();
         self.ensure_endpoints().await?;
+        self.set_names();
         self.forget_strangers()?;
         self.purge_now()?;
         // Without cgroups the node's own processes do without; the world and containers do not care.

@@ -232,6 +232,7 @@ mod tests {
             v6: Some(Pool::new("fd00:1:2::/64".parse().unwrap(), None).unwrap()),
             mtu: None,
             rules: Rules::default(),
+            labels: Default::default(),
         }
     }
 
@@ -252,6 +253,7 @@ mod tests {
                 mac: "02:6e:ac:12:00:02".parse().unwrap(),
                 host_interface: "nf1".into(),
                 interface: "eth0".into(),
+                aliases: Vec::new(),
                 removing: false,
             }],
             counter: 1,
@@ -262,6 +264,7 @@ mod tests {
             }],
             allow_from: vec!["fd00::1".parse().unwrap()].into(),
             exposed: Vec::new(),
+            links: Vec::new(),
             removing: false,
         }
     }
@@ -367,8 +370,10 @@ mod tests {
         let mut second = endpoint.attachments[0].clone();
         second.network = "app".parse().unwrap();
         second.removing = true;
+        second.aliases = vec!["www".parse().unwrap()];
         endpoint.attachments.push(second);
         endpoint.removing = true;
+        endpoint.links = vec!["db:database".parse().unwrap()];
         endpoint.exposed = vec!["53/udp".parse().unwrap()];
         let mut sharing = endpoint.clone();
         sharing.mode = Mode::Container("web".parse().unwrap());

@@ -13,11 +13,12 @@ use super::{
 };
 use crate::{
     api::types::{
-        self, Attachment, Counter, DropStats, Endpoint, EndpointState, EndpointStats, Member,
-        Network, NetworkDetails, Program, PublishStats, Stats, Status, Table, Uplink,
+        self, Attachment, Counter, DropStats, Endpoint, EndpointState, EndpointStats, KnownMac,
+        Member, Network, NetworkDetails, Program, PublishStats, Stats, Status, Table, Uplink,
+        Wiring,
     },
     bpf::{Family, Part},
-    name::Name,
+    name::{Mac, Name},
     publish::Publish,
     source::Sources,
 };
@@ -109,6 +110,7 @@ impl Agent {
 
     fn network_of_record(&self, n: &wanted::Network) -> Network {
         Network {
+            labels: n.labels.clone(),
             name: n.name.clone(),
             bridge: n.bridge.clone(),
             subnet: n.v4.map(|pool| pool.subnet),
@@ -200,6 +202,9 @@ impl Agent {
                 ports.port_min, ports.port_max
             ));
         }
+        if let Err(why) = &self.names {
+            warnings.push(format!("names of endpoints are not served: {why}"));
+        }
         if let Err(why) = &self.ipv6 {
             let without = self.wanted.networks.values().filter(|n| n.v6.is_some());
             for network in without {
@@ -224,6 +229,33 @@ impl Agent {
 
     pub fn endpoint_view(&self, name: &Name) -> Result<Endpoint, AgentError> {
         Ok(self.endpoint_of(self.wanted_endpoint(name)?))
+    }
+
+    /// The same, and how it is plugged in.
+    pub async fn inspect_endpoint(&self, name: &Name) -> Result<Endpoint, AgentError> {
+        let mut view = self.endpoint_view(name)?;
+        for attachment in &mut view.networks {
+            let Some(host) = attachment.host_ifindex else {
+                continue;
+            };
+            // It may go at any moment.
+            let Some(link) = self.netlink.link_by_index(host).await? else {
+                continue;
+            };
+            let macs = self.netlink.forwarding(host).await?;
+            attachment.wiring = Some(Wiring {
+                ifindex: link.peer,
+                bridge_ifindex: link.master,
+                macs: macs
+                    .into_iter()
+                    .map(|known| KnownMac {
+                        mac: Mac(known.mac),
+                        own: known.own,
+                    })
+                    .collect(),
+            });
+        }
+        Ok(view)
     }
 
     fn endpoint_of(&self, e: &wanted::Endpoint) -> Endpoint {
@@ -254,6 +286,7 @@ impl Agent {
             allow_from: e.allow_from.clone(),
             publishes: e.publishes.iter().map(|p| self.publish_of(e, p)).collect(),
             exposed: e.exposed.clone(),
+            links: e.links.clone(),
             warnings: e
                 .publishes
                 .iter()
@@ -293,8 +326,10 @@ impl Agent {
             interface: a.interface.clone(),
             host_interface: a.host_interface.clone(),
             host_ifindex: ifindex,
+            aliases: a.aliases.clone(),
             default_route: way(wanted::Family::V4),
             default_route6: way(wanted::Family::V6),
+            wiring: None,
         }
     }
 

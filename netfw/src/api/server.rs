@@ -109,13 +109,15 @@ async fn to_the_end<T: Send + 'static>(
     }
 }
 
-/// A change, and then the flows that must go with it, which others need not wait for.
+/// A change, told to the name servers, and then the flows that must go with it, which others need not
+/// wait for.
 async fn change<T: Send + 'static>(
     shared: Shared,
     work: impl AsyncFnOnce(&mut Agent) -> Result<T, AgentError> + Send + 'static,
 ) -> Result<(T, usize), AgentError> {
     let mut agent = shared.agent.lock().await;
     let done = work(&mut agent).await;
+    agent.set_names();
     // Also of what was undone.
     let purges = agent.take_purges();
     drop(agent);
@@ -150,12 +152,22 @@ async fn network(State(shared): State<Shared>, Path(text): Path<String>) -> Answ
 
 async fn create_network(State(shared): State<Shared>, body: Bytes) -> Answer<NetworkDetails> {
     let request: NetworkRequest = parse(&body)?;
-    to_the_end(async move { shared.agent.lock().await.create_network(request).await }).await
+    to_the_end(async move {
+        let created = change(shared, async move |agent| {
+            agent.create_network(request).await
+        });
+        Ok(created.await?.0)
+    })
+    .await
 }
 
 async fn remove_network(State(shared): State<Shared>, Path(text): Path<String>) -> Answer<()> {
     let name = name(&text)?;
-    to_the_end(async move { shared.agent.lock().await.remove_network(&name).await }).await
+    to_the_end(async move {
+        let removed = change(shared, async move |agent| agent.remove_network(&name).await);
+        Ok(removed.await?.0)
+    })
+    .await
 }
 
 async fn connect(
@@ -196,7 +208,9 @@ async fn endpoints(State(shared): State<Shared>) -> Answer<Vec<Endpoint>> {
 
 async fn endpoint(State(shared): State<Shared>, Path(text): Path<String>) -> Answer<Endpoint> {
     let name = name(&text)?;
-    Ok(Json(shared.agent.lock().await.endpoint_view(&name)?))
+    Ok(Json(
+        shared.agent.lock().await.inspect_endpoint(&name).await?,
+    ))
 }
 
 async fn add_endpoint(State(shared): State<Shared>, body: Bytes) -> Answer<Endpoint> {

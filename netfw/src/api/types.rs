@@ -4,6 +4,7 @@
 //! counters are 64 bits.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
 };
@@ -13,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     mode::Mode,
-    name::{Mac, Name},
+    name::{Mac, Name, NameLink},
     publish::{Exposed, PortRange, Protocol, Spec},
     rules::{Filter, Nat, Rules},
     source::Sources,
@@ -70,6 +71,12 @@ pub struct EndpointRequest {
     /// Publish that too, on free ports.
     #[serde(default)]
     pub publish_all: bool,
+    /// Other names that it has for everybody in the network.
+    #[serde(default)]
+    pub aliases: Vec<Name>,
+    /// Names that it alone has for others of the network.
+    #[serde(default)]
+    pub links: Vec<NameLink>,
 }
 
 /// To connect an endpoint to a further network.
@@ -84,6 +91,8 @@ pub struct ConnectRequest {
     pub ip6: Option<Ipv6Addr>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<Mac>,
+    #[serde(default)]
+    pub aliases: Vec<Name>,
 }
 
 /// Which existing network namespace.
@@ -158,6 +167,9 @@ pub struct Endpoint {
     /// What the container is said to serve, published or not.
     #[serde(default)]
     pub exposed: Vec<Exposed>,
+    /// Names that it alone has for others.
+    #[serde(default)]
+    pub links: Vec<NameLink>,
     /// What does not work as its user may expect; sentences for people.
     #[serde(default)]
     pub warnings: Vec<String>,
@@ -181,10 +193,34 @@ pub struct Attachment {
     pub interface: String,
     pub host_interface: String,
     pub host_ifindex: Option<u32>,
+    /// Other names that it has in this network.
+    #[serde(default)]
+    pub aliases: Vec<Name>,
     /// The container's default route of IPv4 leads here, and its publishes are for this address.
     pub default_route: bool,
     /// The same of IPv6.
     pub default_route6: bool,
+    /// How it is plugged in; only where one endpoint is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wiring: Option<Wiring>,
+}
+
+/// What `bridge link`, `bridge fdb` and `/sys/class/net/*/ifindex` tell of an attachment.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Wiring {
+    /// Of the interface in the container, the host side's other end.
+    pub ifindex: Option<u32>,
+    /// Of the bridge that the host side is a port of.
+    pub bridge_ifindex: Option<u32>,
+    /// What the bridge knows to be behind that port.
+    pub macs: Vec<KnownMac>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct KnownMac {
+    pub mac: Mac,
+    /// The host side's own, rather than learned from packets.
+    pub own: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -239,6 +275,9 @@ pub struct Network {
     pub mtu: u32,
     #[serde(flatten)]
     pub rules: Rules,
+    /// What its maker noted of it.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
     pub endpoints: usize,
 }
 
@@ -284,6 +323,8 @@ pub struct NetworkRequest {
     /// None: the narrowest uplink's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
 }
 
 fn yes() -> bool {
@@ -304,6 +345,7 @@ impl NetworkRequest {
             nat: Nat::default(),
             filter: None,
             mtu: None,
+            labels: BTreeMap::new(),
         }
     }
 }

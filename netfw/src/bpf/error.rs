@@ -131,6 +131,12 @@ pub enum BpfError {
         source: Box<ProgramError>,
     },
 
+    #[error("cannot attach {program} to this network namespace: {source}")]
+    AttachLookup {
+        program: &'static str,
+        source: Box<ProgramError>,
+    },
+
     #[error("no cgroup v2 hierarchy is mounted (`mount -t cgroup2 none /sys/fs/cgroup`)")]
     NoCgroup,
 

@@ -14,6 +14,7 @@
 //! | `xdp` | XDP on interfaces |
 //! | `napi` | the veths that XDP may send to |
 //! | `cgroup` | socket programs on the root cgroup |
+//! | `lookup` | which socket a DNS query to a gateway is for |
 //! | `pin` | the directories in bpffs |
 //! | `family` | what the maps of IPv4 and IPv6 have in common |
 //! | `table` | a hash map, by batches |
@@ -30,6 +31,7 @@ mod error;
 mod family;
 mod flows;
 mod load;
+mod lookup;
 mod maps;
 mod napi;
 mod pin;
@@ -48,6 +50,7 @@ pub use self::{
     family::Family,
     flows::{FlowWalk, Part, Visit, now},
     load::PROGRAMS_OBJECT,
+    lookup::Lookup,
     maps::Epoch,
     pin::BPFFS,
     sockets::Connected,

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     api::types::{self, Attachment, Endpoint, EndpointRequest, EndpointState, NamespaceRequest},
     mode::Mode,
-    name::{Mac, Name},
+    name::{Mac, Name, NameLink},
     publish::{Exposed, Publish, Spec},
     source::Source,
 };
@@ -62,6 +62,12 @@ pub struct Add {
     /// Publish what --expose names, on free ports.
     #[arg(short = 'P', long)]
     publish_all: bool,
+    /// Another name for it in the network; may be given several times, and to several endpoints.
+    #[arg(long, value_name = "NAME")]
+    alias: Vec<Name>,
+    /// A name for another endpoint of the network, for this one alone: OTHER[:ALIAS].
+    #[arg(long, value_name = "OTHER[:ALIAS]")]
+    link: Vec<NameLink>,
 }
 
 pub fn run(global: &Global, command: Command) -> anyhow::Result<()> {
@@ -118,6 +124,8 @@ impl Add {
             allow_from: self.allow_from.into(),
             expose: self.expose,
             publish_all: self.publish_all,
+            aliases: self.alias,
+            links: self.link,
         })
     }
 }
@@ -222,6 +230,10 @@ fn details(e: &Endpoint) -> String {
         let all: Vec<String> = e.exposed.iter().map(Exposed::to_string).collect();
         row("exposed", all.join(", "));
     }
+    if !e.links.is_empty() {
+        let all: Vec<String> = e.links.iter().map(NameLink::to_string).collect();
+        row("links", all.join(", "));
+    }
     for a in &e.networks {
         row("network", a.network.to_string());
         let with_length = |ip: IpAddr, length: Option<u8>| match length {
@@ -243,18 +255,38 @@ fn details(e: &Endpoint) -> String {
             "  default route",
             if ways.is_empty() { "-".into() } else { ways },
         );
+        if !a.aliases.is_empty() {
+            let all: Vec<&str> = a.aliases.iter().map(Name::as_str).collect();
+            row("  aliases", all.join(", "));
+        }
         row("  mac", a.mac.to_string());
-        row("  interface", a.interface.clone());
+        let index = a.wiring.as_ref().and_then(|w| w.ifindex);
+        row("  interface", indexed(&a.interface, index));
         row(
             "  host interface",
-            match (a.host_ifindex, &a.bridge) {
-                (None, _) => format!("{} (gone)", a.host_interface),
-                (Some(index), None) => format!("{} (index {index})", a.host_interface),
-                (Some(index), Some(bridge)) => {
-                    format!("{} (index {index}, a port of {bridge})", a.host_interface)
-                }
+            match a.host_ifindex {
+                None => format!("{} (gone)", a.host_interface),
+                index => indexed(&a.host_interface, index),
             },
         );
+        let Some(wiring) = &a.wiring else {
+            continue;
+        };
+        if let Some(bridge) = &a.bridge {
+            row("  bridge", indexed(bridge, wiring.bridge_ifindex));
+        }
+        let macs = wiring.macs.iter().map(|known| {
+            let whose = if known.own { "host side" } else { "learned" };
+            format!("{} ({whose})", known.mac)
+        });
+        row("  behind its port", macs.collect::<Vec<_>>().join(", "));
     }
     table.to_string()
+}
+
+fn indexed(interface: &str, index: Option<u32>) -> String {
+    match index {
+        Some(index) => format!("{interface} (index {index})"),
+        None => interface.to_owned(),
+    }
 }

@@ -41,6 +41,9 @@ pub struct Connect {
     /// The interface's MAC address. Default: derived from its address.
     #[arg(long)]
     mac: Option<Mac>,
+    /// Another name for it in this network; may be given several times.
+    #[arg(long, value_name = "NAME")]
+    alias: Vec<Name>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -74,6 +77,9 @@ pub struct Create {
     /// Of its interfaces, in bytes. Default: the narrowest uplink's.
     #[arg(long, value_name = "BYTES")]
     mtu: Option<u32>,
+    /// A note, for whoever looks for it in `network inspect`; may be given several times.
+    #[arg(long, value_name = "KEY[=VALUE]", value_parser = label)]
+    label: Vec<(String, String)>,
 }
 
 pub fn run(global: &Global, command: Command) -> anyhow::Result<()> {
@@ -106,6 +112,7 @@ pub fn run(global: &Global, command: Command) -> anyhow::Result<()> {
                 ip,
                 ip6,
                 mac: connect.mac,
+                aliases: connect.alias,
             };
             let endpoint = crate::block_on(client.connect_endpoint(&connect.network, &request))?;
             print(global.output, &endpoint, summary)
@@ -130,7 +137,16 @@ impl Create {
             nat: self.nat,
             filter: self.filter,
             mtu: self.mtu,
+            labels: self.label.into_iter().collect(),
         }
+    }
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').unwrap_or((text, ""));
+    match key.is_empty() {
+        true => Err("a label has a key: write KEY=VALUE".into()),
+        false => Ok((key.to_owned(), value.to_owned())),
     }
 }
 
@@ -181,6 +197,9 @@ fn details(d: &NetworkDetails) -> String {
     row("mac", n.mac.to_string());
     row("mtu", n.mtu.to_string());
     row("rules", rules(n));
+    for (key, value) in &n.labels {
+        row("label", format!("{key}={value}"));
+    }
     let mut members = Table::new(&["ENDPOINT", "IP", "MAC"]);
     for m in &d.members {
         members.row([

@@ -1,8 +1,9 @@
 //! Printing: a table for people, or the API's JSON.
 
-use std::{fmt::Write, net::IpAddr};
+use std::net::IpAddr;
 
 use serde::Serialize;
+use terminal_size::{Width, terminal_size_of};
 
 use crate::{
     api::types::{Endpoint, Publish},
@@ -59,43 +60,34 @@ pub fn allowed(publish: &Publish) -> String {
     format!(" (from {})", publish.allow_from)
 }
 
-/// Columns under headings, as wide as they must be.
-pub struct Table {
-    rows: Vec<Vec<String>>,
-}
+/// Columns under headings, as wide as they must be; on a terminal, no wider than it: lists in a cell then
+/// go on in the next line.
+pub struct Table(comfy_table::Table);
 
 impl Table {
     pub fn new(headings: &[&str]) -> Self {
-        Self {
-            rows: vec![headings.iter().map(|&h| h.to_owned()).collect()],
+        let mut table = comfy_table::Table::new();
+        table
+            .load_style(comfy_table::presets::NOTHING)
+            .set_content_arrangement(comfy_table::ContentArrangement::Dynamic)
+            .set_header(headings);
+        if let Some((Width(width), _)) = terminal_size_of(std::io::stdout()) {
+            table.set_width(width);
         }
+        for column in table.column_iter_mut() {
+            column.set_padding((0, 3));
+        }
+        Self(table)
     }
 
     pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
-        self.rows.push(cells.into_iter().collect());
+        self.0.add_row(cells);
     }
 }
 
 impl std::fmt::Display for Table {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mut widths: Vec<usize> = Vec::new();
-        for row in &self.rows {
-            for (column, cell) in row.iter().enumerate() {
-                let width = cell.chars().count();
-                match widths.get_mut(column) {
-                    Some(widest) => *widest = width.max(*widest),
-                    None => widths.push(width),
-                }
-            }
-        }
-        for row in &self.rows {
-            let mut line = String::new();
-            for (cell, width) in row.iter().zip(&widths) {
-                write!(line, "{cell:width$}   ")?;
-            }
-            writeln!(f, "{}", line.trim_end())?;
-        }
-        Ok(())
+        writeln!(f, "{}", self.0.trim_fmt())
     }
 }
 
@@ -111,6 +103,17 @@ mod tests {
         assert_eq!(
             table.to_string(),
             "NAME           IP\nweb-frontend   172.18.0.2\ndb\n"
+        );
+    }
+
+    #[test]
+    fn a_narrow_terminal_gets_narrow_columns() {
+        let mut table = Table::new(&["NAME", "PORTS"]);
+        table.row(["web".into(), "0.0.0.0:80->80/tcp, [::]:80->80/tcp".into()]);
+        table.0.set_width(32);
+        assert_eq!(
+            table.to_string(),
+            "NAME   PORTS\nweb    0.0.0.0:80->80/tcp,\n       [::]:80->80/tcp\n"
         );
     }
 }

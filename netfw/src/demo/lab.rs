@@ -115,6 +115,8 @@ impl Lab {
                 allow_from: Default::default(),
                 expose: Vec::new(),
                 publish_all: false,
+                aliases: Vec::new(),
+                links: Vec::new(),
             })
             .await?;
         Ok(Self {

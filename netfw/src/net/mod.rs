@@ -39,4 +39,4 @@ pub use error::NetError;
 pub use monitor::{Change, Monitor, Touched};
 pub use namespace::Namespace;
 pub use netlink::{Netlink, Veth};
-pub use record::{Address, Link, Route};
+pub use record::{Address, Forwarding, Link, Route};

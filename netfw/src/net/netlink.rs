@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{StreamExt, TryStreamExt};
+use futures::{StreamExt, TryStreamExt, future};
 use ipnet::IpNet;
 use nix::errno::Errno;
 use rtnetlink::{
@@ -36,7 +36,7 @@ use rtnetlink::{
 };
 use tokio::{runtime, task::AbortHandle};
 
-use super::{Address, Link, Namespace, NetError, Route, exchange::exchange};
+use super::{Address, Forwarding, Link, Namespace, NetError, Route, exchange::exchange};
 
 /// How often, and at what intervals, it is looked for what the kernel does in its own time: a fifth of a
 /// second.
@@ -184,6 +184,24 @@ impl Netlink {
             tokio::time::sleep(PAUSE).await;
         }
         false
+    }
+
+    /// What bridges know to be behind their port of this index: `bridge fdb show dev …`.
+    pub async fn forwarding(&self, ifindex: u32) -> Result<Vec<Forwarding>, NetError> {
+        let request = self.handle.neighbours().get();
+        // All ports' entries: kernels take no filter in this request that older ones do not refuse.
+        let mut all: Vec<Forwarding> = request
+            .set_address_family(AddressFamily::Bridge)
+            .execute()
+            .try_filter(|message| future::ready(message.header.ifindex == ifindex))
+            .try_filter_map(async |message| Ok(Forwarding::from_message(&message)))
+            .try_collect()
+            .await
+            .map_err(|error| NetError::netlink("list what bridges have learned", error))?;
+        // One for each VLAN, and one without.
+        all.sort();
+        all.dedup();
+        Ok(all)
     }
 
     pub async fn addresses(&self) -> Result<Vec<Address>, NetError> {

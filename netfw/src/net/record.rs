@@ -1,4 +1,4 @@
-//! Links, addresses and routes as netfw looks at them, out of rtnetlink's messages.
+//! Links, addresses, routes and bridges' tables as netfw looks at them, out of rtnetlink's messages.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -7,6 +7,7 @@ use rtnetlink::packet_route::{
     AddressFamily,
     address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
     link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State},
+    neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
 };
 
@@ -180,6 +181,31 @@ impl Route {
             dst: IpNet::new(dst, message.header.destination_prefix_length).ok()?,
             table,
             oif,
+        })
+    }
+}
+
+/// An entry of a bridge's table of MAC addresses.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Forwarding {
+    pub mac: [u8; 6],
+    /// Of the port itself (`NUD_PERMANENT`): what is for it is for the node.
+    pub own: bool,
+}
+
+impl Forwarding {
+    /// None where it is not the bridge's, but what the port's own device listens to.
+    pub fn from_message(message: &NeighbourMessage) -> Option<Self> {
+        if message.header.flags.contains(NeighbourFlags::Own) {
+            return None;
+        }
+        let mac = message.attributes.iter().find_map(|a| match a {
+            NeighbourAttribute::LinkLayerAddress(mac) => <[u8; 6]>::try_from(&mac[..]).ok(),
+            _ => None,
+        })?;
+        Some(Self {
+            mac,
+            own: message.header.state == NeighbourState::Permanent,
         })
     }
 }

@@ -1,5 +1,7 @@
 //! Containers that use publishes of their own node.
 
+use netfw_common::tuple::proto;
+
 use crate::rig::{At, tcp, udp, with_rig};
 
 #[test]
@@ -28,6 +30,20 @@ fn its_own_publish_comes_from_the_gateway() {
         assert_eq!((back.as_str(), client.as_str()), ("node:8080", "web:4000"));
         let (from, to) = rig.send(At::Web, tcp("web:4000", "node:8080", ".")).sent();
         assert_eq!((from.as_str(), to.as_str()), ("gateway:4000", "web:80"));
+    });
+}
+
+#[test]
+fn the_gateways_name_server_is_nobodys_publish() {
+    with_rig(|rig| {
+        for proto in [proto::TCP, proto::UDP] {
+            rig.publish("0.0.0.0", 53, proto, ("web", 80), 2);
+        }
+        rig.send(At::Peer, udp("peer:4000", "gateway:53")).passed();
+        rig.send(At::Peer, tcp("peer:4000", "gateway:53", "S"))
+            .passed();
+        let (_, to) = rig.send(At::Peer, udp("peer:4000", "node:53")).sent();
+        assert_eq!(to, "web:80");
     });
 }
 

@@ -1,0 +1,218 @@
+//! `docs/tutorial.md`, run as it stands there.
+//!
+//! With `NETFW_TUTORIAL=write` in the environment, what comes out is written into the page.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    net::Ipv6Addr,
+    path::PathBuf,
+    process::{Child, ChildStdin, Command, Stdio},
+    sync::mpsc::{self, Receiver},
+    thread,
+    time::Duration,
+};
+
+use netfw_tests::agent::binary;
+
+/// For one line of the page.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Namespaces of the page, which are to be gone at its end.
+const NAMESPACES: [&str; 8] = [
+    "laptop", "host1", "shop", "store", "lone", "api", "db", "safe",
+];
+
+/// A line of the page.
+enum Line {
+    Prose(String),
+    Command(String),
+    Output(String),
+}
+
+fn page() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/tutorial.md"))
+}
+
+fn lines(text: &str) -> Vec<Line> {
+    let mut console = false;
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        let fence = line.starts_with("```");
+        lines.push(match line.strip_prefix("# ") {
+            Some(command) if console => Line::Command(command.to_owned()),
+            None if console && !fence => Line::Output(line.to_owned()),
+            _ => Line::Prose(line.to_owned()),
+        });
+        if fence {
+            console = line == "```console";
+        }
+    }
+    lines
+}
+
+/// A shell, in which `netfw` is the one under test, with an instance of its own.
+struct Shell {
+    child: Child,
+    stdin: ChildStdin,
+    said: Receiver<String>,
+    instance: String,
+}
+
+impl Shell {
+    fn start() -> Self {
+        let mut command = Command::new("bash");
+        command
+            .args(["--norc", "-m"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        let mut child = command.spawn().expect("bash is there");
+        let mut stdin = child.stdin.take().expect("a pipe");
+        let stdout = child.stdout.take().expect("a pipe");
+        let (sender, said) = mpsc::channel();
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        let instance = format!("tutorial{}", std::process::id());
+        let netfw = binary();
+        writeln!(
+            stdin,
+            "exec 2>&1; netfw() {{ {} --instance {instance} \"$@\"; }}",
+            netfw.display()
+        )
+        .expect("bash reads");
+        Self {
+            child,
+            stdin,
+            said,
+            instance,
+        }
+    }
+
+    /// What a command says.
+    #[track_caller]
+    fn run(&mut self, command: &str) -> Vec<String> {
+        const END: &str = "-- the end of a command --";
+        writeln!(self.stdin, "{command}\necho '{END}'").expect("bash reads");
+        let mut lines = Vec::new();
+        loop {
+            match self.said.recv_timeout(PATIENCE) {
+                Ok(line) if line == END => break,
+                Ok(line) => lines.push(line),
+                Err(error) => panic!("{command}: {error}; it said {lines:#?}"),
+            }
+        }
+        // What bash says of its jobs.
+        lines.retain(|line| !is_job(line));
+        lines
+    }
+}
+
+/// `[1]+  Terminated   …`, `[1] 1234`.
+fn is_job(line: &str) -> bool {
+    let number = line.strip_prefix('[').and_then(|rest| rest.split_once(']'));
+    number.is_some_and(|(number, _)| number.parse::<u32>().is_ok())
+}
+
+impl Drop for Shell {
+    /// Whatever the page has left.
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let quiet = |command: &mut Command| {
+            let _ = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+        };
+        quiet(Command::new(binary()).args(["--instance", &self.instance, "down"]));
+        for name in NAMESPACES {
+            if fs::exists(format!("/run/netns/{name}")).unwrap_or(false) {
+                quiet(Command::new("ip").args(["netns", "del", name]));
+            }
+        }
+    }
+}
+
+/// What is the same each time of a line: words, but for what is random or a matter of time.
+fn shape(line: &str) -> Vec<String> {
+    let shaped = |word: &str| {
+        let bare = word.trim_matches(|c: char| !c.is_ascii_alphanumeric());
+        let (address, length) = bare.split_once('/').unwrap_or((bare, ""));
+        if let Ok(ip) = address.parse::<Ipv6Addr>()
+            && ip.is_unique_local()
+        {
+            // The /48 is random.
+            let segments = ip.segments();
+            return format!("{:x?}/{length}", &segments[3..]);
+        }
+        // A host side's name comes of the instance's.
+        let interface = bare.strip_prefix("nf").unwrap_or("");
+        if interface.len() == 8 && interface.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return "nf…".into();
+        }
+        // Its MAC address, of its name.
+        if bare.starts_with("fe:") && bare.len() == 17 {
+            return "fe:…".into();
+        }
+        word.to_owned()
+    };
+    line.split_whitespace().map(shaped).collect()
+}
+
+#[test]
+fn the_tutorial_s_page_is_what_happens() {
+    for name in NAMESPACES {
+        assert!(
+            !fs::exists(format!("/run/netns/{name}")).unwrap_or(false),
+            "the tutorial needs the name {name}: `ip netns del {name}`, or `netfw down`, first"
+        );
+    }
+    let text = fs::read_to_string(page()).expect("the page");
+    let lines = lines(&text);
+    let mut shell = Shell::start();
+    let mut written = String::new();
+    let mut wrong = Vec::new();
+    let mut rest = &lines[..];
+    while let Some((first, after)) = rest.split_first() {
+        rest = after;
+        match first {
+            Line::Prose(line) | Line::Output(line) => written += &format!("{line}\n"),
+            Line::Command(command) => {
+                let count = rest.iter().take_while(|l| matches!(l, Line::Output(_)));
+                let (expected, after) = rest.split_at(count.count());
+                rest = after;
+                let said = shell.run(command);
+                written += &format!("# {command}\n");
+                for line in &said {
+                    written += &format!("{}\n", line.trim_end());
+                }
+                let expected: Vec<&str> = expected
+                    .iter()
+                    .filter_map(|l| match l {
+                        Line::Output(line) => Some(&line[..]),
+                        _ => None,
+                    })
+                    .collect();
+                let said_shape = said.iter().map(|line| shape(line));
+                if !said_shape.eq(expected.iter().map(|line| shape(line))) {
+                    wrong.push(format!("# {command}\n{}", said.join("\n")));
+                }
+            }
+        }
+    }
+    if std::env::var_os("NETFW_TUTORIAL").is_some_and(|it| it == "write") {
+        fs::write(page(), written).expect("the page");
+    } else {
+        assert!(
+            wrong.is_empty(),
+            "NETFW_TUTORIAL=write writes the page anew; not as it stands there:\n{}",
+            wrong.join("\n")
+        );
+    }
+    for name in NAMESPACES {
+        let left = fs::exists(format!("/run/netns/{name}")).unwrap_or(false);
+        assert!(!left, "{name} is left");
+    }
+}
