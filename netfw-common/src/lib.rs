@@ -15,6 +15,7 @@
 //! | [`crc32c`] | SCTP's checksum, changed without reading the packet |
 //! | [`fragment`] | datagrams in pieces, and pieces that wait |
 //! | [`port`] | the choice of a port for masquerade |
+//! | [`taken`] | ports that processes of the node may not bind |
 #![no_std]
 
 pub mod addr;
@@ -25,6 +26,7 @@ pub mod flow;
 pub mod fragment;
 pub mod port;
 pub mod record;
+pub mod taken;
 pub mod tuple;
 
 /// Version of the map layouts: pins lie under `<bpffs>/<instance>/v<ABI>`.

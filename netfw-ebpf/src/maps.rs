@@ -20,6 +20,7 @@ use netfw_common::{
         Resolver, ResolverKey, SocketKey4, SocketKey6, SocketPeer4, SocketPeer6, Subnet, Uplink,
         allow,
     },
+    taken,
     tuple::{Tuple4, Tuple6},
 };
 
@@ -71,6 +72,12 @@ pub static ALLOWED4: LpmTrie<Allowed4, IsAllowed> =
 #[map]
 pub static ALLOWED6: LpmTrie<Allowed6, IsAllowed> =
     LpmTrie::with_max_entries(allow::ENTRIES, ON_DEMAND);
+/// Bits of the ports in `PUBLISHES*`: see [`taken`]. They are set after a publish is there, and cleared
+/// after it is gone; the agent alone writes them.
+#[map]
+pub static TAKEN4: Array<u64> = Array::with_max_entries(taken::WORDS, 0);
+#[map]
+pub static TAKEN6: Array<u64> = Array::with_max_entries(taken::WORDS, 0);
 #[map]
 pub static ADDRESSES4: HashMap<Ip4, EndpointIfindex> =
     HashMap::with_max_entries(ENDPOINT_ENTRIES, ON_DEMAND);

@@ -62,6 +62,9 @@ fn verified() -> Budget {
     let mut ebpf = EbpfLoader::new()
         // As the agent loads them by default: without this, what aya-log adds is counted too.
         .override_global("AYA_LOG_LEVEL", &0_u8, false)
+        // And as it does where the kernel can do all of it: else this is not walked through.
+        .override_global("SAYS_WHY", &1_u8, true)
+        .override_global("V6ONLY_BIT", &157_u32, true)
         .btf(Btf::from_sys_fs().ok().as_ref())
         .load(netfw::bpf::PROGRAMS_OBJECT)
         .expect("the object that netfw carries can be loaded");

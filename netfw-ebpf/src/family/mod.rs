@@ -130,6 +130,7 @@ pub trait Family {
     fn queries() -> &'static Array<u64>;
     fn embryos() -> &'static LruHashMap<Tuple<Self::Addr>, Flow<Self::Addr>>;
     fn publishes() -> &'static HashMap<PublishKey<Self::Addr>, Publish<Self::Addr>>;
+    fn taken() -> &'static Array<u64>;
     fn addresses() -> &'static HashMap<Self::Addr, EndpointIfindex>;
     fn locals() -> &'static HashMap<Self::Addr, Local>;
     fn mappings() -> &'static HashMap<MappingKey<Self::Addr>, Mapping<Self::Addr>>;

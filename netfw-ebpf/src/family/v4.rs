@@ -357,6 +357,11 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn taken() -> &'static Array<u64> {
+        &maps::TAKEN4
+    }
+
+    #[inline(always)]
     fn addresses() -> &'static HashMap<Ip4, EndpointIfindex> {
         &maps::ADDRESSES4
     }

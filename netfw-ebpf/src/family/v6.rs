@@ -479,6 +479,11 @@ impl Family for V6 {
     }
 
     #[inline(always)]
+    fn taken() -> &'static Array<u64> {
+        &maps::TAKEN6
+    }
+
+    #[inline(always)]
     fn addresses() -> &'static HashMap<Ip6, EndpointIfindex> {
         &maps::ADDRESSES6
     }

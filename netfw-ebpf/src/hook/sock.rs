@@ -4,8 +4,12 @@
 //! The programs sit on the root of the cgroup hierarchy and see the whole machine; sockets of other
 //! network namespaces are left alone.
 //!
+//! Nor does a process of the node get a port that is published: see [`bind`].
+//!
 //! A socket of IPv6 speaks IPv4 by mapped addresses (`::ffff:a.b.c.d`). Those go by the publishes of
 //! IPv4, and the process sees mapped ones in return.
+
+mod bind;
 
 use core::ptr::addr_of_mut;
 
@@ -83,6 +87,22 @@ pub fn netfw_getpeername4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername6)]
 pub fn netfw_getpeername6(ctx: SockAddrContext) -> i32 {
     Call(ctx).tell_either()
+}
+
+/// `bind(2)`.
+#[cgroup_sock_addr(bind4)]
+pub fn netfw_bind4(ctx: SockAddrContext) -> i32 {
+    Call(ctx).bind::<Plain4>()
+}
+
+#[cgroup_sock_addr(bind6)]
+pub fn netfw_bind6(ctx: SockAddrContext) -> i32 {
+    let call = Call(ctx);
+    if call.is_mapped() {
+        call.bind::<Mapped>()
+    } else {
+        call.bind6()
+    }
 }
 
 /// How a call has the addresses of a family.

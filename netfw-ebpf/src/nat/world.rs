@@ -236,6 +236,17 @@ pub fn published<F: Family>(
     port: Be16,
     proto: u8,
 ) -> Option<&'static Publish<F::Addr>> {
+    // The node may have lost the address.
+    publish_at::<F>(addr, port, proto).filter(|_| F::is_local(&addr) || addr.is_loopback())
+}
+
+/// The publish on an address, or on any, whoever has that address.
+#[inline(always)]
+pub fn publish_at<F: Family>(
+    addr: F::Addr,
+    port: Be16,
+    proto: u8,
+) -> Option<&'static Publish<F::Addr>> {
     let mut wanted = PublishKey {
         addr,
         port,
@@ -243,14 +254,13 @@ pub fn published<F: Family>(
         reserved: 0,
     };
     // SAFETY: integers; a publish is replaced whole, and removed before its endpoint is.
-    let mut found = unsafe { F::publishes().get(wanted) };
-    if found.is_none() {
-        wanted.addr = F::Addr::ANY;
-        // SAFETY: as above.
-        found = unsafe { F::publishes().get(wanted) };
+    let found = unsafe { F::publishes().get(wanted) };
+    if found.is_some() {
+        return found;
     }
-    // The node may have lost the address.
-    found.filter(|_| F::is_local(&addr) || addr.is_loopback())
+    wanted.addr = F::Addr::ANY;
+    // SAFETY: as above.
+    unsafe { F::publishes().get(wanted) }
 }
 
 /// The endpoint that has this address.

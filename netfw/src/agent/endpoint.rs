@@ -70,7 +70,11 @@ impl Agent {
         self.wanted
             .endpoints
             .insert(endpoint.name.clone(), endpoint.clone());
-        match self.make(&endpoint, inside).await {
+        let made = match self.make(&endpoint, inside).await {
+            Ok(()) => self.check_held(&endpoint.publishes),
+            error => error,
+        };
+        match made {
             Ok(()) => {
                 self.write_files(&endpoint);
                 self.flush_shadows(&endpoint.publishes);

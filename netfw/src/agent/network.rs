@@ -48,9 +48,7 @@ impl Agent {
             ipv6: &self.ipv6,
         };
         let (v4, v6, rules) = plan(&request, &around)?;
-        let network = self
-            .new_network(name.clone(), v4, v6, rules)
-            .await?;
+        let network = self.new_network(name.clone(), v4, v6, rules).await?;
         let network = Network {
             mtu: request.mtu,
             labels: request.labels,

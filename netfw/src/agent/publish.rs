@@ -83,7 +83,13 @@ impl Agent {
         }
         after.publishes.extend(new.iter().cloned());
         self.store.commit(&[Change::Endpoint(&after)])?;
-        if let Err(error) = self.enter_publishes(&after, &new) {
+        let entered = self
+            .enter_publishes(&after, &new)
+            .and_then(|()| self.check_held(&new));
+        if let Err(error) = entered {
+            if let Err(error) = self.withdraw_publishes(&new) {
+                tracing::error!(%error, "undoing a publish");
+            }
             self.store.commit(&[Change::Endpoint(before)])?;
             return Err(error);
         }
@@ -326,15 +332,13 @@ impl Agent {
                 existing: *other,
             });
         }
-        let ports = publish.host_ports.ports();
-        let holders = socket::holders(publish.protocol, ports, publish.host_ip)?;
-        match holders.into_iter().next() {
-            Some(holder) => Err(AgentError::PortHeld {
-                publish: *publish,
-                holder,
-            }),
-            None => Ok(()),
-        }
+        check_holders(publish)
+    }
+
+    /// The same look once more, when nobody can bind the ports any longer: somebody may have come between
+    /// the first one and that.
+    pub(super) fn check_held(&self, published: &[Published]) -> Result<(), AgentError> {
+        published.iter().try_for_each(|p| check_holders(&p.publish))
     }
 
     /// Host ports for a spec that names none, free on all of `host_ips`.
@@ -407,6 +411,18 @@ impl Agent {
         }
         let publishes = published.iter().map(|p| p.publish);
         self.purge_later(Doomed::Shadows(Shadows::of(publishes)));
+    }
+}
+
+fn check_holders(publish: &Publish) -> Result<(), AgentError> {
+    let ports = publish.host_ports.ports();
+    let holders = socket::holders(publish.protocol, ports, publish.host_ip)?;
+    match holders.into_iter().next() {
+        Some(holder) => Err(AgentError::PortHeld {
+            publish: *publish,
+            holder,
+        }),
+        None => Ok(()),
     }
 }
 

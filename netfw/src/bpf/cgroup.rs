@@ -14,15 +14,18 @@ use aya::{
     Ebpf,
     programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, links::FdLink},
 };
+use aya_obj::generated::bpf_insn;
 use nix::{
     libc,
     sys::socket::{AddressFamily, SockFlag, SockType, socket},
 };
 
-use super::{BpfError, pin, sys};
+use super::{BpfError, btf, pin, sys};
 
 /// The programs, by name.
-pub const PROGRAMS: [&str; 8] = [
+pub const PROGRAMS: [&str; 10] = [
+    "netfw_bind4",
+    "netfw_bind6",
     "netfw_connect4",
     "netfw_connect6",
     "netfw_sendmsg4",
@@ -125,6 +128,53 @@ fn open(pin: &Path) -> Result<Option<OwnedFd>, BpfError> {
             source,
         }),
         Ok(link) => Ok(Some(link)),
+    }
+}
+
+/// May the programs of `bind` say with which error they refuse (`bpf_set_retval`)? From 6.1 on.
+pub fn may_say_why() -> bool {
+    const SET_RETVAL: i32 = 187;
+    let refusal = [
+        instruction(MOV_NUMBER, 1, 0, -libc::EADDRINUSE),
+        instruction(CALL, 0, 0, SET_RETVAL),
+        instruction(MOV_NUMBER, 0, 0, 0),
+        instruction(EXIT, 0, 0, 0),
+    ];
+    sys::takes_bind_program(&refusal)
+}
+
+/// The bit of a socket in the kernel's memory that is `IPV6_V6ONLY`. None where it is not known, or the
+/// programs may not read it (a kernel that is locked down for confidentiality).
+pub fn v6only_bit() -> Option<u32> {
+    const PROBE_READ_KERNEL: i32 = 113;
+    let look = [
+        instruction(MOV_REGISTER, 1, 10, 0),
+        instruction(ADD_NUMBER, 1, 0, -8),
+        instruction(MOV_NUMBER, 2, 0, 8),
+        instruction(MOV_NUMBER, 3, 0, 0),
+        instruction(CALL, 0, 0, PROBE_READ_KERNEL),
+        instruction(MOV_NUMBER, 0, 0, 1),
+        instruction(EXIT, 0, 0, 0),
+    ];
+    // `struct sock` begins with it.
+    let bit = btf::bit_of("sock_common", "skc_ipv6only")?;
+    sys::takes_bind_program(&look).then_some(bit)
+}
+
+// Operations of BPF (RFC 9669).
+const MOV_NUMBER: u8 = 0xb7;
+const MOV_REGISTER: u8 = 0xbf;
+const ADD_NUMBER: u8 = 0x07;
+const CALL: u8 = 0x85;
+const EXIT: u8 = 0x95;
+
+fn instruction(code: u8, to: u8, from: u8, number: i32) -> bpf_insn {
+    bpf_insn {
+        code,
+        _bitfield_align_1: [],
+        _bitfield_1: bpf_insn::new_bitfield_1(to, from),
+        off: 0,
+        imm: number,
     }
 }
 

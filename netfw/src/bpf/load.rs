@@ -37,6 +37,8 @@ const PINNED: &[&str] = &[
     "PUBLISHES6",
     "ALLOWED4",
     "ALLOWED6",
+    "TAKEN4",
+    "TAKEN6",
     "ADDRESSES4",
     "ADDRESSES6",
     "SUBNETS4",
@@ -116,9 +118,14 @@ pub fn load(options: &Options, pins: &Pins) -> Result<Ebpf, BpfError> {
     // Without one the guard looks at every packet.
     let voucher = getrandom::u64().unwrap_or(0);
     let netns = cgroup::netns_cookie().map_err(|source| BpfError::Cookie { source })?;
+    let says_why = u8::from(cgroup::may_say_why());
+    let v6only_bit = cgroup::v6only_bit().unwrap_or(0);
+    tracing::debug!(says_why, v6only_bit, "of sockets that are refused a port");
     loader.override_global("AYA_LOG_LEVEL", &log_level, false);
     loader.override_global("NODE_NETNS", &netns, true);
     loader.override_global("VOUCHER", &voucher, true);
+    loader.override_global("SAYS_WHY", &says_why, true);
+    loader.override_global("V6ONLY_BIT", &v6only_bit, true);
     for (name, size) in sizes {
         loader.map_max_entries(name, size);
     }

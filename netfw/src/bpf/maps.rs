@@ -31,6 +31,7 @@ use super::{
     error::root_errno,
     family::Family,
     table::{Table, take},
+    taken::Taken,
 };
 
 /// All maps but the flow tables.
@@ -50,6 +51,8 @@ pub struct FamilyMaps<A: Family> {
     addresses: Table<A, u32>,
     publishes: Table<PublishKey<A>, Publish<A>>,
     pub(super) allowed: Lists<A>,
+    /// The ports of `publishes`.
+    taken: Taken,
     locals: Table<A, Local>,
     subnets: LpmTrie<MapData, A, Subnet>,
     /// What sockets of the node asked for that were connected to a container.
@@ -75,15 +78,33 @@ const CONFIG: &str = "CONFIG";
 
 impl<A: Family> FamilyMaps<A> {
     fn take(ebpf: &mut Ebpf) -> Result<Self, BpfError> {
-        let publishes = Table::take(ebpf, A::NAMES.publishes)?;
+        let publishes: Table<PublishKey<A>, Publish<A>> = Table::take(ebpf, A::NAMES.publishes)?;
+        let entered = publishes.entries()?;
+        let entered: Vec<_> = entered.into_iter().map(|(key, _)| key).collect();
         Ok(Self {
             addresses: Table::take(ebpf, A::NAMES.addresses)?,
             allowed: Lists::take(ebpf, &publishes)?,
+            taken: Taken::take(ebpf, &entered)?,
             publishes,
             locals: Table::take(ebpf, A::NAMES.locals)?,
             subnets: take(ebpf, A::NAMES.subnets)?,
             sockets: Table::take(ebpf, A::NAMES.sockets)?,
         })
+    }
+
+    fn publish(&mut self, entries: &[(PublishKey<A>, Publish<A>)]) -> Result<(), BpfError> {
+        let new = self.publishes.insert_all(entries)?;
+        let taken = self.taken.add(&new);
+        if taken.is_err() {
+            let _ = self.unpublish(&new);
+        }
+        taken
+    }
+
+    fn unpublish(&mut self, keys: &[PublishKey<A>]) -> Result<(), BpfError> {
+        let mut gone = Vec::new();
+        let removed = self.publishes.remove_each(keys, |key| gone.push(*key));
+        removed.and(self.taken.remove(&gone))
     }
 
     /// The endpoint's address of this family, if it has one.
@@ -216,14 +237,14 @@ impl DataPlane {
     }
 
     /// All of them, or none: where one does not fit, the map is as it was before. A list that no publish
-    /// goes by afterwards is gone.
+    /// goes by afterwards is gone. Once they are there, no process of the node can bind their ports.
     pub fn publish<A: Family>(
         &mut self,
         entries: impl IntoIterator<Item = (PublishKey<A>, Publish<A>)>,
     ) -> Result<(), BpfError> {
         let entries: Vec<_> = entries.into_iter().collect();
         let maps = A::maps_mut(&mut self.maps);
-        let written = maps.publishes.insert_all(&entries);
+        let written = maps.publish(&entries);
         match written {
             Ok(()) => maps.allowed.note_all(&entries),
             Err(_) => maps.allowed.sweep(),
@@ -237,7 +258,7 @@ impl DataPlane {
         keys: impl IntoIterator<Item = PublishKey<A>>,
     ) -> Result<(), BpfError> {
         let keys: Vec<_> = keys.into_iter().collect();
-        A::maps_mut(&mut self.maps).publishes.remove_all(&keys)
+        A::maps_mut(&mut self.maps).unpublish(&keys)
     }
 
     pub fn publishes<A: Family>(&self) -> Vec<(PublishKey<A>, Publish<A>)> {

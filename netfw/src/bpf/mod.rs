@@ -15,17 +15,20 @@
 //! | `napi` | the veths that XDP may send to |
 //! | `cgroup` | socket programs on the root cgroup |
 //! | `lookup` | which socket a DNS query to a gateway is for |
+//! | `btf` | where the kernel keeps what they have no helper for |
 //! | `pin` | the directories in bpffs |
 //! | `family` | what the maps of IPv4 and IPv6 have in common |
 //! | `table` | a hash map, by batches |
 //! | `allow` | lists of sources that may use a publish |
 //! | `maps` | endpoints, publishes, subnets, …, counters |
+//! | `taken` | ports that the node's processes may not bind |
 //! | `flows` | the flow tables |
 //! | `stats` | what the programs cost |
 //! | `sys` | the only raw `bpf(2)` |
 
 mod allow;
 mod attach;
+mod btf;
 mod cgroup;
 mod error;
 mod family;
@@ -39,6 +42,7 @@ mod sockets;
 mod stats;
 mod sys;
 mod table;
+mod taken;
 mod xdp;
 
 use aya::Ebpf;

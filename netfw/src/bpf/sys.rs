@@ -1,5 +1,5 @@
 //! The only raw `bpf(2)`: what aya 0.14 lacks. Batch operations on maps, in-place swap and detach of
-//! a link found under its pin, and which interface a link is on. An XDP link, too: where the kernel
+//! a link found under its pin, which interface a link is on, and whether programs may call a helper. An XDP link, too: where the kernel
 //! refuses one, aya attaches the program without a link, and nobody would find it again.
 //!
 //! Each function fills the fields of `union bpf_attr` that its command reads, and nothing more: the
@@ -17,9 +17,11 @@ use std::{
 };
 
 use aya::Pod;
+use aya_obj::generated::bpf_insn;
 use nix::libc;
 
 // enum bpf_cmd (linux/bpf.h).
+const PROG_LOAD: libc::c_int = 5;
 const OBJ_PIN: libc::c_int = 6;
 const OBJ_GET: libc::c_int = 7;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
@@ -33,8 +35,27 @@ const LINK_DETACH: libc::c_int = 34;
 /// The kernel's `ENOTSUPP`, which escapes to user space from maps without batch operations.
 const ENOTSUPP: i32 = 524;
 
+/// `BPF_PROG_TYPE_CGROUP_SOCK_ADDR`, and `BPF_CGROUP_INET6_BIND` of enum bpf_attach_type.
+const SOCK_ADDR: u32 = 18;
+const ATTACH_BIND6: u32 = 9;
 /// `BPF_XDP` of enum bpf_attach_type.
 const ATTACH_XDP: u32 = 37;
+
+#[repr(C)]
+struct ProgLoad {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buf: u64,
+    kern_version: u32,
+    prog_flags: u32,
+    prog_name: [u8; 16],
+    prog_ifindex: u32,
+    expected_attach_type: u32,
+}
 
 #[repr(C)]
 struct ObjGet {
@@ -121,6 +142,33 @@ unsafe fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<i64> {
 fn raw(fd: BorrowedFd<'_>) -> u32 {
     // File descriptors are never negative.
     fd.as_raw_fd() as u32
+}
+
+/// Does the kernel take this program for a `bind` of IPv6? It is not kept.
+pub fn takes_bind_program(instructions: &[bpf_insn]) -> bool {
+    let mut attr = ProgLoad {
+        prog_type: SOCK_ADDR,
+        insn_cnt: instructions.len() as u32,
+        insns: instructions.as_ptr() as u64,
+        license: c"GPL".as_ptr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log_buf: 0,
+        kern_version: 0,
+        prog_flags: 0,
+        prog_name: [0; 16],
+        prog_ifindex: 0,
+        expected_attach_type: ATTACH_BIND6,
+    };
+    // SAFETY: BPF_PROG_LOAD reads a string, and as many instructions as the slice has.
+    match unsafe { bpf(PROG_LOAD, &mut attr) } {
+        Ok(fd) => {
+            // SAFETY: the kernel has just opened it for us.
+            drop(unsafe { OwnedFd::from_raw_fd(fd as i32) });
+            true
+        }
+        Err(_) => false,
+    }
 }
 
 /// Opens what is pinned at `path`.

@@ -74,8 +74,8 @@ impl<K: Pod + Eq + Hash, V: Pod> Table<K, V> {
         }
     }
 
-    /// Inserts or overwrites all; where one fails, none of them.
-    pub fn insert_all(&mut self, entries: &[(K, V)]) -> Result<(), BpfError> {
+    /// Inserts or overwrites all; where one fails, none of them. Returns the keys that were not there.
+    pub fn insert_all(&mut self, entries: &[(K, V)]) -> Result<Vec<K>, BpfError> {
         // The kernel's batch tells only how far it came, so what to put back is read beforehand.
         let before: Vec<Option<V>> = entries
             .iter()
@@ -98,7 +98,11 @@ impl<K: Pod + Eq + Hash, V: Pod> Table<K, V> {
             }
         }
         let Some(failure) = failure else {
-            return Ok(());
+            let added = keys
+                .iter()
+                .zip(before)
+                .filter(|(_, before)| before.is_none());
+            return Ok(added.map(|(key, _)| *key).collect());
         };
         for ((key, _), before) in entries.iter().zip(before) {
             let undone = match before {

@@ -24,6 +24,8 @@ const INET_DIAG_SKV6ONLY: u16 = 11;
 
 /// `1 << TCP_LISTEN`.
 const LISTENING: u32 = 1 << 10;
+/// `1 << TCP_BOUND_INACTIVE`: they may listen yet. Kernels before 6.8 tell of none.
+const BOUND: u32 = 1 << 13;
 const ANY_STATE: u32 = u32::MAX;
 /// All but those without a peer, or done with theirs: `TCP_TIME_WAIT`, `TCP_CLOSE`, `TCP_LISTEN`.
 const CONNECTED: u32 = !(1 << 6 | 1 << 7 | LISTENING);
@@ -31,11 +33,12 @@ const CONNECTED: u32 = !(1 << 6 | 1 << 7 | LISTENING);
 /// Length of `struct inet_diag_msg`.
 const MESSAGE: usize = 72;
 
-/// Listening TCP sockets, or bound UDP sockets, of the calling thread's namespace. `ENOENT`: the
+/// TCP sockets that listen or may do so yet, or bound UDP sockets, of the calling thread's namespace. `ENOENT`: the
 /// kernel cannot tell (built without `CONFIG_INET_DIAG`, or the module is missing).
 pub(super) fn sockets(proto: Protocol, family: libc::c_int) -> io::Result<Vec<Entry>> {
     let states = match proto {
-        Protocol::Tcp | Protocol::Sctp => LISTENING,
+        Protocol::Tcp => LISTENING | BOUND,
+        Protocol::Sctp => LISTENING,
         Protocol::Udp => ANY_STATE,
     };
     let mut found = Vec::new();

@@ -122,7 +122,8 @@ pub(super) struct Entry {
 const LISTEN: u8 = 10;
 
 /// The sockets that a publish of `ports` on `host_ip` (unspecified: any local address of the family)
-/// would take packets from: TCP and SCTP sockets that listen, UDP sockets that are bound.
+/// would take packets from: TCP and SCTP sockets that listen, UDP sockets that are bound. TCP sockets that
+/// are bound and neither listen nor are connected, too, where the kernel tells of those (6.8).
 ///
 /// A socket on another specific address is no conflict; one on `[::]` is one for IPv4 as well, unless
 /// it is `IPV6_V6ONLY`.

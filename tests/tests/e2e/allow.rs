@@ -169,7 +169,7 @@ fn the_nearest_list_counts_and_outlives_the_agent() {
     check(agent);
     let shown = agent.netfw(&["endpoint", "inspect", "web"]);
     for phrase in [
-        "\nallow from         10.1.0.0/24, fd00:1::/64\n",
+        "\nallow from          10.1.0.0/24, fd00:1::/64\n",
         "[::]:8081->80/tcp (from 10.1.0.0/24, fd00:1::/64)",
     ] {
         assert!(shown.contains(phrase), "{shown}");

@@ -73,7 +73,10 @@ fn one_name_one_port_one_address_for_many() {
     let add = |_| start(&agent, &["endpoint", "add", &same]);
     let (added, failed) = end((0..20).map(add).collect());
     assert_eq!(added.len(), 1, "{failed:?}");
-    assert!(failed.iter().all(|said| said.contains("exists")), "{failed:?}");
+    assert!(
+        failed.iter().all(|said| said.contains("exists")),
+        "{failed:?}"
+    );
     // The same port, and the same address.
     for words in [["-p", "8080:80"], ["--ip", "172.18.0.77"]] {
         let names: Vec<String> = (0..10).map(|n| format!("d{n}-{pid}")).collect();

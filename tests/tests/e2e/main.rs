@@ -5,6 +5,7 @@ mod allow;
 mod ambiguity;
 mod at_once;
 mod attachments;
+mod bind;
 mod bulk;
 mod dns_lookup;
 mod exec;

@@ -24,8 +24,7 @@ struct Site {
 
 impl Site {
     fn new() -> Self {
-        let lines = format!("nameserver {WORLD}\nsearch example.org\noptions ndots:3\n");
-        Self::with(&lines)
+        Self::with(&format!("nameserver {WORLD}\n"))
     }
 
     fn with(lines: &str) -> Self {
@@ -215,7 +214,8 @@ fn an_alias_may_be_several_and_a_link_is_one_s_own() {
 
 #[test]
 fn a_container_s_resolver_is_its_gateway() {
-    let site = Site::new();
+    let lines = format!("nameserver {WORLD}\nsearch example.org\noptions ndots:3\n");
+    let site = Site::with(&lines);
     let agent = &site.agent;
     let name = format!("made{}", std::process::id());
     let added = agent.json(&["endpoint", "add", &name]);

@@ -85,13 +85,20 @@ fn ports_are_printed_as_docker_prints_them() {
             "host_ip": "0.0.0.0",
             "host_ports": {"first": 8080, "last": 8080},
             "container_ports": {"first": 80, "last": 80},
+            "allow_from": [],
         })
     );
 }
 
 #[test]
 fn endpoints_are_listed_with_what_docker_ps_shows() {
-    let Site { agent, ip, web, .. } = &Site::new(&["8080:80"]);
+    let Site {
+        agent,
+        ip,
+        web,
+        lab,
+        ..
+    } = &Site::new(&["8080:80"]);
     let table = agent.netfw(&["endpoint", "ls"]);
     let mut lines = table.lines();
     assert!(
@@ -112,7 +119,23 @@ fn endpoints_are_listed_with_what_docker_ps_shows() {
     assert_eq!(lines.next(), None);
     // What adds an endpoint, and what shows it, say the same.
     let listed = agent.json(&["endpoint", "ls"])[0].clone();
-    assert_eq!(listed, agent.json(&["endpoint", "inspect", "web"]));
+    let mut inspected = agent.json(&["endpoint", "inspect", "web"]);
+    let mut wiring = inspected["networks"][0]["wiring"].take();
+    let attachment = inspected["networks"][0].as_object_mut();
+    attachment.expect("an object").remove("wiring");
+    assert_eq!(listed, inspected);
+    // And how it is plugged in.
+    let own = web.run(&["cat", "/sys/class/net/eth0/ifindex"]);
+    assert_eq!(wiring["ifindex"].to_string(), own.trim());
+    let node = |words: &[&str]| lab.node.run(words);
+    let bridge = node(&["cat", "/sys/class/net/netfw0/ifindex"]);
+    assert_eq!(wiring["bridge_ifindex"].to_string(), bridge.trim());
+    let macs = wiring["macs"].take();
+    let macs = macs.as_array().expect("a list");
+    let host = text(&listed["host_interface"]);
+    let host_mac = node(&["cat", &format!("/sys/class/net/{host}/address")]);
+    let own = json!({ "mac": host_mac.trim(), "own": true });
+    assert!(macs.contains(&own), "{macs:?}");
     assert_eq!(listed["state"], "up");
     assert_eq!(listed["interface"], "eth0");
 }
