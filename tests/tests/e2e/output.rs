@@ -3,7 +3,7 @@
 use std::io::Write as _;
 
 use netfw_tests::{
-    Agent, Lab,
+    Agent, Lab, Namespace,
     agent::USAGE,
     programs::{UdpEcho, ask, curl, ping, udp_socket},
     sockets::{dial, listen},
@@ -125,16 +125,23 @@ fn endpoints_are_listed_with_what_docker_ps_shows() {
     attachment.expect("an object").remove("wiring");
     assert_eq!(listed, inspected);
     // And how it is plugged in.
-    let own = web.run(&["cat", "/sys/class/net/eth0/ifindex"]);
-    assert_eq!(wiring["ifindex"].to_string(), own.trim());
-    let node = |words: &[&str]| lab.node.run(words);
-    let bridge = node(&["cat", "/sys/class/net/netfw0/ifindex"]);
-    assert_eq!(wiring["bridge_ifindex"].to_string(), bridge.trim());
+    let index = |namespace: &Namespace, name: &str| {
+        let line = namespace.ip(&["-o", "link", "show", "dev", name]);
+        line.split(':').next().map(str::to_owned)
+    };
+    assert_eq!(Some(wiring["ifindex"].to_string()), index(web, "eth0"));
+    let bridge = index(&lab.node, "netfw0");
+    assert_eq!(Some(wiring["bridge_ifindex"].to_string()), bridge);
     let macs = wiring["macs"].take();
     let macs = macs.as_array().expect("a list");
-    let host = text(&listed["host_interface"]);
-    let host_mac = node(&["cat", &format!("/sys/class/net/{host}/address")]);
-    let own = json!({ "mac": host_mac.trim(), "own": true });
+    let host = lab
+        .node
+        .ip(&["-o", "link", "show", "dev", text(&listed["host_interface"])]);
+    let host_mac = host
+        .split_whitespace()
+        .skip_while(|word| *word != "link/ether")
+        .nth(1);
+    let own = json!({ "mac": host_mac, "own": true });
     assert!(macs.contains(&own), "{macs:?}");
     assert_eq!(listed["state"], "up");
     assert_eq!(listed["interface"], "eth0");

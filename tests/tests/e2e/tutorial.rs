@@ -65,7 +65,9 @@ impl Shell {
         command
             .args(["--norc", "-m"])
             .stdin(Stdio::piped())
-            .stdout(Stdio::piped());
+            .stdout(Stdio::piped())
+            // It complains of having no terminal; what commands say, it is told to send elsewhere.
+            .stderr(Stdio::null());
         let mut child = command.spawn().expect("bash is there");
         let mut stdin = child.stdin.take().expect("a pipe");
         let stdout = child.stdout.take().expect("a pipe");
@@ -148,9 +150,10 @@ fn shape(line: &str) -> Vec<String> {
             return format!("{:x?}/{length}", &segments[3..]);
         }
         // A host side's name comes of the instance's.
-        let interface = bare.strip_prefix("nf").unwrap_or("");
-        if interface.len() == 8 && interface.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return "nf…".into();
+        let (interface, peer) = bare.split_once('@').unwrap_or((bare, ""));
+        let digits = interface.strip_prefix("nf").unwrap_or("");
+        if digits.len() == 8 && digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return format!("nf…@{peer}");
         }
         // Its MAC address, of its name.
         if bare.starts_with("fe:") && bare.len() == 17 {
