@@ -32,4 +32,4 @@ pub mod tuple;
 /// Version of the map layouts: pins lie under `<bpffs>/<instance>/v<ABI>`.
 ///
 /// Raise it with every change to a record, a map's type or the meaning of a field.
-pub const ABI: u32 = 2;
+pub const ABI: u32 = 3;

@@ -1,7 +1,7 @@
 //! Sources that a publish is for (`--allow-from`): prefixes of addresses, as people write them.
 //!
-//! A [`Source`] has no bits beyond its prefix, is of the family whose packets it means, and names somebody
-//! who can send; always so once parsed.
+//! A [`Source`] has no bits beyond its prefix and is of the family whose packets it means; always so once
+//! parsed.
 
 use std::{fmt, net::IpAddr, str::FromStr};
 

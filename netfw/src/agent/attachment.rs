@@ -20,7 +20,7 @@ use std::{
 use netfw_common::record as map;
 
 use super::{
-    Agent, AgentError,
+    Agent, AgentError, Place,
     endpoint::place,
     error::NetworkError,
     ipam::{self, Pool},
@@ -62,6 +62,15 @@ impl Inside {
             _ => Ok(()),
         }
     }
+}
+
+/// Is that `NAME.NETWORK`? Letters of either case are the same in names (RFC 4343).
+fn is_full_name(alias: &Name, name: &Name, network: &Name) -> bool {
+    let rest = alias
+        .get(name.len()..)
+        .and_then(|rest| rest.strip_prefix('.'));
+    rest.is_some_and(|rest| rest.eq_ignore_ascii_case(network))
+        && alias[..name.len()].eq_ignore_ascii_case(name)
 }
 
 impl Agent {
@@ -416,27 +425,36 @@ impl Agent {
         network.ok_or_else(|| self.no_network(&attachment.network))
     }
 
-    /// A name is either one endpoint's own, or an alias that several may have.
+    /// A name is either one endpoint's own, plainly or with a network's behind a dot, or an alias that several
+    /// may have.
     fn check_aliases(
         &self,
         name: &Name,
         aliases: &[Name],
         network: &Network,
     ) -> Result<(), AgentError> {
-        for (other, attachment) in self.members(&network.name) {
-            let clash = |alias: &Name, owner: &Name| {
-                Err(NetworkError::AliasTaken {
-                    alias: alias.clone(),
-                    owner: owner.clone(),
-                    network: network.name.clone(),
-                }
-                .into())
-            };
-            if aliases.contains(&other.name) {
-                return clash(&other.name, &other.name);
+        for (other, attachment) in self.wanted.attachments() {
+            let at = &attachment.network;
+            if other.name == *name {
+                continue;
             }
-            if attachment.aliases.contains(name) {
-                return clash(name, &other.name);
+            let clash = |alias: &Name, of: &Name, name: &Name, at: &Name| {
+                (of == at && alias.eq_ignore_ascii_case(name))
+                    || is_full_name(alias, name, at)
+                    || is_full_name(name, alias, of)
+            };
+            let mut ours = aliases.iter();
+            let mut theirs = attachment.aliases.iter();
+            let alias = ours
+                .find(|alias| clash(alias, &network.name, &other.name, at))
+                .or_else(|| theirs.find(|alias| clash(alias, at, name, &network.name)));
+            if let Some(alias) = alias {
+                return Err(NetworkError::AliasTaken {
+                    alias: alias.clone(),
+                    owner: other.name.clone(),
+                    network: at.clone(),
+                }
+                .into());
             }
         }
         Ok(())
@@ -523,8 +541,13 @@ impl Agent {
         self.wait_usable(endpoint, attachment, (ifindex, peer), &inside.netlink)
             .await?;
         self.prepare_endpoint(endpoint, ifindex, &inside.namespace);
-        self.up.insert(place(endpoint, attachment), ifindex);
+        self.note_up(place(endpoint, attachment), ifindex);
         Ok(())
+    }
+
+    pub(super) fn note_up(&mut self, place: Place, ifindex: u32) {
+        self.wanted.gone.remove(&place);
+        self.up.insert(place, ifindex);
     }
 
     /// The attachment's entry in the maps, and those of the endpoint's publishes.
@@ -701,7 +724,9 @@ impl Agent {
         let report = |what: &str, error: &dyn std::fmt::Display| {
             tracing::warn!(endpoint = %endpoint.name, %error, "{what}");
         };
-        let known = self.up.remove(&place(endpoint, attachment));
+        let place = place(endpoint, attachment);
+        self.wanted.gone.remove(&place);
+        let known = self.up.remove(&place);
         if let Err(error) = self.delete_rules(endpoint, attachment).await {
             report("its rules in the container were not deleted", &error);
         }

@@ -10,6 +10,7 @@ use super::{
     attachment::{Asked, Inside},
     error::ModeError,
     network::DEFAULT_NETWORK,
+    publish::CHOICES,
     purge::{Doomed, Then},
     record::{self, Attachment, Endpoint, Network, Published, Target},
     store::Change,
@@ -37,27 +38,37 @@ impl Agent {
         request: EndpointRequest,
     ) -> Result<types::Endpoint, AgentError> {
         let name = request.name.clone();
-        let mut taken_counters = Vec::new();
-        let result = self.try_add(request, &mut taken_counters).await;
-        if result.is_err() {
-            for counter in taken_counters {
-                self.counters.give_back(counter);
+        let specs = &request.publish;
+        let chooses = request.publish_all || specs.iter().any(|s| s.host_ports.is_none());
+        for attempt in 1.. {
+            let mut taken_counters = Vec::new();
+            let result = self.try_add(&request, &mut taken_counters).await;
+            if result.is_err() {
+                for counter in taken_counters {
+                    self.counters.give_back(counter);
+                }
+            }
+            match result {
+                Err(AgentError::PortHeld { .. }) if chooses && attempt < CHOICES => {}
+                result => {
+                    result?;
+                    break;
+                }
             }
         }
-        result?;
         self.endpoint_view(&name)
     }
 
     async fn try_add(
         &mut self,
-        request: EndpointRequest,
+        request: &EndpointRequest,
         counters: &mut Vec<u32>,
     ) -> Result<(), AgentError> {
         let Decided {
             endpoint,
             network,
             inside,
-        } = self.decide(&request, counters).await?;
+        } = self.decide(request, counters).await?;
         let network_change = network.as_ref().map(Change::Network);
         let changes: Vec<Change<'_>> = network_change
             .into_iter()
@@ -83,7 +94,9 @@ impl Agent {
                 Ok(())
             }
             Err(error) => {
-                self.unmake(&endpoint, Then::Nothing).await;
+                // They are free when no flow has them any more.
+                let counters = std::mem::take(counters);
+                self.unmake(&endpoint, Then::GiveBack(counters)).await;
                 if endpoint.namespace.made
                     && let Err(error) = Namespace::delete(&endpoint.name)
                 {
@@ -103,8 +116,10 @@ impl Agent {
         counters: &mut Vec<u32>,
     ) -> Result<Decided, AgentError> {
         let name = &request.name;
-        if let Some(other) = self.wanted.endpoints.get(name) {
-            let name = name.clone();
+        // Letters of either case are the same where it is asked for.
+        let mut all = self.wanted.endpoints.values();
+        if let Some(other) = all.find(|e| e.name.eq_ignore_ascii_case(name)) {
+            let name = other.name.clone();
             return Err(if other.removing {
                 AgentError::Removing(name)
             } else if self.is_up(other) {

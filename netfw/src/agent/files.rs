@@ -41,17 +41,26 @@ impl Contents {
         // Writing to a string cannot fail.
         match file {
             "resolv.conf" => {
+                // Names without a dot are asked for as they are, before a search domain is put behind them: they
+                // are endpoints', and no resolver of the node is to be asked first.
+                let mut options = vec!["ndots:0"];
                 text.push_str("# netfw: names of endpoints, and what the node's resolvers know.\n");
                 for ip in &self.nameservers {
                     let _ = writeln!(text, "nameserver {ip}");
                 }
-                let kept = |line: &&str| {
-                    let word = line.split_whitespace().next();
-                    matches!(word, Some("search" | "domain" | "options"))
-                };
-                for line in self.node.lines().filter(kept) {
-                    let _ = writeln!(text, "{line}");
+                for line in self.node.lines() {
+                    let mut words = line.split_whitespace();
+                    match words.next() {
+                        Some("search" | "domain") => {
+                            let _ = writeln!(text, "{line}");
+                        }
+                        Some("options") => {
+                            options.extend(words.filter(|word| !word.starts_with("ndots:")));
+                        }
+                        _ => {}
+                    }
                 }
+                let _ = writeln!(text, "options {}", options.join(" "));
             }
             "hosts" => {
                 text.push_str("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
@@ -74,21 +83,23 @@ impl Agent {
             return;
         }
         let node = fs::read_to_string(&self.config.resolv_conf).unwrap_or_default();
+        let mut nameservers = self.gateways(endpoint);
+        if nameservers.is_empty() {
+            nameservers = reachable(&node);
+        }
         let contents = Contents {
+            nameservers,
             name: endpoint.name.clone(),
             ips: endpoint.attached().flat_map(|a| a.ips()).collect(),
-            nameservers: match &self.names {
-                Ok(_) => self.gateways(endpoint),
-                Err(_) => reachable(&node),
-            },
             node,
         };
         let directory = directory(&self.paths(), &endpoint.name);
-        let done = write(&directory, &contents).and_then(|()| match endpoint.namespace.made {
-            true => link(&directory, &endpoint.name),
-            false => Ok(()),
-        });
-        if let Err(error) = done {
+        if endpoint.namespace.made
+            && let Err(error) = link(&directory, &endpoint.name)
+        {
+            tracing::warn!(endpoint = %endpoint.name, %error, "`ip netns exec` will not find its files for /etc");
+        }
+        if let Err(error) = write(&directory, &contents) {
             tracing::warn!(
                 endpoint = %endpoint.name,
                 %error,
@@ -98,13 +109,13 @@ impl Agent {
         }
     }
 
-    /// Of the networks by which the endpoint reaches the world: there it is served names.
+    /// Of the networks by which the endpoint reaches the world, where those serve names.
     fn gateways(&self, endpoint: &Endpoint) -> Vec<IpAddr> {
         let of = |family| {
             let way = self.wanted.way_out(endpoint, family)?;
             let mut pools = self.pools(self.wanted.networks.get(&way.network)?);
             let pool = pools.find(|pool| Family::of(pool.gateway) == family)?;
-            Some(pool.gateway)
+            Some(pool.gateway).filter(|gateway| self.names.serves(*gateway))
         };
         [Family::V4, Family::V6]
             .into_iter()
@@ -204,7 +215,8 @@ mod tests {
                 .map(|ip| ip.parse().unwrap())
                 .into(),
             nameservers: vec!["172.18.0.1".parse().unwrap()],
-            node: "# by hand\nnameserver 192.0.2.53\nsearch example.org\noptions ndots:2\n".into(),
+            node: "# by hand\nnameserver 192.0.2.53\nsearch example.org\noptions ndots:2 rotate\n"
+                .into(),
         }
     }
 
@@ -220,7 +232,7 @@ mod tests {
             [
                 "nameserver 172.18.0.1",
                 "search example.org",
-                "options ndots:2"
+                "options ndots:0 rotate"
             ]
         );
     }

@@ -63,13 +63,13 @@ pub use self::error::AgentError;
 use self::{
     config::Config,
     counter::Indexes,
+    names::Names,
     purge::Purge,
     record::{Endpoint, Wanted},
     store::Store,
 };
 use crate::{
     bpf::{DataPlane, Epoch},
-    dns,
     name::Name,
     net::{Netlink, sysctl::Directory},
 };
@@ -105,8 +105,7 @@ pub struct Agent {
     /// Nor these, for which nobody waits; told when there are some.
     later: Vec<Purge>,
     purger: Arc<Notify>,
-    /// The name servers, or why there are none.
-    names: Result<dns::Server, String>,
+    names: Names,
     /// Why the node's own processes do not reach publishes, if so.
     sockets: Result<(), String>,
     mtu: u32,

@@ -4,7 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::{
-    Agent, AgentError, Place, UplinkState, node,
+    Agent, AgentError, Place, UplinkState,
+    attachment::Inside,
+    endpoint::place,
+    node,
     purge::{Doomed, Then},
     record::{Attachment, Endpoint},
 };
@@ -64,11 +67,24 @@ impl Agent {
             return;
         };
         self.take_down(&endpoint, attachment).await;
-        if !self.is_up(&endpoint)
-            && let Err(error) = self.withdraw_publishes(&endpoint.publishes)
-        {
-            tracing::warn!(endpoint = %name, %error, "its publishes were not withdrawn");
+        self.wanted.gone.insert(place(&endpoint, attachment));
+        if !self.is_up(&endpoint) {
+            if let Err(error) = self.withdraw_publishes(&endpoint.publishes) {
+                tracing::warn!(endpoint = %name, %error, "its publishes were not withdrawn");
+            }
+            return;
         }
+        // It has other networks.
+        if let Err(error) = self.enter_publishes(&endpoint, &endpoint.publishes) {
+            tracing::warn!(endpoint = %name, %error, "its publishes do not lead to another network");
+        }
+        let inside = self.open_target(&endpoint).map(Inside::of);
+        if let Ok(Ok(inside)) = inside
+            && let Err(error) = self.set_ways(&endpoint, &inside).await
+        {
+            tracing::warn!(endpoint = %name, %error, "its routes are left as they are");
+        }
+        self.write_files(&endpoint);
     }
 
     /// A bridge that somebody deleted is made again, and endpoints with it; so is the gateway's

@@ -1,6 +1,9 @@
 //! Publishes: who may have which port, and the map entries that say so.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::HashSet,
+    net::{IpAddr, SocketAddr},
+};
 
 use netfw_common::{
     addr::{Be16, Ip4, Ip6},
@@ -21,12 +24,15 @@ use crate::{
     name::Name,
     net::{
         diag,
-        socket::{self, Protocol},
+        socket::{Protocol, Sockets},
         sysctl,
     },
     publish::{Families, PortRange, Publish, Spec},
     source::Sources,
 };
+
+/// How often free ports are chosen, where somebody takes them before they are published.
+pub(super) const CHOICES: u32 = 3;
 
 impl Agent {
     pub fn publish(
@@ -52,15 +58,25 @@ impl Agent {
             .into());
         };
         let families = self.wanted.families(&before);
-        let publishes = self.resolve_publishes(specs, families, self.network_of(way)?)?;
-        let mut counters = Vec::new();
-        let result = self.try_publish(&before, publishes, &request.allow_from, &mut counters);
-        if result.is_err() {
-            for counter in counters {
-                self.counters.give_back(counter);
+        let network = self.network_of(way)?.clone();
+        let chooses = specs.iter().any(|spec| spec.host_ports.is_none());
+        for attempt in 1.. {
+            let publishes = self.resolve_publishes(specs, families, &network)?;
+            let mut counters = Vec::new();
+            let result = self.try_publish(&before, publishes, &request.allow_from, &mut counters);
+            if result.is_err() {
+                for counter in counters {
+                    self.counters.give_back(counter);
+                }
+            }
+            match result {
+                Err(AgentError::PortHeld { .. }) if chooses && attempt < CHOICES => {}
+                result => {
+                    result?;
+                    break;
+                }
             }
         }
-        result?;
         self.endpoint_view(name)
     }
 
@@ -91,6 +107,14 @@ impl Agent {
                 tracing::error!(%error, "undoing a publish");
             }
             self.store.commit(&[Change::Endpoint(before)])?;
+            // Somebody may have come by them already.
+            let ips: Vec<IpAddr> = before.ips().collect();
+            self.hang_up(&before.name, &ips, &new);
+            let counters = std::mem::take(counters);
+            self.purge(
+                Doomed::Counters(counters.iter().copied().collect()),
+                Then::GiveBack(counters),
+            );
             return Err(error);
         }
         self.wanted.endpoints.insert(after.name.clone(), after);
@@ -260,6 +284,7 @@ impl Agent {
         families: Families,
         network: &Network,
     ) -> Result<Vec<Publish>, AgentError> {
+        let mut looks = Looks::default();
         let mut publishes: Vec<Publish> = Vec::with_capacity(2 * specs.len());
         for spec in specs {
             if network.rules.internal {
@@ -283,13 +308,13 @@ impl Agent {
                 Some(ports) => {
                     for host_ip in host_ips {
                         let publish = spec.resolve(host_ip, ports);
-                        self.check_free(&publish, &publishes)?;
+                        self.check_free(&publish, &publishes, &mut looks)?;
                         publishes.push(publish);
                     }
                 }
                 None => {
                     let host_ips: Vec<IpAddr> = host_ips.collect();
-                    let ports = self.choose_ports(*spec, &host_ips, &publishes)?;
+                    let ports = self.choose_ports(*spec, &host_ips, &publishes, &mut looks)?;
                     publishes.extend(host_ips.iter().map(|ip| spec.resolve(*ip, ports)));
                 }
             }
@@ -311,8 +336,13 @@ impl Agent {
         Err(AgentError::NotLocal { spec, ip, has })
     }
 
-    /// `also` are the publishes of the same request.
-    fn check_free(&self, publish: &Publish, also: &[Publish]) -> Result<(), AgentError> {
+    /// `also` are the publishes of the same request, `looks` what sockets there are.
+    fn check_free(
+        &self,
+        publish: &Publish,
+        also: &[Publish],
+        looks: &mut Looks,
+    ) -> Result<(), AgentError> {
         for endpoint in self.wanted.endpoints.values() {
             if let Some(other) = endpoint
                 .publishes
@@ -332,13 +362,34 @@ impl Agent {
                 existing: *other,
             });
         }
-        check_holders(publish)
+        looks.check(publish)
     }
 
-    /// The same look once more, when nobody can bind the ports any longer: somebody may have come between
-    /// the first one and that.
+    /// The same look once more, when nobody can ask for the ports any longer: somebody may have come between
+    /// the first one and that. Not so where the kernel chose the port for him; then he is found now, or
+    /// goes without what comes in from outside.
     pub(super) fn check_held(&self, published: &[Published]) -> Result<(), AgentError> {
-        published.iter().try_for_each(|p| check_holders(&p.publish))
+        let mut looks = Looks::default();
+        published
+            .iter()
+            .try_for_each(|published| looks.check(&published.publish))
+    }
+
+    /// Says which publishes are in the way of sockets that were there first: after a reboot a process may
+    /// have bound a port before the agent could keep it.
+    pub(super) fn report_held(&self) {
+        let mut looks = Looks::default();
+        let up = self.wanted.endpoints.values().filter(|e| self.is_up(e));
+        for endpoint in up {
+            for published in &endpoint.publishes {
+                if let Err(error) = looks.check(&published.publish) {
+                    tracing::warn!(
+                        endpoint = %endpoint.name,
+                        "{error}: the publish gets what comes from outside"
+                    );
+                }
+            }
+        }
     }
 
     /// Host ports for a spec that names none, free on all of `host_ips`.
@@ -347,6 +398,7 @@ impl Agent {
         spec: Spec,
         host_ips: &[IpAddr],
         also: &[Publish],
+        looks: &mut Looks,
     ) -> Result<PortRange, AgentError> {
         let count = spec.container_ports.count();
         let named = spec.choice.into_iter();
@@ -355,11 +407,11 @@ impl Agent {
             if pool.count() < count {
                 continue;
             }
-            // One look at the sockets for the whole pool.
-            let mut held = Vec::new();
-            for host_ip in host_ips {
-                held.extend(socket::holders(spec.protocol, pool.ports(), *host_ip)?);
-            }
+            let sockets = looks.of(spec.protocol)?;
+            let held: HashSet<u16> = host_ips
+                .iter()
+                .flat_map(|host_ip| sockets.ports(pool.ports(), *host_ip))
+                .collect();
             let blocked = |publish: &Publish| {
                 self.wanted
                     .endpoints
@@ -368,11 +420,7 @@ impl Agent {
                     .chain(also)
                     .find(|p| p.overlaps(publish))
                     .map(|p| p.host_ports.last)
-                    .or_else(|| {
-                        held.iter()
-                            .map(|h| h.port)
-                            .find(|port| publish.host_ports.contains(*port))
-                    })
+                    .or_else(|| publish.host_ports.ports().find(|port| held.contains(port)))
             };
             let mut first = pool.first;
             while let Some(last) = first.checked_add((count - 1) as u16)
@@ -414,15 +462,35 @@ impl Agent {
     }
 }
 
-fn check_holders(publish: &Publish) -> Result<(), AgentError> {
-    let ports = publish.host_ports.ports();
-    let holders = socket::holders(publish.protocol, ports, publish.host_ip)?;
-    match holders.into_iter().next() {
-        Some(holder) => Err(AgentError::PortHeld {
-            publish: *publish,
-            holder,
-        }),
-        None => Ok(()),
+/// The sockets of the node as they were at one moment, by protocol: one look for a whole request.
+#[derive(Default)]
+struct Looks(Vec<Sockets>);
+
+impl Looks {
+    fn of(&mut self, protocol: Protocol) -> Result<&Sockets, AgentError> {
+        let known = self
+            .0
+            .iter()
+            .position(|sockets| sockets.protocol() == protocol);
+        let at = match known {
+            Some(at) => at,
+            None => {
+                self.0.push(Sockets::look(protocol)?);
+                self.0.len() - 1
+            }
+        };
+        Ok(&self.0[at])
+    }
+
+    fn check(&mut self, publish: &Publish) -> Result<(), AgentError> {
+        let sockets = self.of(publish.protocol)?;
+        match sockets.holder(publish.host_ports.ports(), publish.host_ip) {
+            Some(holder) => Err(AgentError::PortHeld {
+                publish: *publish,
+                holder,
+            }),
+            None => Ok(()),
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! that an older store is still read; a change of meaning raises [`super::store::VERSION`].
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
 };
@@ -12,7 +12,7 @@ use std::{
 use ipnet::{IpNet, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use super::ipam::Pool;
+use super::{Place, ipam::Pool};
 use crate::{
     mode,
     name::{Mac, Name, NameLink},
@@ -208,15 +208,21 @@ pub struct Wanted {
     pub node: Option<Node>,
     pub networks: BTreeMap<Name, Network>,
     pub endpoints: BTreeMap<Name, Endpoint>,
+    /// Attachments that somebody has deleted from the kernel: not in the store, a start makes them again.
+    pub gone: BTreeSet<Place>,
 }
 
 impl Wanted {
     /// By which attachment the endpoint reaches the world in this family: that is where its default route
     /// leads, and its publishes are for. The first whose network has the family and leads out; or, where
-    /// none leads out, the first that has it.
+    /// none leads out, the first that has it. Those that are gone come last.
     pub fn way_out<'a>(&self, endpoint: &'a Endpoint, family: Family) -> Option<&'a Attachment> {
-        let all = || endpoint.attached().filter(|a| a.has_family(family));
-        all().find(|a| self.leads_out(a)).or_else(|| all().next())
+        let all = endpoint.attached().filter(|a| a.has_family(family));
+        // Of equals, the first.
+        all.min_by_key(|a| {
+            let place = (endpoint.name.clone(), a.network.clone());
+            (self.gone.contains(&place), !self.leads_out(a))
+        })
     }
 
     /// To which of the endpoint's attachments its publishes of this family lead: nobody gets into an

@@ -73,7 +73,7 @@ impl Agent {
             purges: Vec::new(),
             later: Vec::new(),
             purger: Default::default(),
-            names: Err("not started yet".into()),
+            names: Default::default(),
             sockets: Ok(()),
             mtu: 0,
             started: Instant::now(),
@@ -101,6 +101,7 @@ impl Agent {
         self.attach_guards(&links);
         self.start_names();
         self.ensure_endpoints().await?;
+        self.report_held();
         self.set_names();
         self.forget_strangers()?;
         self.purge_now()?;
@@ -218,7 +219,9 @@ impl Agent {
                 None => self.recreate(endpoint, attachment).await,
             };
             if let Err(error) = result {
-                self.up.remove(&place(endpoint, attachment));
+                let place = place(endpoint, attachment);
+                self.up.remove(&place);
+                self.wanted.gone.insert(place);
                 tracing::warn!(
                     endpoint = %endpoint.name,
                     network = %attachment.network,
@@ -267,7 +270,7 @@ impl Agent {
         if let Err(error) = configured {
             tracing::warn!(endpoint = %endpoint.name, error = %crate::chain(&error), "left as it is");
         }
-        self.up.insert(place(endpoint, attachment), link.index);
+        self.note_up(place(endpoint, attachment), link.index);
         Ok(())
     }
 

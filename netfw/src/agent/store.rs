@@ -16,8 +16,9 @@ use super::record::{Endpoint, Network, Node, Wanted};
 use crate::name::Name;
 
 /// Version of the records. A store of a newer version is refused, not guessed at; one of an older is read,
-/// and becomes one of this. 2: endpoints have attachments.
-pub const VERSION: u32 = 2;
+/// and becomes one of this. 2: endpoints have attachments. 3: they may say who
+/// uses their publishes, which an older netfw would let everybody do.
+pub const VERSION: u32 = 3;
 
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 const NETWORKS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("networks");
@@ -410,13 +411,13 @@ mod tests {
             transaction
                 .open_table(META)
                 .unwrap()
-                .insert("version", b"3".as_slice())
+                .insert("version", (VERSION + 1).to_string().as_bytes())
                 .unwrap();
             transaction.commit().unwrap();
         }
         assert!(matches!(
             Store::open(&path),
-            Err(StoreError::Version { found: 3, .. })
+            Err(StoreError::Version { found, .. }) if found == VERSION + 1
         ));
         std::fs::write(&path, b"not a store").unwrap();
         assert!(matches!(Store::open(&path), Err(StoreError::Open { .. })));

@@ -19,6 +19,7 @@ use crate::{
     },
     bpf::{Family, Part},
     name::{Mac, Name},
+    net::{NetError, Netlink},
     publish::Publish,
     source::Sources,
 };
@@ -202,9 +203,7 @@ impl Agent {
                 ports.port_min, ports.port_max
             ));
         }
-        if let Err(why) = &self.names {
-            warnings.push(format!("names of endpoints are not served: {why}"));
-        }
+        warnings.extend_from_slice(self.names.troubles());
         if let Err(why) = &self.ipv6 {
             let without = self.wanted.networks.values().filter(|n| n.v6.is_some());
             for network in without {
@@ -231,31 +230,9 @@ impl Agent {
         Ok(self.endpoint_of(self.wanted_endpoint(name)?))
     }
 
-    /// The same, and how it is plugged in.
-    pub async fn inspect_endpoint(&self, name: &Name) -> Result<Endpoint, AgentError> {
-        let mut view = self.endpoint_view(name)?;
-        for attachment in &mut view.networks {
-            let Some(host) = attachment.host_ifindex else {
-                continue;
-            };
-            // It may go at any moment.
-            let Some(link) = self.netlink.link_by_index(host).await? else {
-                continue;
-            };
-            let macs = self.netlink.forwarding(host).await?;
-            attachment.wiring = Some(Wiring {
-                ifindex: link.peer,
-                bridge_ifindex: link.master,
-                macs: macs
-                    .into_iter()
-                    .map(|known| KnownMac {
-                        mac: Mac(known.mac),
-                        own: known.own,
-                    })
-                    .collect(),
-            });
-        }
-        Ok(view)
+    /// The same, and what to ask how it is plugged in: see [`wire`].
+    pub fn endpoint_to_inspect(&self, name: &Name) -> Result<(Endpoint, Netlink), AgentError> {
+        Ok((self.endpoint_view(name)?, self.netlink.clone()))
     }
 
     fn endpoint_of(&self, e: &wanted::Endpoint) -> Endpoint {
@@ -404,6 +381,39 @@ fn closed(publish: &Publish, sources: &Sources) -> Option<String> {
              no {family} address; --allow-from an {family} prefix lets it in"
         )
     })
+}
+
+/// Adds how an endpoint is plugged in, which takes a look at all that the node's bridges know. Interfaces
+/// may go at any moment: it is left out of those.
+pub async fn wire(endpoint: &mut Endpoint, netlink: &Netlink) {
+    for attachment in &mut endpoint.networks {
+        let Some(host) = attachment.host_ifindex else {
+            continue;
+        };
+        let looked = async {
+            let link = netlink.link_by_index(host).await?;
+            Ok::<_, NetError>((link, netlink.forwarding(host).await?))
+        };
+        match looked.await {
+            Ok((Some(link), known)) => {
+                attachment.wiring = Some(Wiring {
+                    ifindex: link.peer,
+                    bridge_ifindex: link.master,
+                    macs: known
+                        .into_iter()
+                        .map(|known| KnownMac {
+                            mac: Mac(known.mac),
+                            own: known.own,
+                        })
+                        .collect(),
+                });
+            }
+            Ok((None, _)) => {}
+            Err(error) => {
+                tracing::debug!(endpoint = %endpoint.name, %error, "no look at its bridge")
+            }
+        }
+    }
 }
 
 fn state(up: bool) -> EndpointState {

@@ -24,7 +24,7 @@ use super::types::{
     NetworkDetails, NetworkRequest, PublishRequest, Stats, Status, UnpublishRequest,
 };
 use crate::{
-    agent::{Agent, AgentError, flow, memory, purge::carry_out},
+    agent::{Agent, AgentError, flow, memory, purge::carry_out, view::wire},
     filter::FlowFilter,
     name::Name,
 };
@@ -165,7 +165,8 @@ async fn remove_network(State(shared): State<Shared>, Path(text): Path<String>) 
     let name = name(&text)?;
     to_the_end(async move {
         let removed = change(shared, async move |agent| agent.remove_network(&name).await);
-        Ok(removed.await?.0)
+        let ((), _flows) = removed.await?;
+        Ok(())
     })
     .await
 }
@@ -208,9 +209,9 @@ async fn endpoints(State(shared): State<Shared>) -> Answer<Vec<Endpoint>> {
 
 async fn endpoint(State(shared): State<Shared>, Path(text): Path<String>) -> Answer<Endpoint> {
     let name = name(&text)?;
-    Ok(Json(
-        shared.agent.lock().await.inspect_endpoint(&name).await?,
-    ))
+    let (mut endpoint, netlink) = shared.agent.lock().await.endpoint_to_inspect(&name)?;
+    wire(&mut endpoint, &netlink).await;
+    Ok(Json(endpoint))
 }
 
 async fn add_endpoint(State(shared): State<Shared>, body: Bytes) -> Answer<Endpoint> {

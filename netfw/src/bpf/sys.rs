@@ -1,6 +1,7 @@
 //! The only raw `bpf(2)`: what aya 0.14 lacks. Batch operations on maps, in-place swap and detach of
-//! a link found under its pin, which interface a link is on, and whether programs may call a helper. An XDP link, too: where the kernel
-//! refuses one, aya attaches the program without a link, and nobody would find it again.
+//! a link found under its pin, which interface a link is on, and whether programs may call a helper. An
+//! XDP link, too: where the kernel refuses one, aya attaches the program without a link, and nobody would
+//! find it again.
 //!
 //! Each function fills the fields of `union bpf_attr` that its command reads, and nothing more: the
 //! kernel takes what it is not given as zero (`bpf_check_uarg_tail_zero`), so that a short attribute

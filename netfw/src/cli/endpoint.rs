@@ -19,7 +19,7 @@ use crate::{
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Attach a container's network namespace to a network.
-    Add(Add),
+    Add(Box<Add>),
     /// List endpoints.
     Ls,
     /// Show everything about an endpoint.

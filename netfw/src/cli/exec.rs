@@ -1,5 +1,5 @@
-//! `netfw exec`: a command in an endpoint's network namespace, with its host name and its `/etc/hosts`,
-//! everything else as it is here.
+//! `netfw exec`: a command in an endpoint's network namespace, with its host name and its files for
+//! `/etc`, everything else as it is here.
 //!
 //! The process becomes the command, so exit status and signals are the command's own.
 
@@ -47,7 +47,8 @@ pub fn run(global: &Global, args: Args) -> anyhow::Result<()> {
         _ => &endpoint.name,
     };
     let paths = Paths::of(&global.instance);
-    put_over_etc(&files::directory(&paths, owner)).context("giving it its own /etc/hosts")?;
+    put_over_etc(&files::directory(&paths, owner))
+        .context("giving it its own resolv.conf, hosts and hostname")?;
     let (program, rest) = args.command.split_first().context("no command")?;
     // `exec` returns only where it failed.
     let error = Command::new(program).args(rest).exec();

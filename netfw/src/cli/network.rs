@@ -145,7 +145,7 @@ impl Create {
 fn label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').unwrap_or((text, ""));
     match key.is_empty() {
-        true => Err("a label has a key: write KEY=VALUE".into()),
+        true => Err("a label has a key: write KEY=VALUE, or KEY alone".into()),
         false => Ok((key.to_owned(), value.to_owned())),
     }
 }

@@ -8,9 +8,10 @@ use std::{
     collections::HashSet,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::LazyLock,
 };
 
-use nix::libc;
+use nix::{libc, sys::utsname::uname};
 
 use super::{
     exchange::exchange_bytes,
@@ -24,7 +25,7 @@ const INET_DIAG_SKV6ONLY: u16 = 11;
 
 /// `1 << TCP_LISTEN`.
 const LISTENING: u32 = 1 << 10;
-/// `1 << TCP_BOUND_INACTIVE`: they may listen yet. Kernels before 6.8 tell of none.
+/// `1 << TCP_BOUND_INACTIVE`: they may listen yet.
 const BOUND: u32 = 1 << 13;
 const ANY_STATE: u32 = u32::MAX;
 /// All but those without a peer, or done with theirs: `TCP_TIME_WAIT`, `TCP_CLOSE`, `TCP_LISTEN`.
@@ -33,11 +34,12 @@ const CONNECTED: u32 = !(1 << 6 | 1 << 7 | LISTENING);
 /// Length of `struct inet_diag_msg`.
 const MESSAGE: usize = 72;
 
-/// TCP sockets that listen or may do so yet, or bound UDP sockets, of the calling thread's namespace. `ENOENT`: the
-/// kernel cannot tell (built without `CONFIG_INET_DIAG`, or the module is missing).
+/// TCP sockets that listen or may do so yet, or bound UDP sockets, of the calling thread's namespace.
+/// `ENOENT`: the kernel cannot tell (built without `CONFIG_INET_DIAG`, or the module is missing).
 pub(super) fn sockets(proto: Protocol, family: libc::c_int) -> io::Result<Vec<Entry>> {
     let states = match proto {
-        Protocol::Tcp => LISTENING | BOUND,
+        Protocol::Tcp if tells_bound() => LISTENING | BOUND,
+        Protocol::Tcp => LISTENING,
         Protocol::Sctp => LISTENING,
         Protocol::Udp => ANY_STATE,
     };
@@ -48,6 +50,19 @@ pub(super) fn sockets(proto: Protocol, family: libc::c_int) -> io::Result<Vec<En
         |message| found.extend(parse(message)),
     )?;
     Ok(found)
+}
+
+/// Does the kernel tell of sockets that are bound and no more? From 6.8 on; asked before that, it walks the
+/// table of all connections of the machine, and finds none.
+fn tells_bound() -> bool {
+    static TELLS: LazyLock<bool> = LazyLock::new(|| {
+        let release = uname().map(|name| name.release().to_string_lossy().into_owned());
+        let release = release.unwrap_or_default();
+        let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+        let mut number = || numbers.next().and_then(|n| n.parse::<u32>().ok());
+        (number(), number()) >= (Some(6), Some(8))
+    });
+    *TELLS
 }
 
 /// Ends those of the sockets, by their cookie and peer, that are connected: their processes get

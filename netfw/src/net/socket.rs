@@ -121,46 +121,63 @@ pub(super) struct Entry {
 /// `TCP_LISTEN` (net/tcp_states.h).
 const LISTEN: u8 = 10;
 
-/// The sockets that a publish of `ports` on `host_ip` (unspecified: any local address of the family)
-/// would take packets from: TCP and SCTP sockets that listen, UDP sockets that are bound. TCP sockets that
-/// are bound and neither listen nor are connected, too, where the kernel tells of those (6.8).
-///
-/// A socket on another specific address is no conflict; one on `[::]` is one for IPv4 as well, unless
-/// it is `IPV6_V6ONLY`.
-pub fn holders(
-    proto: Protocol,
-    ports: RangeInclusive<u16>,
-    host_ip: IpAddr,
-) -> Result<Vec<Holder>, NetError> {
-    let mut found = Vec::new();
-    for family in [libc::AF_INET, libc::AF_INET6] {
-        found.extend(match diag::sockets(proto, family) {
-            Ok(sockets) => sockets,
-            // The kernel has no SCTP, or nobody has used it yet; its table has another form.
-            Err(_) if proto == Protocol::Sctp => Vec::new(),
-            Err(_) => table(proto, family)?,
-        });
+/// The sockets of the calling thread's namespace that have ports, at one moment: TCP and SCTP sockets that
+/// listen, UDP sockets that are bound. TCP sockets that are bound and neither listen nor are connected, too,
+/// where the kernel tells of those (6.8).
+pub struct Sockets {
+    protocol: Protocol,
+    entries: Vec<Entry>,
+}
+
+impl Sockets {
+    pub fn look(protocol: Protocol) -> Result<Self, NetError> {
+        let mut entries = Vec::new();
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            entries.extend(match diag::sockets(protocol, family) {
+                Ok(sockets) => sockets,
+                // The kernel has no SCTP, or nobody has used it yet; its table has another form.
+                Err(_) if protocol == Protocol::Sctp => Vec::new(),
+                Err(_) => table(protocol, family)?,
+            });
+        }
+        Ok(Self { protocol, entries })
     }
-    found.retain(|entry| ports.contains(&entry.port) && overlaps(entry, host_ip));
-    // Reading every process's files takes long; nobody pays for it while all is well.
-    let owners = if found.is_empty() {
-        HashMap::new()
-    } else {
-        owners()
-    };
-    Ok(found
-        .into_iter()
-        .map(|entry| {
-            let pid = owners.get(&entry.inode).copied();
-            Holder {
-                proto,
-                addr: entry.addr,
-                port: entry.port,
-                pid,
-                command: pid.and_then(command),
-            }
+
+    pub fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// One of those that a publish of `ports` on `host_ip` (unspecified: any local address of the family)
+    /// would take packets from.
+    ///
+    /// A socket on another specific address is no conflict; one on `[::]` is one for IPv4 as well, unless
+    /// it is `IPV6_V6ONLY`.
+    pub fn holder(&self, ports: RangeInclusive<u16>, host_ip: IpAddr) -> Option<Holder> {
+        let entry = self.in_the_way(ports, host_ip).next()?;
+        // Reading every process's files takes long; nobody pays for it while all is well.
+        let pid = owners().get(&entry.inode).copied();
+        Some(Holder {
+            proto: self.protocol,
+            addr: entry.addr,
+            port: entry.port,
+            pid,
+            command: pid.and_then(command),
         })
-        .collect())
+    }
+
+    /// The ports of all of them.
+    pub fn ports(&self, ports: RangeInclusive<u16>, host_ip: IpAddr) -> impl Iterator<Item = u16> {
+        self.in_the_way(ports, host_ip).map(|entry| entry.port)
+    }
+
+    fn in_the_way(
+        &self,
+        ports: RangeInclusive<u16>,
+        host_ip: IpAddr,
+    ) -> impl Iterator<Item = &Entry> {
+        let entries = self.entries.iter();
+        entries.filter(move |entry| ports.contains(&entry.port) && overlaps(entry, host_ip))
+    }
 }
 
 /// The same from `/proc`.
@@ -362,21 +379,17 @@ mod tests {
             (Protocol::Tcp, tcp.local_addr().unwrap().port()),
             (Protocol::Udp, udp.local_addr().unwrap().port()),
         ] {
-            let held = holders(proto, port..=port, Ipv4Addr::UNSPECIFIED.into()).unwrap();
-            assert!(
-                held.iter()
-                    .any(|holder| holder.pid == Some(std::process::id())
-                        && holder.addr == Ipv4Addr::LOCALHOST
-                        && holder.port == port
-                        && holder.command.is_some()),
-                "{held:?}"
+            let sockets = Sockets::look(proto).unwrap();
+            let held = sockets.holder(port..=port, Ipv4Addr::UNSPECIFIED.into());
+            let holder = held.unwrap();
+            assert_eq!(holder.pid, Some(std::process::id()));
+            assert_eq!(
+                (holder.addr, holder.port),
+                (Ipv4Addr::LOCALHOST.into(), port)
             );
-            let elsewhere = holders(proto, port..=port, "192.0.2.1".parse().unwrap()).unwrap();
-            assert!(
-                elsewhere
-                    .iter()
-                    .all(|holder| holder.pid != Some(std::process::id()))
-            );
+            assert!(holder.command.is_some());
+            let elsewhere = sockets.holder(port..=port, "192.0.2.1".parse().unwrap());
+            assert_eq!(elsewhere, None);
         }
     }
 

@@ -24,7 +24,9 @@ struct Site {
 
 impl Site {
     fn new() -> Self {
-        Self::with(&format!("nameserver {WORLD}\n"))
+        // The resolver answers everything, a container's name with that domain behind it as well.
+        let lines = format!("nameserver {WORLD}\nsearch example.org\noptions ndots:3\n");
+        Self::with(&lines)
     }
 
     fn with(lines: &str) -> Self {
@@ -104,8 +106,8 @@ fn containers_find_each_other() {
     let db = site.container("db", &["--network", "app"]);
     let lone = site.container("lone", &[]);
     for name in ["web", "WEB", "web.app", "www", "www.app."] {
-        assert_eq!(db.asks(&[name, "A"]), [web.ip.clone()], "{name}");
-        assert_eq!(db.asks(&[name, "AAAA"]), [web.ip6.clone()], "{name}");
+        assert_eq!(db.asks(&[name, "A"]), [web.ip.as_str()], "{name}");
+        assert_eq!(db.asks(&[name, "AAAA"]), [web.ip6.as_str()], "{name}");
     }
     for ip in [&web.ip, &web.ip6] {
         assert_eq!(db.asks(&["-x", ip]), ["web.app."]);
@@ -152,11 +154,11 @@ fn an_endpoint_is_known_in_each_of_its_networks() {
     let connected = agent.json(&words);
     let inner = text(&connected["networks"][1]["ip"]);
     // Where both are: through either server, by its address there.
-    assert_eq!(api.asks(&["db", "A"]), [db.ip.clone()]);
-    assert_eq!(api.asks(&["store.back", "A"]), [db.ip.clone()]);
+    assert_eq!(api.asks(&["db", "A"]), [db.ip.as_str()]);
+    assert_eq!(api.asks(&["store.back", "A"]), [db.ip.as_str()]);
     assert_eq!(db.asks(&["api", "A"]), [inner]);
     assert_eq!(db.asks(&["backend", "A"]), [inner]);
-    assert_eq!(web.asks(&["api", "A"]), [api.ip.clone()]);
+    assert_eq!(web.asks(&["api", "A"]), [api.ip.as_str()]);
     assert_eq!(web.asks(&["backend", "A"]), [says(FORWARDED)]);
     // Without a way out there are no names of the world.
     let told = full(&db.namespace, &db.gateway, &["example.com", "A"]);
@@ -187,8 +189,8 @@ fn an_alias_may_be_several_and_a_link_is_one_s_own() {
         assert_eq!(all, both);
     }
     assert!(first[0] != first[1] && first[0] == first[2], "{first:?}");
-    assert_eq!(asker.asks(&["first", "A"]), [one.ip.clone()]);
-    assert_eq!(asker.asks(&["two", "A"]), [two.ip.clone()]);
+    assert_eq!(asker.asks(&["first", "A"]), [one.ip.as_str()]);
+    assert_eq!(asker.asks(&["two", "A"]), [two.ip.as_str()]);
     assert_eq!(two.asks(&["first", "A"]), [says(FORWARDED)]);
     let inspected = agent.json(&["endpoint", "inspect", "asker"]);
     assert_eq!(inspected["links"], serde_json::json!(["one:first", "two"]));
@@ -197,6 +199,8 @@ fn an_alias_may_be_several_and_a_link_is_one_s_own() {
     assert_eq!(*aliases, serde_json::json!(["pool"]));
     for (words, said) in [
         (&["--alias", "one"][..], "has that name already"),
+        (&["--alias", "ONE"], "has that name already"),
+        (&["--alias", "One.App"], "has that name already"),
         (&["--link", "nobody"], "there is no endpoint \"nobody\""),
     ] {
         let all = [&["endpoint", "add", "x"], &app[..], words].concat();
@@ -205,6 +209,11 @@ fn an_alias_may_be_several_and_a_link_is_one_s_own() {
     }
     let told = agent.refuses(FAILED, &["endpoint", "add", "pool", "--network", "app"]);
     assert!(told.contains("pool"), "{told}");
+    for name in ["POOL.app", "One"] {
+        // Letters of either case are the same, and so is a name with its network's.
+        let told = agent.refuses(FAILED, &["endpoint", "add", name, "--network", "app"]);
+        assert!(told.contains("choose another"), "{told}");
+    }
     let told = agent.refuses(FAILED, &["endpoint", "add", "x", "--link", "one"]);
     assert!(told.contains("app"), "{told}");
     let none = ["endpoint", "add", "x", "--network", "none", "--alias", "y"];
@@ -214,8 +223,7 @@ fn an_alias_may_be_several_and_a_link_is_one_s_own() {
 
 #[test]
 fn a_container_s_resolver_is_its_gateway() {
-    let lines = format!("nameserver {WORLD}\nsearch example.org\noptions ndots:3\n");
-    let site = Site::with(&lines);
+    let site = Site::new();
     let agent = &site.agent;
     let name = format!("made{}", std::process::id());
     let added = agent.json(&["endpoint", "add", &name]);
@@ -223,7 +231,7 @@ fn a_container_s_resolver_is_its_gateway() {
         format!("nameserver {}", text(&added["gateway"])),
         format!("nameserver {}", text(&added["gateway6"])),
         "search example.org".into(),
-        "options ndots:3".into(),
+        "options ndots:0".into(),
     ];
     let check = |shown: &str| {
         let lines: Vec<&str> = shown.lines().filter(|l| !l.starts_with('#')).collect();
