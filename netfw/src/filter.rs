@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use netfw_common::tuple::proto;
 use serde::{Deserialize, Serialize};
 
-use crate::name::Name;
+use crate::{name::Name, text::by_text};
 
 /// All that is said must hold; nothing said: every flow.
 #[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -128,23 +128,6 @@ impl State {
     }
 }
 
-macro_rules! by_text {
-    ($($t:ty),*) => { $(
-        impl TryFrom<String> for $t {
-            type Error = String;
-
-            fn try_from(text: String) -> Result<Self, String> {
-                text.parse()
-            }
-        }
-
-        impl From<$t> for String {
-            fn from(value: $t) -> Self {
-                value.to_string()
-            }
-        }
-    )* };
-}
 by_text!(IpProtocol, Prefix);
 
 impl FlowFilter {

@@ -27,6 +27,7 @@ pub mod net;
 pub mod publish;
 pub mod rules;
 pub mod source;
+mod text;
 
 /// An error and its causes in one line; causes that the error's own words contain are left out.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {

@@ -4,7 +4,10 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::name::{Name, NameError};
+use crate::{
+    name::{Name, NameError},
+    text::by_text,
+};
 
 /// Where an endpoint gets its network from.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -27,6 +30,8 @@ const CONTAINER: &str = "container:";
 /// Names that no network can have.
 pub const RESERVED: [&str; 2] = [HOST, NONE];
 
+by_text!(Mode);
+
 impl FromStr for Mode {
     type Err = NameError;
 
@@ -39,20 +44,6 @@ impl FromStr for Mode {
                 None => Self::Network(text.parse()?),
             },
         })
-    }
-}
-
-impl TryFrom<String> for Mode {
-    type Error = NameError;
-
-    fn try_from(text: String) -> Result<Self, NameError> {
-        text.parse()
-    }
-}
-
-impl From<Mode> for String {
-    fn from(mode: Mode) -> Self {
-        mode.to_string()
     }
 }
 

@@ -8,6 +8,8 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::text::by_text;
+
 /// Longest name, in bytes: a DNS label's length.
 pub const MAX: usize = 63;
 
@@ -38,6 +40,8 @@ impl Name {
     }
 }
 
+by_text!(Name, NameLink, Mac);
+
 impl FromStr for Name {
     type Err = NameError;
 
@@ -60,20 +64,6 @@ impl FromStr for Name {
             Some(found) => Err(NameError::Character { name, found }),
             None => Ok(Self(name)),
         }
-    }
-}
-
-impl TryFrom<String> for Name {
-    type Error = NameError;
-
-    fn try_from(s: String) -> Result<Self, NameError> {
-        s.parse()
-    }
-}
-
-impl From<Name> for String {
-    fn from(name: Name) -> Self {
-        name.0
     }
 }
 
@@ -109,20 +99,6 @@ impl FromStr for NameLink {
             endpoint: endpoint.parse()?,
             alias: alias.parse()?,
         })
-    }
-}
-
-impl TryFrom<String> for NameLink {
-    type Error = NameError;
-
-    fn try_from(text: String) -> Result<Self, NameError> {
-        text.parse()
-    }
-}
-
-impl From<NameLink> for String {
-    fn from(link: NameLink) -> Self {
-        link.to_string()
     }
 }
 
@@ -208,20 +184,6 @@ impl FromStr for Mac {
             return Err(MacError::Multicast(s.to_owned()));
         }
         Ok(Self(mac))
-    }
-}
-
-impl TryFrom<String> for Mac {
-    type Error = MacError;
-
-    fn try_from(s: String) -> Result<Self, MacError> {
-        s.parse()
-    }
-}
-
-impl From<Mac> for String {
-    fn from(mac: Mac) -> Self {
-        mac.to_string()
     }
 }
 

@@ -13,6 +13,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::text::by_text;
+
 pub use crate::net::socket::Protocol;
 
 /// Ports from `first` to `last`, both included.
@@ -102,6 +104,8 @@ pub enum SpecError {
     #[error("publish {spec:?}: {ip} can be no address of the node")]
     NotUnicast { spec: String, ip: IpAddr },
 }
+
+by_text!(Spec);
 
 impl FromStr for Spec {
     type Err = SpecError;
@@ -232,20 +236,6 @@ fn parse_port(spec: &str, text: &str) -> Result<u16, SpecError> {
             spec: spec.to_owned(),
             port: text.to_owned(),
         }),
-    }
-}
-
-impl TryFrom<String> for Spec {
-    type Error = SpecError;
-
-    fn try_from(s: String) -> Result<Self, SpecError> {
-        s.parse()
-    }
-}
-
-impl From<Spec> for String {
-    fn from(spec: Spec) -> Self {
-        spec.to_string()
     }
 }
 

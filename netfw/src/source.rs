@@ -8,6 +8,8 @@ use std::{fmt, net::IpAddr, str::FromStr};
 use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 
+use crate::text::by_text;
+
 /// A prefix of addresses, or one address: `10.0.0.0/8`, `fd00::/8`, `192.0.2.7`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -30,6 +32,8 @@ impl Source {
         self.0
     }
 }
+
+by_text!(Source);
 
 impl FromStr for Source {
     type Err = SourceError;
@@ -77,20 +81,6 @@ impl fmt::Display for Source {
         } else {
             self.0.fmt(f)
         }
-    }
-}
-
-impl TryFrom<String> for Source {
-    type Error = SourceError;
-
-    fn try_from(text: String) -> Result<Self, SourceError> {
-        text.parse()
-    }
-}
-
-impl From<Source> for String {
-    fn from(source: Source) -> Self {
-        source.to_string()
     }
 }
 
