@@ -267,8 +267,10 @@ fn an_uplink_that_cannot_be_was_a_failure_and_not_wrong_usage() {
 fn exec_of_a_missing_command_ended_as_any_failure() {
     let lab = Lab::new();
     let agent = Agent::start(&lab);
-    agent.netfw(&["endpoint", "add", "web"]);
-    let status = |command: &str| agent.output(&["exec", "web", "--", command]).status.code();
+    // Its namespace has this name on the whole machine.
+    let name = format!("missing{}", std::process::id());
+    agent.netfw(&["endpoint", "add", &name]);
+    let status = |command: &str| agent.output(&["exec", &name, "--", command]).status.code();
     assert_eq!(status("no-such-command"), Some(127));
     assert_eq!(status("/etc/passwd"), Some(126));
     assert_eq!(status("true"), Some(0));
