@@ -11,6 +11,7 @@
 //! | [`resolv`] | `/etc/resolv.conf`, watched |
 //! | [`upstream`] | one of the node's resolvers: asking it, and whether it is dead |
 //! | [`forward`] | which of them is asked, and when the next one is |
+//! | [`failures`] | what failed a moment ago, and is not asked again |
 //! | [`resolver`] | from a query's bytes to its answer's |
 //! | [`limit`] | how much one asker may have in hand |
 //! | [`socket`] | sockets for port 53 that do not take it |
@@ -29,6 +30,7 @@
 
 pub mod answer;
 pub mod error;
+pub mod failures;
 pub mod forward;
 pub mod limit;
 pub mod message;
