@@ -151,8 +151,8 @@ impl Asked {
         }
     }
 
-    /// An answer that was got by TCP, for one who may have asked by UDP: what is more than that one
-    /// takes is left out, and the asker told to come by TCP. None if it cannot be read.
+    /// Somebody's answer, as much as the asker takes: it may have been got by TCP for one who asked by
+    /// UDP, and is told to come by TCP too. None if it cannot be read.
     pub fn cut(&self, answer: Vec<u8>) -> Option<Vec<u8>> {
         if answer.len() <= self.room().into() {
             return Some(answer);

@@ -23,10 +23,11 @@
 //! through a raw socket, since they must come from port 53.
 //!
 //! **Who asks** is known by the source address, which the data plane has checked: a container sends
-//! from its own address only.
+//! from its own address only. From where no container is, it is the node that asks.
 //!
-//! **What is forwarded** goes byte for byte, but for the id; so do the answers. What this server does
-//! not know of the protocol is between the container and the resolver.
+//! **What is forwarded** goes byte for byte, but for the id; so do the answers, unless they are more than
+//! the asker takes. What this server does not know of the protocol is between the container and the
+//! resolver.
 
 pub mod answer;
 pub mod error;
