@@ -8,7 +8,7 @@ use std::{
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use super::forward::PENDING;
+use super::round::PENDING;
 
 /// What askers may have in hand at a time.
 #[derive(Clone, Copy, Debug)]

@@ -11,6 +11,7 @@
 //! | [`resolv`] | `/etc/resolv.conf`, watched |
 //! | [`upstream`] | one of the node's resolvers: asking it, and whether it is dead |
 //! | [`forward`] | which of them is asked, and when the next one is |
+//! | [`round`] | whom one query asks, in turns: pure |
 //! | [`failures`] | what failed a moment ago, and is not asked again |
 //! | [`resolver`] | from a query's bytes to its answer's |
 //! | [`limit`] | how much one asker may have in hand |
@@ -37,6 +38,7 @@ pub mod limit;
 pub mod message;
 pub mod resolv;
 pub mod resolver;
+pub mod round;
 pub mod server;
 pub mod socket;
 pub mod tcp;
