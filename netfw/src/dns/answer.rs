@@ -1,15 +1,17 @@
-//! What an asker is told: pure, but that addresses behind one name take turns.
+//! What an asker is told: pure, but that any of the addresses behind one name may be the first.
 //!
 //! An asker sees the networks that it is in. Names are looked for where the query came in first, then
 //! in the asker's other networks; the first network that has the name answers alone, so that the
 //! addresses of an answer belong together. Its links come before all others: it asked for them.
 //!
-//! The node itself may ask at a gateway, and sees that network; its own resolvers it asks elsewhere.
+//! The node itself may ask at a gateway, and sees that network; its own resolvers it asks elsewhere. It
+//! is known by asking from where nobody in the network is.
 //!
 //! What is ours is never forwarded, whatever type is asked for: the world does not know it, and need
-//! not hear of it. That goes for reverse names of all our subnets, too.
+//! not hear of it. That goes for an endpoint that is down, for a link to nobody, and for all that is in
+//! or below the reverse zones of our subnets, too.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use hickory_proto::{
     op::Query,
@@ -18,6 +20,7 @@ use hickory_proto::{
         rdata::{A, AAAA, PTR},
     },
 };
+use ipnet::IpNet;
 
 use super::view::{Holders, Member, Names};
 use crate::name::Name;
@@ -32,7 +35,7 @@ pub const TTL: u32 = 5;
 pub enum Verdict {
     /// The name is ours: these, or nothing of the type that was asked for.
     Ours(Vec<RData>),
-    /// An address of ours that nobody has, or nobody whom the asker may see.
+    /// An address of ours that nobody has, or nobody whom the asker may see; or below one.
     NoSuchName,
     /// The node's resolvers may know.
     Forward,
@@ -47,8 +50,9 @@ pub struct Asker<'a> {
     member: Option<&'a Member>,
     /// Where the query came in, then its other ones.
     networks: Vec<usize>,
-    /// It is the node that asks, from a gateway's address.
+    /// It is the node that asks.
     is_node: bool,
+    is_link_local: bool,
 }
 
 /// Whom queries are counted for.
@@ -65,18 +69,28 @@ impl<'a> Asker<'a> {
     /// Whoever sends from this address on a network's bridge. None if the network is gone.
     pub fn find(names: &'a Names, network: &Name, from: IpAddr) -> Option<Self> {
         let here = names.network(network)?;
-        let member = names.networks[here].member_at(from.to_canonical());
+        let from = from.to_canonical();
+        let member = names.networks[here].member_at(from);
         let mut networks = vec![here];
         if let Some(member) = member {
             let all = names.networks_of(&member.endpoint).iter();
             networks.extend(all.filter(|&&n| n != here));
         }
+        let is_link_local = matches!(from, IpAddr::V6(addr) if addr.is_unicast_link_local());
+        let is_near = is_link_local || names.networks[here].owns(from.into());
         Some(Self {
             names,
             member,
             networks,
-            is_node: names.gateways().contains(&from.to_canonical()),
+            is_node: member.is_none() && (!is_near || names.gateways().contains(&from)),
+            is_link_local,
         })
+    }
+
+    /// On which bridge, if it asks from a link-local address: it may be the node, which has one there.
+    pub fn is_link_local_on(&self) -> Option<u32> {
+        let bridge = &self.names.networks[self.networks[0]].network.bridge;
+        self.is_link_local.then_some(bridge.ifindex)
     }
 
     pub fn identity(&self) -> Identity {
@@ -108,10 +122,14 @@ impl<'a> Asker<'a> {
     /// The addresses behind a name.
     fn by_name(&self, question: &Query) -> Option<Verdict> {
         let name = text(&question.name)?;
-        let (n, holders) = self.find_holders(&name)?;
+        let found = self.linked(&name).or_else(|| {
+            let mut networks = self.networks.iter();
+            networks.find_map(|&n| Some(Some((n, self.names.networks[n].holders(&name)?))))
+        })?;
         let records = |v6| {
-            let found = self.names.networks[n].addresses(holders, v6);
-            found.into_iter().map(record).collect::<Vec<_>>()
+            let addresses = found.map(|(n, holders)| self.names.networks[n].addresses(holders, v6));
+            let addresses = addresses.into_iter().flatten();
+            addresses.map(record).collect::<Vec<_>>()
         };
         Some(Verdict::Ours(match question.query_type {
             RecordType::A => records(false),
@@ -121,44 +139,41 @@ impl<'a> Asker<'a> {
         }))
     }
 
-    /// Who has the name, and in which network.
-    fn find_holders(&self, name: &str) -> Option<(usize, &'a Holders)> {
-        self.linked(name).or_else(|| {
-            let mut networks = self.networks.iter();
-            networks.find_map(|&n| Some((n, self.names.networks[n].holders(name)?)))
-        })
-    }
-
-    /// Whom the asker has linked to under this name.
-    fn linked(&self, name: &str) -> Option<(usize, &'a Holders)> {
+    /// Whom the asker has linked to under this name, and in which network; nobody there, perhaps.
+    fn linked(&self, name: &str) -> Option<Option<(usize, &'a Holders)>> {
         let member = self.member?;
-        self.networks.iter().find_map(|&n| {
+        let mut linked = None;
+        for &n in &self.networks {
             let indexed = &self.names.networks[n];
             let domain = indexed.network.name.as_str();
             // The asker's links in that network.
             let members = indexed.network.members.iter();
-            let mut own = members.filter(|other| other.endpoint == member.endpoint);
-            let link = own.find_map(|own| {
-                own.links
-                    .iter()
-                    .find(|link| is_name(name, &link.alias, domain))
-            })?;
-            let endpoint = link.endpoint.to_ascii_lowercase();
-            Some((n, indexed.holders(&endpoint)?))
-        })
+            let own = members.filter(|other| other.endpoint == member.endpoint);
+            let mut links = own.flat_map(|own| &own.links);
+            if let Some(link) = links.find(|link| is_name(name, &link.alias, domain)) {
+                if let Some(holders) = indexed.endpoint(&link.endpoint) {
+                    return Some(Some((n, holders)));
+                }
+                linked = Some(None);
+            }
+        }
+        linked
     }
 
-    /// The name of an address.
+    /// The name of an address, or what there is around it.
     fn by_address(&self, question: &Query) -> Option<Verdict> {
-        let net = question.name.parse_arpa_name().ok()?;
-        if net.prefix_len() != net.max_prefix_len() {
-            // The name of a zone.
+        let Reverse { net, below } = Reverse::read(&question.name)?;
+        if !self.names.owns(net) {
             return None;
+        }
+        if below {
+            return Some(Verdict::NoSuchName);
+        }
+        if net.prefix_len() != net.max_prefix_len() {
+            // A zone, which has names in it and none itself.
+            return Some(Verdict::Ours(Vec::new()));
         }
         let addr = net.addr();
-        if !self.names.owns(addr) {
-            return None;
-        }
         let mut networks = self.networks.iter().map(|&n| &self.names.networks[n]);
         let found = networks.find_map(|indexed| {
             let member = indexed.member_at(addr)?;
@@ -172,6 +187,58 @@ impl<'a> Asker<'a> {
             (Some(_), _) => Verdict::Ours(Vec::new()),
         })
     }
+}
+
+/// What a reverse name is of: as much of an address as it has, from the right.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Reverse {
+    net: IpNet,
+    /// Labels stand before that which are no part of an address: `lb._dns-sd._udp.0.0.18.172`.
+    below: bool,
+}
+
+impl Reverse {
+    fn read(name: &DomainName) -> Option<Self> {
+        let mut labels = name.iter().rev();
+        if !labels.next()?.eq_ignore_ascii_case(b"arpa") {
+            return None;
+        }
+        let kind = labels.next()?;
+        let left = name.iter().count() - 2;
+        let (net, read) = if kind.eq_ignore_ascii_case(b"in-addr") {
+            let read: Vec<u8> = labels.take(4).map_while(octet).collect();
+            let mut octets = [0; 4];
+            octets[..read.len()].copy_from_slice(&read);
+            let addr = Ipv4Addr::from(octets).into();
+            (IpNet::new(addr, 8 * read.len() as u8), read.len())
+        } else if kind.eq_ignore_ascii_case(b"ip6") {
+            let read: Vec<u8> = labels.take(32).map_while(nibble).collect();
+            let shifts = (0..32).rev().map(|n| 4 * n);
+            let bits = read.iter().zip(shifts);
+            let bits = bits.map(|(&nibble, shift)| u128::from(nibble) << shift);
+            let addr = Ipv6Addr::from_bits(bits.sum()).into();
+            (IpNet::new(addr, 4 * read.len() as u8), read.len())
+        } else {
+            return None;
+        };
+        Some(Self {
+            net: net.ok()?,
+            below: left > read,
+        })
+    }
+}
+
+/// `0` to `255`, as reverse names have it.
+fn octet(label: &[u8]) -> Option<u8> {
+    let number = str::from_utf8(label).ok()?.parse::<u8>().ok()?;
+    // Neither `+1` nor `01`.
+    (number.to_string().as_bytes() == label).then_some(number)
+}
+
+/// A hexadecimal digit.
+fn nibble(label: &[u8]) -> Option<u8> {
+    let &[digit] = label else { return None };
+    char::from(digit).to_digit(16).map(|digit| digit as u8)
 }
 
 fn record(addr: IpAddr) -> RData {
@@ -289,12 +356,30 @@ mod tests {
     #[test]
     fn the_node_is_told_names_and_nothing_is_forwarded_for_it() {
         let names = world();
-        let node = |name| ask(&names, "front", "10.1.0.1", name, RecordType::A);
-        assert_eq!(node("web."), ours(&["10.1.0.2"]));
-        assert_eq!(node("database."), Verdict::Internal, "not its network");
-        assert_eq!(node("example.org."), Verdict::Internal);
-        let stranger = ask(&names, "front", "10.1.0.77", "example.org.", RecordType::A);
-        assert_eq!(stranger, Verdict::Forward);
+        // A gateway, an address of another network, one of the node's uplink, and loopback.
+        for from in [
+            "10.1.0.1",
+            "::ffff:10.1.0.1",
+            "10.2.0.2",
+            "192.0.2.1",
+            "::1",
+        ] {
+            let node = |name| ask(&names, "front", from, name, RecordType::A);
+            assert_eq!(node("web."), ours(&["10.1.0.2"]), "{from}");
+            assert_eq!(node("database."), Verdict::Internal, "not its network");
+            assert_eq!(node("example.org."), Verdict::Internal, "{from}");
+        }
+        let front = "front".parse().unwrap();
+        for (from, on) in [
+            ("10.1.0.77", None),
+            ("fe80::1", Some(7)),
+            ("10.1.0.2", None),
+        ] {
+            let asker = Asker::find(&names, &front, from.parse().unwrap()).unwrap();
+            assert_eq!(asker.is_link_local_on(), on, "{from}");
+            let told = ask(&names, "front", from, "example.org.", RecordType::A);
+            assert_eq!(told, Verdict::Forward, "{from}");
+        }
     }
 
     #[test]
@@ -342,15 +427,61 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_behind_one_alias_take_turns() {
-        let names = world();
-        let next = || ask(&names, "front", "10.1.0.2", "workers.", RecordType::A);
-        assert_eq!(next(), ours(&["10.1.0.3", "10.1.0.4"]));
-        // As a client does that asks for both families.
-        let none = ask(&names, "front", "10.1.0.2", "workers.", RecordType::AAAA);
-        assert_eq!(none, ours(&[]));
-        assert_eq!(next(), ours(&["10.1.0.4", "10.1.0.3"]));
-        assert_eq!(next(), ours(&["10.1.0.3", "10.1.0.4"]));
+    fn what_is_down_is_known_and_has_no_addresses() {
+        let mut web = member("web", &["www"], &["10.1.0.2"]);
+        for (alias, endpoint) in [("store", "db"), ("cache", "gone"), ("pooled", "pool")] {
+            web.links.push(Link {
+                alias: alias.parse().unwrap(),
+                endpoint: endpoint.parse().unwrap(),
+            });
+        }
+        let down = member("db", &["database", "pool"], &[]);
+        let up = member("db2", &["pool"], &["10.1.0.3"]);
+        let names = Names::new(View {
+            networks: vec![network("front", &["10.1.0.0/24"], vec![web, down, up])],
+        });
+        let of = |name, kind| ask(&names, "front", "10.1.0.2", name, kind);
+        for name in [
+            "db.",
+            "db.front.",
+            "database.",
+            "store.",
+            "store.front.",
+            // A link is to an endpoint, and to none that has its name for an alias.
+            "cache.",
+            "pooled.",
+        ] {
+            for kind in [RecordType::A, RecordType::AAAA, RecordType::MX] {
+                assert_eq!(of(name, kind), ours(&[]), "{name} {kind}");
+            }
+        }
+        assert_eq!(of("pool.", RecordType::A), ours(&["10.1.0.3"]));
+        let other = ask(&names, "front", "10.1.0.3", "cache.", RecordType::A);
+        assert_eq!(other, Verdict::Forward);
+    }
+
+    #[test]
+    fn a_link_is_found_in_the_network_where_its_target_is() {
+        let link = Link {
+            alias: "store".parse().unwrap(),
+            endpoint: "db".parse().unwrap(),
+        };
+        let at = |addr| {
+            let mut web = member("web", &[], &[addr]);
+            web.links.push(link.clone());
+            web
+        };
+        let db = member("db", &[], &["10.2.0.3"]);
+        let names = Names::new(View {
+            networks: vec![
+                network("front", &["10.1.0.0/24"], vec![at("10.1.0.2")]),
+                network("back", &["10.2.0.0/24"], vec![at("10.2.0.2"), db]),
+            ],
+        });
+        for (network, from) in [("front", "10.1.0.2"), ("back", "10.2.0.2")] {
+            let told = ask(&names, network, from, "store.", RecordType::A);
+            assert_eq!(told, ours(&["10.2.0.3"]), "{network}");
+        }
     }
 
     #[test]
@@ -440,14 +571,55 @@ mod tests {
             let told = of("10.1.0.3", outside, RecordType::PTR);
             assert_eq!(told, Verdict::Forward, "{outside}");
         }
-        let zone = ask(
-            &names,
-            "front",
-            "10.1.0.3",
-            "1.10.in-addr.arpa.",
-            RecordType::SOA,
-        );
-        assert_eq!(zone, Verdict::Forward);
+    }
+
+    #[test]
+    fn what_is_around_our_addresses_does_not_leak() {
+        let names = Names::new(View {
+            networks: vec![network(
+                "front",
+                &["172.18.0.0/16", "10.1.2.0/23", "fd15:5d77:8eaa::/64"],
+                vec![member("web", &[], &["172.18.0.2"])],
+            )],
+        });
+        let empty = || Verdict::Ours(Vec::new());
+        let v6 = "0.0.0.0.a.a.e.8.7.7.d.5.5.1.d.f.ip6.arpa.";
+        for (name, told) in [
+            // As systemd and avahi ask.
+            (
+                "lb._dns-sd._udp.0.0.18.172.in-addr.arpa.",
+                Verdict::NoSuchName,
+            ),
+            (
+                "lb._dns-sd._udp.0.18.172.IN-ADDR.ARPA.",
+                Verdict::NoSuchName,
+            ),
+            ("x.2.0.18.172.in-addr.arpa.", Verdict::NoSuchName),
+            ("300.0.18.172.in-addr.arpa.", Verdict::NoSuchName),
+            ("02.0.18.172.in-addr.arpa.", Verdict::NoSuchName),
+            ("0.18.172.in-addr.arpa.", empty()),
+            ("18.172.in-addr.arpa.", empty()),
+            ("3.1.10.in-addr.arpa.", empty()),
+            // More than ours is in these, or nothing of it.
+            ("172.in-addr.arpa.", Verdict::Forward),
+            ("1.10.in-addr.arpa.", Verdict::Forward),
+            ("x.1.10.in-addr.arpa.", Verdict::Forward),
+            ("in-addr.arpa.", Verdict::Forward),
+            ("arpa.", Verdict::Forward),
+            ("19.172.in-addr.arpa.", Verdict::Forward),
+            ("lb._dns-sd._udp.0.0.19.172.in-addr.arpa.", Verdict::Forward),
+            (v6, empty()),
+            (&format!("F.{v6}"), empty()),
+            (&format!("g.f.{v6}"), Verdict::NoSuchName),
+            (&format!("lb._dns-sd._udp.{v6}"), Verdict::NoSuchName),
+            (&v6[8..], Verdict::Forward),
+            ("8.b.d.0.1.0.0.2.ip6.arpa.", Verdict::Forward),
+        ] {
+            for kind in [RecordType::PTR, RecordType::SOA] {
+                let found = ask(&names, "front", "172.18.0.2", name, kind);
+                assert_eq!(found, told, "{name} {kind}");
+            }
+        }
     }
 
     #[test]

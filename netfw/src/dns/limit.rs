@@ -8,6 +8,8 @@ use std::{
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+use super::round::PENDING;
+
 /// What askers may have in hand at a time.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -21,10 +23,11 @@ pub struct Limits {
 
 impl Limits {
     /// As many as the process may have files open for. A query that waits has a socket, and some more
-    /// while a resolver is dead: six at most, each at an ephemeral port of the node. There are 28,000
-    /// of those by default, and others want some.
+    /// while a resolver is silent, [`PENDING`] at most, each at an ephemeral port of the node. There are
+    /// 28,000 of those by default, and others want some. Two more for the connection that it may have
+    /// come by, and all else that the agent has open.
     pub fn of_process() -> Self {
-        const PER_QUERY: u64 = 8;
+        const PER_QUERY: u64 = PENDING as u64 + 2;
         let queries = (open_files() / PER_QUERY).clamp(64, 2048) as usize;
         Self {
             queries,

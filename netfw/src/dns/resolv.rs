@@ -22,14 +22,19 @@ const LOOK: Duration = Duration::from_secs(1);
 /// What the file says.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Config {
-    /// In order; never empty.
+    /// In order; never empty. Where a scope is named, and not numbered, it is 0 here: see
+    /// [`Self::servers_now`].
     pub servers: Vec<SocketAddr>,
+    /// The interfaces that are the scopes of `servers`, where they are named.
+    scopes: Vec<Option<String>>,
     /// Until the next one is asked; None if the file does not say.
     pub timeout: Option<Duration>,
     /// How often each is asked.
     pub attempts: usize,
     /// Each query begins with another one.
     pub rotate: bool,
+    /// They are asked by TCP only.
+    pub use_vc: bool,
 }
 
 impl Config {
@@ -42,16 +47,21 @@ impl Config {
     pub fn parse(text: &str) -> Self {
         let mut config = Self {
             servers: Vec::new(),
+            scopes: Vec::new(),
             timeout: None,
             attempts: 2,
             rotate: false,
+            use_vc: false,
         };
         for line in text.lines() {
             // A keyword stands at the line's very beginning.
             let mut words = line.split_ascii_whitespace();
             match words.next() {
                 Some("nameserver") if line.starts_with('n') => {
-                    config.servers.extend(words.next().and_then(server));
+                    if let Some((server, scope)) = words.next().and_then(server) {
+                        config.servers.push(server);
+                        config.scopes.push(scope);
+                    }
                 }
                 Some("options") if line.starts_with('o') => words.for_each(|word| config.set(word)),
                 _ => {}
@@ -60,13 +70,40 @@ impl Config {
         if config.servers.is_empty() {
             // What an empty file means.
             config.servers.push((Ipv4Addr::LOCALHOST, DNS_PORT).into());
+            config.scopes.push(None);
         }
         config
     }
 
+    /// Those that can be asked now: an interface may come later than the file, and be another one by
+    /// and by.
+    pub fn servers_now(&self) -> impl Iterator<Item = SocketAddr> {
+        let servers = self.servers.iter().zip(&self.scopes);
+        servers.filter_map(|(&server, scope)| match (server, scope) {
+            (SocketAddr::V6(mut server), Some(scope)) => {
+                server.set_scope_id(if_nametoindex(scope.as_str()).ok()?);
+                Some(server.into())
+            }
+            _ => Some(server),
+        })
+    }
+
+    /// These, and nothing said of how to ask them.
+    #[cfg(test)]
+    pub(super) fn of(servers: impl Iterator<Item = SocketAddr>) -> Self {
+        let servers: Vec<_> = servers.collect();
+        Self {
+            scopes: vec![None; servers.len()],
+            servers,
+            ..Self::parse("")
+        }
+    }
+
     fn set(&mut self, option: &str) {
-        if option == "rotate" {
-            self.rotate = true;
+        match option {
+            "rotate" => self.rotate = true,
+            "use-vc" => self.use_vc = true,
+            _ => {}
         }
         let Some((option, Ok(number))) = option
             .split_once(':')
@@ -83,14 +120,18 @@ impl Config {
     }
 }
 
-/// An address, with a scope where it needs one: `fe80::1%eth0`.
-fn server(word: &str) -> Option<SocketAddr> {
+/// An address, with a scope where it needs one: `fe80::1%eth0`, which is looked up when it is asked.
+fn server(word: &str) -> Option<(SocketAddr, Option<String>)> {
     if let Ok(addr) = word.parse::<IpAddr>() {
-        return Some((addr, DNS_PORT).into());
+        return Some(((addr, DNS_PORT).into(), None));
     }
     let (addr, scope) = word.split_once('%')?;
-    let scope = scope.parse().ok().or_else(|| if_nametoindex(scope).ok())?;
-    Some(SocketAddrV6::new(addr.parse().ok()?, DNS_PORT, 0, scope).into())
+    let (number, name) = match scope.parse() {
+        Ok(number) => (number, None),
+        Err(_) => (0, Some(scope.to_owned())),
+    };
+    let addr = SocketAddrV6::new(addr.parse().ok()?, DNS_PORT, 0, number);
+    Some((addr.into(), name))
 }
 
 /// The file as it is now, or was a second ago.
@@ -187,17 +228,36 @@ mod tests {
              nameserver nonsense\n\
              nameserver\n\
              options ndots:5 timeout:3 rotate\n\
-             options attempts:4 edns0 trust-ad\n",
+             options attempts:4 edns0 use-vc\n",
         );
         assert_eq!(
             config,
             Config {
-                servers: servers(&["192.0.2.53:53", "[2001:db8::53]:53", "[fe80::1%1]:53"]),
+                servers: servers(&[
+                    "192.0.2.53:53",
+                    "[2001:db8::53]:53",
+                    "[fe80::1%1]:53",
+                    "[fe80::1]:53",
+                ]),
+                scopes: vec![None, None, None, Some("no-such-link".into())],
                 timeout: Some(Duration::from_secs(3)),
                 attempts: 4,
                 rotate: true,
+                use_vc: true,
             }
         );
+    }
+
+    #[test]
+    fn an_interface_is_looked_up_when_it_is_asked() {
+        let config = Config::parse("nameserver fe80::1%lo\nnameserver fe80::2%no-such-link\n");
+        let lo = if_nametoindex("lo").unwrap();
+        let now: Vec<_> = config.servers_now().collect();
+        assert_eq!(now, servers(&[&format!("[fe80::1%{lo}]:53")]));
+        // One that is no use now is not the same as none.
+        let config = Config::parse("nameserver fe80::2%no-such-link\n");
+        assert_eq!(config.servers_now().count(), 0);
+        assert_eq!(config.servers.len(), 1);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::{
     forward::Forwarder,
     limit::{Limits, Pass, Tally},
     message::{Asked, Transport, Unanswerable},
+    socket::is_own,
     upstream::Question,
     view::{Directory, Names},
 };
@@ -79,6 +80,9 @@ impl Resolver {
             Verdict::Ours(records) => (ResponseCode::NoError, records),
             Verdict::NoSuchName => (ResponseCode::NXDomain, Vec::new()),
             Verdict::Internal => (ResponseCode::ServFail, Vec::new()),
+            Verdict::Forward if asker.is_link_local_on().is_some_and(|on| is_own(from, on)) => {
+                (ResponseCode::ServFail, Vec::new())
+            }
             Verdict::Forward => match self.queries.enter(asker.identity()) {
                 Some(pass) => {
                     return Outcome::Forward(Box::new(Forwarded {
@@ -93,7 +97,7 @@ impl Resolver {
                 None => (ResponseCode::Refused, Vec::new()),
             },
         };
-        Outcome::Answer(asked.answer(query, code, records))
+        Outcome::Answer(asked.answer(code, records))
     }
 
     /// May this asker have one more connection?
@@ -106,18 +110,17 @@ impl Resolver {
 
 impl Forwarded {
     pub async fn answer(self) -> Vec<u8> {
+        let Self { asked, query, .. } = self;
         let question = Question {
-            query: self.query.clone(),
-            question: self.asked.question.clone(),
-            transport: self.asked.transport(),
+            question: asked.question.clone(),
+            transport: asked.transport(),
+            sameness: asked.sameness(&query),
+            query,
         };
         let forwarder = &self.resolver.forwarder;
-        match forwarder.forward(question, self.names.gateways()).await {
-            Some(answer) => answer,
-            None => self
-                .asked
-                .answer(&self.query, ResponseCode::ServFail, Vec::new()),
-        }
+        let told = forwarder.forward(question, self.names.gateways()).await;
+        told.and_then(|answer| asked.cut(answer).ok_or(ResponseCode::ServFail))
+            .unwrap_or_else(|code| asked.answer(code, Vec::new()))
     }
 }
 
@@ -148,7 +151,7 @@ pub(super) mod tests {
                 name: "lo".into(),
             },
             gateways: vec!["10.1.0.1".parse().unwrap()],
-            subnets: Vec::new(),
+            subnets: vec!["10.0.0.0/8".parse().unwrap()],
             members: vec![Member {
                 endpoint: "web".parse().unwrap(),
                 aliases: Vec::new(),

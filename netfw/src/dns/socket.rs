@@ -13,7 +13,7 @@
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, SocketAddrV6},
 };
 
 use netfw_common::{csum::fold, record::DNS_PORT, tuple::proto};
@@ -38,6 +38,16 @@ pub type Failure = (&'static str, io::Error);
 
 fn step(call: &'static str) -> impl FnOnce(io::Error) -> Failure {
     move |error| (call, error)
+}
+
+/// Is it an address of the node's? A link-local one, on the interface with this index.
+pub fn is_own(addr: IpAddr, ifindex: u32) -> bool {
+    let at: SocketAddr = match addr.to_canonical() {
+        IpAddr::V4(addr) => (addr, 0).into(),
+        IpAddr::V6(addr) => SocketAddrV6::new(addr, 0, 0, ifindex).into(),
+    };
+    // The kernel binds to no other.
+    std::net::UdpSocket::bind(at).is_ok()
 }
 
 /// For queries by UDP. Needs a tokio runtime, as all of these do.
@@ -162,6 +172,20 @@ fn sum(bytes: &[u8]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_the_node_s_own() {
+        for (addr, is) in [
+            ("127.0.0.1", true),
+            ("::1", true),
+            ("::ffff:127.0.0.1", true),
+            ("192.0.2.1", false),
+            ("2001:db8::1", false),
+            ("fe80::77", false),
+        ] {
+            assert_eq!(is_own(addr.parse().unwrap(), 1), is, "{addr}");
+        }
+    }
 
     #[test]
     fn datagrams_have_a_right_checksum() {

@@ -3,10 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
-    sync::{
-        Arc, PoisonError, RwLock,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use ipnet::IpNet;
@@ -38,7 +35,8 @@ pub struct Bridge {
     pub name: String,
 }
 
-/// An endpoint's attachment to a network.
+/// An endpoint's attachment to a network. One that is down has no addresses: its names are ours all
+/// the same, and the world is not asked for them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
     pub endpoint: Name,
@@ -50,7 +48,7 @@ pub struct Member {
     pub links: Vec<Link>,
 }
 
-/// `--link ENDPOINT:ALIAS`.
+/// `--link ENDPOINT:ALIAS`. The endpoint may be down, or not there at all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
     pub alias: Name,
@@ -62,7 +60,11 @@ pub struct Link {
 pub struct Directory(RwLock<Arc<Names>>);
 
 impl Directory {
+    /// Most changes that the agent makes change no name: what is there already stays.
     pub fn set(&self, view: View) {
+        if self.current().is_of(&view) {
+            return;
+        }
         let names = Arc::new(Names::new(view));
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = names;
     }
@@ -94,12 +96,21 @@ pub(super) struct Indexed {
 }
 
 /// The members that have a name.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Holders {
+    rank: Rank,
     members: Vec<usize>,
-    /// How often they were asked for, for addresses of IPv4 and of IPv6: each has its turns, since
-    /// clients ask for both at a time.
-    turns: [AtomicUsize; 2],
+}
+
+/// Whose a name is that is several members': the first here; together those that have it alike.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Rank {
+    /// An endpoint's own.
+    Own,
+    /// `ENDPOINT.NETWORK`, which may look like somebody's own.
+    OwnLong,
+    /// An alias, long or short.
+    Alias,
 }
 
 impl Names {
@@ -117,6 +128,11 @@ impl Names {
         names
     }
 
+    fn is_of(&self, view: &View) -> bool {
+        let networks = self.networks.iter().map(|indexed| &indexed.network);
+        networks.eq(&view.networks)
+    }
+
     /// Our own addresses, to which nothing may be forwarded.
     pub fn gateways(&self) -> &HashSet<IpAddr> {
         &self.gateways
@@ -131,16 +147,10 @@ impl Names {
         self.by_endpoint.get(endpoint).map_or(&[], Vec::as_slice)
     }
 
-    /// Is the address in a subnet of any network?
-    pub(super) fn owns(&self, addr: IpAddr) -> bool {
+    /// Is this wholly in a subnet of one network?
+    pub(super) fn owns(&self, net: IpNet) -> bool {
         let mut networks = self.networks.iter();
-        networks.any(|indexed| {
-            indexed
-                .network
-                .subnets
-                .iter()
-                .any(|net| net.contains(&addr))
-        })
+        networks.any(|indexed| indexed.owns(net))
     }
 }
 
@@ -153,12 +163,23 @@ impl Indexed {
             for &addr in &member.addresses {
                 by_address.insert(addr, n);
             }
-            for name in std::iter::once(&member.endpoint).chain(&member.aliases) {
-                let short = name.to_ascii_lowercase();
-                for key in [format!("{short}.{domain}"), short] {
-                    let holders = by_name.entry(key).or_default();
+            let own = [(&member.endpoint, Rank::Own, Rank::OwnLong)].into_iter();
+            let aliases = member.aliases.iter();
+            for (name, short, long) in
+                own.chain(aliases.map(|alias| (alias, Rank::Alias, Rank::Alias)))
+            {
+                let name = name.to_ascii_lowercase();
+                for (key, rank) in [(format!("{name}.{domain}"), long), (name, short)] {
+                    if !is_domain_name(&key) {
+                        continue;
+                    }
+                    let members = Vec::new();
+                    let holders = by_name.entry(key).or_insert(Holders { rank, members });
+                    if rank < holders.rank {
+                        (holders.rank, holders.members) = (rank, Vec::new());
+                    }
                     // Its own name may be among its aliases.
-                    if holders.members.last() != Some(&n) {
+                    if rank == holders.rank && holders.members.last() != Some(&n) {
                         holders.members.push(n);
                     }
                 }
@@ -171,6 +192,13 @@ impl Indexed {
         }
     }
 
+    pub fn owns(&self, net: IpNet) -> bool {
+        self.network
+            .subnets
+            .iter()
+            .any(|subnet| subnet.contains(&net))
+    }
+
     pub fn member_at(&self, addr: IpAddr) -> Option<&Member> {
         Some(&self.network.members[*self.by_address.get(&addr)?])
     }
@@ -180,7 +208,14 @@ impl Indexed {
         self.by_name.get(name)
     }
 
-    /// The addresses behind a name, of IPv4 or IPv6. Another one is the first each time.
+    /// The endpoint of this name, and nobody who has it for an alias.
+    pub fn endpoint(&self, name: &Name) -> Option<&Holders> {
+        let holders = self.holders(&name.to_ascii_lowercase())?;
+        (holders.rank == Rank::Own).then_some(holders)
+    }
+
+    /// The addresses behind a name, of IPv4 or IPv6, beginning with any. Not the next one each time:
+    /// some clients ask two servers at once, or for both families, and would find every second.
     pub fn addresses(&self, holders: &Holders, v6: bool) -> Vec<IpAddr> {
         let members = holders.members.iter().map(|&n| &self.network.members[n]);
         let mut found: Vec<IpAddr> = members
@@ -189,10 +224,129 @@ impl Indexed {
             .filter(|addr| addr.is_ipv6() == v6)
             .collect();
         if found.len() > 1 {
-            let turn = holders.turns[usize::from(v6)].fetch_add(1, Ordering::Relaxed);
-            let first = turn % found.len();
+            // Without randomness, always the first.
+            let first = getrandom::u32().unwrap_or(0) as usize % found.len();
             found.rotate_left(first);
         }
         found
+    }
+}
+
+/// Can anybody ask for it? A [`Name`] may have dots where no domain name has them, and with its
+/// network's behind it be too long (RFC 1035 2.3.4).
+fn is_domain_name(text: &str) -> bool {
+    text.len() <= 253 && text.split('.').all(|label| (1..=63).contains(&label.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(endpoint: &str, aliases: &[&str], addresses: &[&str]) -> Member {
+        Member {
+            endpoint: endpoint.parse().unwrap(),
+            aliases: aliases.iter().map(|name| name.parse().unwrap()).collect(),
+            addresses: addresses.iter().map(|addr| addr.parse().unwrap()).collect(),
+            links: Vec::new(),
+        }
+    }
+
+    fn view(members: Vec<Member>) -> View {
+        View {
+            networks: vec![Network {
+                name: "Front".parse().unwrap(),
+                internal: false,
+                bridge: Bridge {
+                    ifindex: 7,
+                    name: "nf-test".into(),
+                },
+                gateways: Vec::new(),
+                subnets: Vec::new(),
+                members,
+            }],
+        }
+    }
+
+    fn held_by(names: &Names, name: &str) -> Vec<String> {
+        let indexed = &names.networks[0];
+        let holders = indexed.holders(name);
+        let members = holders.map_or(&[][..], |holders| &holders.members);
+        let members = members.iter().map(|&n| &indexed.network.members[n]);
+        members.map(|member| member.endpoint.to_string()).collect()
+    }
+
+    #[test]
+    fn a_name_of_ones_own_is_no_other_s_alias() {
+        let mut members = vec![
+            member("thief", &["WEB", "web.front", "pool"], &[]),
+            member("web", &["pool"], &[]),
+            member("db.front", &[], &[]),
+            member("db", &["pool", "DB"], &[]),
+        ];
+        for _ in 0..2 {
+            let names = Names::new(view(members.clone()));
+            assert_eq!(held_by(&names, "web"), ["web"]);
+            assert_eq!(held_by(&names, "web.front"), ["web"]);
+            assert_eq!(held_by(&names, "db.front"), ["db.front"]);
+            assert_eq!(held_by(&names, "db"), ["db"]);
+            for name in ["pool", "pool.front"] {
+                assert_eq!(held_by(&names, name).len(), 3);
+            }
+            // In whatever order they come.
+            members.reverse();
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_asked_for_is_left_out() {
+        let names = Names::new(view(vec![member("a..b", &["c."], &[])]));
+        assert!(names.networks[0].by_name.is_empty());
+        for (name, is) in [
+            ("a.b", true),
+            ("", false),
+            ("a.", false),
+            (".a", false),
+            ("a..b", false),
+            (&"x".repeat(63), true),
+            (&"x".repeat(64), false),
+            (&["x"; 127].join("."), true),
+            (&["x"; 128].join("."), false),
+        ] {
+            assert_eq!(is_domain_name(name), is, "{name}");
+        }
+    }
+
+    #[test]
+    fn an_equal_view_changes_nothing() {
+        let directory = Directory::default();
+        let view = view(vec![member("web", &[], &["10.1.0.2"])]);
+        directory.set(view.clone());
+        let first = directory.current();
+        directory.set(view);
+        assert!(Arc::ptr_eq(&first, &directory.current()));
+        directory.set(View::default());
+        assert!(directory.current().networks.is_empty());
+    }
+
+    #[test]
+    fn any_address_may_be_the_first() {
+        let names = Names::new(view(vec![
+            member("one", &["pool"], &["10.1.0.2", "fd01::2"]),
+            member("two", &["pool"], &["10.1.0.3"]),
+            member("three", &["pool"], &["10.1.0.4"]),
+        ]));
+        let indexed = &names.networks[0];
+        let holders = indexed.holders("pool").unwrap();
+        let mut first = HashSet::new();
+        // That one is missed has a chance of 2^-580.
+        for _ in 0..1000 {
+            let mut found = indexed.addresses(holders, false);
+            first.insert(found[0]);
+            found.sort();
+            let all = ["10.1.0.2", "10.1.0.3", "10.1.0.4"];
+            assert_eq!(found, all.map(|addr| addr.parse::<IpAddr>().unwrap()));
+        }
+        assert_eq!(first.len(), 3);
+        assert_eq!(indexed.addresses(holders, true).len(), 1);
     }
 }

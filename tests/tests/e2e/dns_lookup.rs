@@ -2,8 +2,9 @@
 //! made by hand, and the name server in a thread of this process.
 
 use std::{
+    collections::BTreeSet,
     io::{Read as _, Write as _},
-    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
+    net::{IpAddr, SocketAddr, SocketAddrV6, TcpListener, UdpSocket},
     path::Path,
     sync::{
         Arc,
@@ -98,16 +99,29 @@ impl Site {
         }
     }
 
-    fn view(&self) -> View {
-        let ifindex = self
+    /// The bridge's own, which the node may ask from, too.
+    fn link_local(&self) -> SocketAddr {
+        let shown = self
             .node
-            .enter(|| if_nametoindex(BRIDGE).expect("the bridge is there"));
+            .ip(&["-6", "-o", "addr", "show", "dev", BRIDGE, "scope", "link"]);
+        let mut words = shown.split_whitespace().skip_while(|&word| word != "inet6");
+        let addr = words.nth(1).and_then(|word| word.split('/').next());
+        let addr = addr.expect("the bridge has one").parse();
+        SocketAddrV6::new(addr.expect("an address"), 0, 0, self.ifindex()).into()
+    }
+
+    fn ifindex(&self) -> u32 {
+        self.node
+            .enter(|| if_nametoindex(BRIDGE).expect("the bridge is there"))
+    }
+
+    fn view(&self) -> View {
         View {
             networks: vec![Network {
                 name: "front".parse().expect("a name"),
                 internal: false,
                 bridge: Bridge {
-                    ifindex,
+                    ifindex: self.ifindex(),
                     name: BRIDGE.into(),
                 },
                 gateways: vec![ip(GATEWAY), ip(GATEWAY6)],
@@ -116,20 +130,21 @@ impl Site {
                     "fd77::/64".parse().expect("a subnet"),
                 ],
                 members: vec![
-                    member("web", &["www", "pool"], ["10.77.0.2", "fd77::2"]),
-                    member("other", &["pool"], ["10.77.0.3", "fd77::3"]),
+                    member("web", &["www", "pool"], &["10.77.0.2", "fd77::2"]),
+                    member("other", &["pool"], &["10.77.0.3", "fd77::3"]),
+                    member("down", &["idle"], &[]),
                 ],
             }],
         }
     }
 }
 
-fn member(endpoint: &str, aliases: &[&str], addresses: [&str; 2]) -> Member {
+fn member(endpoint: &str, aliases: &[&str], addresses: &[&str]) -> Member {
     let aliases = aliases.iter().map(|name| name.parse().expect("a name"));
     Member {
         endpoint: endpoint.parse().expect("a name"),
         aliases: aliases.collect(),
-        addresses: addresses.map(ip).to_vec(),
+        addresses: addresses.iter().map(|addr| ip(addr)).collect(),
         links: Vec::new(),
     }
 }
@@ -212,8 +227,37 @@ impl Drop for Names {
 /// Answers everything with one address by UDP and TCP. `many` is a hundred of them, of which UDP
 /// carries none; `large` is a hundred by UDP, too.
 pub struct Fake {
+    by_udp: Option<Serving>,
+    by_tcp: Option<Serving>,
+}
+
+/// A thread, until it is ended.
+struct Serving {
     ended: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Serving {
+    fn start(serve: impl FnOnce(&AtomicBool) + Send + 'static) -> Self {
+        let ended = Arc::new(AtomicBool::new(false));
+        let thread = {
+            let ended = ended.clone();
+            thread::spawn(move || serve(&ended))
+        };
+        Self {
+            ended,
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
 
 impl Fake {
@@ -226,54 +270,47 @@ impl Fake {
             tcp.set_nonblocking(true).expect("a listener");
             (udp, tcp)
         });
-        let ended = Arc::new(AtomicBool::new(false));
-        let by_udp = {
-            let ended = ended.clone();
-            move || {
-                let mut buffer = [0; 4096];
-                while !ended.load(Ordering::Relaxed) {
-                    if let Ok((length, from)) = udp.recv_from(&mut buffer) {
-                        let _ = udp.send_to(&answer(&buffer[..length], says, false), from);
-                    }
+        let by_udp = move |ended: &AtomicBool| {
+            let mut buffer = [0; 4096];
+            while !ended.load(Ordering::Relaxed) {
+                if let Ok((length, from)) = udp.recv_from(&mut buffer) {
+                    let _ = udp.send_to(&answer(&buffer[..length], says, false), from);
                 }
             }
         };
-        let by_tcp = {
-            let ended = ended.clone();
-            move || {
-                while !ended.load(Ordering::Relaxed) {
-                    let Ok((mut stream, _)) = tcp.accept() else {
-                        thread::sleep(Duration::from_millis(5));
-                        continue;
-                    };
-                    let _ = stream.set_nonblocking(false);
-                    let _ = stream.set_read_timeout(Some(Duration::from_secs(2)));
-                    let mut length = [0; 2];
-                    if stream.read_exact(&mut length).is_ok() {
-                        let mut query = vec![0; u16::from_be_bytes(length).into()];
-                        if stream.read_exact(&mut query).is_ok() {
-                            let answer = answer(&query, says, true);
-                            let mut bytes = (answer.len() as u16).to_be_bytes().to_vec();
-                            bytes.extend(answer);
-                            let _ = stream.write_all(&bytes);
-                        }
+        let by_tcp = move |ended: &AtomicBool| {
+            while !ended.load(Ordering::Relaxed) {
+                let Ok((mut stream, _)) = tcp.accept() else {
+                    thread::sleep(Duration::from_millis(5));
+                    continue;
+                };
+                let _ = stream.set_nonblocking(false);
+                let _ = stream.set_read_timeout(Some(Duration::from_secs(2)));
+                let mut length = [0; 2];
+                if stream.read_exact(&mut length).is_ok() {
+                    let mut query = vec![0; u16::from_be_bytes(length).into()];
+                    if stream.read_exact(&mut query).is_ok() {
+                        let answer = answer(&query, says, true);
+                        let mut bytes = (answer.len() as u16).to_be_bytes().to_vec();
+                        bytes.extend(answer);
+                        let _ = stream.write_all(&bytes);
                     }
                 }
             }
         };
         Self {
-            ended,
-            threads: vec![thread::spawn(by_udp), thread::spawn(by_tcp)],
+            by_udp: Some(Serving::start(by_udp)),
+            by_tcp: Some(Serving::start(by_tcp)),
         }
     }
-}
 
-impl Drop for Fake {
-    fn drop(&mut self) {
-        self.ended.store(true, Ordering::Relaxed);
-        for thread in self.threads.drain(..) {
-            let _ = thread.join();
-        }
+    /// Nobody listens there any more.
+    fn end_udp(&mut self) {
+        drop(self.by_udp.take());
+    }
+
+    fn end_tcp(&mut self) {
+        drop(self.by_tcp.take());
     }
 }
 
@@ -359,12 +396,49 @@ fn names_are_served_whoever_has_port_53() {
                 assert_eq!(ask(&[name, "A"]), [v4], "{server} {by} {name}");
                 assert_eq!(ask(&[name, "AAAA"]), [v6], "{server} {by} {name}");
             }
-            let (first, second) = (ask(&["pool", "A"]), ask(&["pool", "A"]));
-            assert_eq!((first.len(), second.len()), (2, 2));
-            assert_ne!(first[0], second[0], "they take turns");
+            let mut first = BTreeSet::new();
+            // That one is missed has a chance of 2^-39.
+            for _ in 0..40 {
+                let told = ask(&["pool", "A"]);
+                assert_eq!(told.len(), 2);
+                first.insert(told[0].clone());
+                if first.len() == 2 {
+                    break;
+                }
+            }
+            assert_eq!(first.len(), 2, "one is always the first");
             assert!(ask(&["web", "MX"]).is_empty());
             assert_eq!(ask(&["-x", v4]), ["web.front."]);
             assert_eq!(ask(&["-x", v6]), ["web.front."]);
+            // One that is down; what is around our addresses; how long that may be remembered.
+            for (name, kind, status, zone) in [
+                ("web", "MX", "NOERROR", "web."),
+                ("down.front", "A", "NOERROR", "down.front."),
+                ("77.10.in-addr.arpa", "PTR", "NOERROR", ""),
+                (
+                    "0.77.10.in-addr.arpa",
+                    "SOA",
+                    "NOERROR",
+                    "0.77.10.in-addr.arpa.",
+                ),
+                (
+                    "lb._dns-sd._udp.0.0.77.10.in-addr.arpa",
+                    "PTR",
+                    "NXDOMAIN",
+                    "_dns-sd._udp.0.0.77.10.in-addr.arpa.",
+                ),
+            ] {
+                let told = full(app, server, &[name, kind, by]);
+                assert!(told.contains(&format!("status: {status}")), "{told}");
+                let mut records = told.lines().filter(|line| !line.starts_with(';'));
+                let soa = records.find(|line| line.contains(" SOA\t") || line.contains("\tSOA\t"));
+                let owner = soa.and_then(|line| line.split_whitespace().next());
+                assert_eq!(owner.unwrap_or(""), zone, "{told}");
+                assert_eq!(
+                    soa.is_some_and(|line| line.ends_with(" 5")),
+                    !zone.is_empty()
+                );
+            }
             assert_eq!(
                 ask(&["example.org", "A"]),
                 [text(FORWARDED)],
@@ -385,6 +459,20 @@ fn names_are_served_whoever_has_port_53() {
             assert!(told.contains("SERVFAIL"), "{told}");
         }
     }
+    let from = site.link_local();
+    site.node.enter(|| {
+        let socket = UdpSocket::bind(from).expect("an address of the bridge");
+        socket.connect(port_53(GATEWAY6)).expect("there is a route");
+        socket
+            .set_read_timeout(Some(Duration::from_secs(3)))
+            .expect("not 0");
+        for (name, code) in [("\x03web", 0), ("\x07example\x03org", 2)] {
+            send(&socket, 7, name);
+            let mut answer = [0; 512];
+            socket.recv(&mut answer).expect("an answer");
+            assert_eq!((answer[1], answer[3] & 0xf), (7, code), "{name:?}");
+        }
+    });
 
     // What comes in elsewhere is for the node's own.
     assert_eq!(
@@ -436,7 +524,8 @@ fn a_dead_resolver_costs_its_first_askers_some_time_and_others_none() {
     site.app.enter(|| {
         let socket = socket();
         for id in 0..3000 {
-            send(&socket, id, "\x07example\x03org");
+            // One name alone would say nothing of the resolver.
+            send(&socket, id, &format!("\x05n{id:04}\x03org"));
         }
     });
     let timed = |words: &[&str]| {
@@ -463,6 +552,52 @@ fn a_dead_resolver_costs_its_first_askers_some_time_and_others_none() {
     while dig(&site.other, GATEWAY, &["example.org", "A"]) != [text(SQUATTED)] {
         assert!(Instant::now() < deadline, "the file is not read again");
     }
+}
+
+#[test]
+fn who_asks_by_tcp_has_no_resolver_rest() {
+    let site = Site::new();
+    let directory = tempfile::tempdir().expect("a directory");
+    let resolv_conf = directory.path().join("resolv.conf");
+    name_servers(&resolv_conf, &[RESOLVER, SECOND]);
+    // It speaks UDP alone.
+    let mut first = Fake::start(&site.world, port_53(RESOLVER), FORWARDED);
+    first.end_tcp();
+    let _second = Fake::start(&site.world, port_53(SECOND), SQUATTED);
+    let _names = Names::start(&site, &resolv_conf);
+    for n in 0..5 {
+        let name = format!("n{n}.example");
+        let by_tcp = dig(&site.app, GATEWAY, &[&name, "A", "+tcp"]);
+        assert_eq!(by_tcp, [text(SQUATTED)]);
+        let by_udp = dig(&site.other, GATEWAY, &[&name, "A", "+notcp"]);
+        assert_eq!(by_udp, [text(FORWARDED)], "it is still the first");
+    }
+}
+
+#[test]
+fn resolvers_may_be_asked_by_tcp_alone() {
+    let site = Site::new();
+    let directory = tempfile::tempdir().expect("a directory");
+    let resolv_conf = directory.path().join("resolv.conf");
+    std::fs::write(
+        &resolv_conf,
+        format!("nameserver {RESOLVER}\noptions use-vc\n"),
+    )
+    .expect("our own file");
+    let mut resolver = Fake::start(&site.world, port_53(RESOLVER), FORWARDED);
+    resolver.end_udp();
+    let _names = Names::start(&site, &resolv_conf);
+    for by in ["+notcp", "+tcp"] {
+        let told = dig(&site.app, GATEWAY, &["example.org", "A", by]);
+        assert_eq!(told, [text(FORWARDED)], "{by}");
+    }
+    // As much as the asker takes, who comes by TCP for the rest.
+    let words = ["large.example", "A", "+notcp"];
+    let cut = full(&site.app, GATEWAY, &[&words[..], &["+ignore"]].concat());
+    assert!(cut.contains("flags: qr tc rd ra"), "{cut}");
+    assert_eq!(dig(&site.app, GATEWAY, &words).len(), 100);
+    let whole = [&words[..], &["+ignore", "+bufsize=4096"]].concat();
+    assert_eq!(dig(&site.app, GATEWAY, &whole).len(), 100);
 }
 
 /// As on a kernel before 5.17.
