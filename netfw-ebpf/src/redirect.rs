@@ -214,7 +214,7 @@ pub fn way_out<P: Packet, F: Family>(
         }
     };
     // An address that the node no longer has must not be sent from (the answers would go astray).
-    if !F::is_local(&work.flow.src) {
+    if work.flow.src != work.key.src && !F::is_local(&work.flow.src) {
         return Err(Verdict::Drop(Drop::NoRoute));
     }
     flow::keep_route::<F>(work, &via.way);

@@ -107,6 +107,14 @@ pub enum SpecError {
 
 by_text!(Spec);
 
+impl Spec {
+    /// Does it lead to all container ports of the other one?
+    pub fn serves(&self, other: &Self) -> bool {
+        let (own, theirs) = (self.container_ports, other.container_ports);
+        self.protocol == other.protocol && own.first <= theirs.first && theirs.last <= own.last
+    }
+}
+
 impl FromStr for Spec {
     type Err = SpecError;
 

@@ -108,6 +108,10 @@ fn to_node<P: Packet, F: Family>(
 ) -> Result<(), Verdict> {
     if work.opens && !is_query::<F>(work, sender) {
         match asks_for_container::<P, F>(packet, work, sender) {
+            // No publish is in its own network.
+            Asked::Container if sender.flags & network_flag::INTERNAL != 0 => {
+                return Err(Verdict::Drop(Drop::Internal));
+            }
             Asked::Container => {
                 return hairpin::<P, F>(packet, work, sender).map_err(Verdict::Drop);
             }
@@ -150,9 +154,14 @@ fn to_world<P: Packet, F: Family>(
     if !work.key.dst.is_unicast() {
         return Err(Verdict::Drop(Drop::Martian));
     }
-    // Untranslated networks are the stack's to route.
     if sender.flags & network_flag::MASQUERADE == 0 {
-        return Err(Verdict::Pass);
+        // Reached from outside in any case, or not to be followed: the stack's to route.
+        let followed = sender.flags & network_flag::ROUTED == 0 && work.translatable && work.opens;
+        if !followed || work.ttl <= 1 {
+            return Err(Verdict::Pass);
+        }
+        // It keeps its address, and has a flow for the sake of the answers.
+        return outgoing::<P, F>(packet, work, sender);
     }
     if work.ttl <= 1 {
         return Err(time_exceeded::<P, F>(packet, work, sender));
@@ -163,7 +172,7 @@ fn to_world<P: Packet, F: Family>(
     if !work.opens {
         return Err(Verdict::Drop(Drop::NoFlow));
     }
-    masquerade::<P, F>(packet, work, sender)
+    outgoing::<P, F>(packet, work, sender)
 }
 
 /// Broadcast or multicast, by the Ethernet header.
@@ -318,9 +327,9 @@ fn hairpin<P: Packet, F: Family>(
     Ok(())
 }
 
-/// A new flow to the world, from the node's address.
+/// A new flow to the world, from the node's address where the network is masqueraded.
 #[inline(always)]
-fn masquerade<P: Packet, F: Family>(
+fn outgoing<P: Packet, F: Family>(
     packet: &mut P,
     work: &mut Work<F::Addr>,
     sender: &Endpoint,
@@ -346,12 +355,14 @@ fn masquerade<P: Packet, F: Family>(
     let Some(source) = via.source else {
         return Err(Verdict::Drop(Drop::NoRoute));
     };
-    (work.remote, work.rules) = (source, sender.flags);
+    let masqueraded = sender.flags & network_flag::MASQUERADE != 0;
+    work.remote = if masqueraded { source } else { work.key.src };
+    work.rules = sender.flags;
     outward::<P, F>(packet, work, sender);
     Ok(())
 }
 
-/// Prepares a new flow from `work.remote`, an address of the node, to the world.
+/// Prepares a new flow from `work.remote`, an address of the node or the container's own, to the world.
 #[inline(never)]
 fn outward<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>, sender: &Endpoint) {
     let mapping = Mapping {
@@ -362,7 +373,7 @@ fn outward<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>, sender: &
         flags: 0,
         to: None,
         back: Some(sender),
-        source_is_node: true,
+        source_is_node: sender.flags & network_flag::MASQUERADE != 0,
     };
     mapping::prepare::<P, F>(packet, work, &mapping);
 }

@@ -4,7 +4,7 @@ use netfw_common::{
     addr::{Address, Be16},
     drop::Drop,
     flow::{flag, tcp},
-    record::{Endpoint, Publish, PublishKey, allow, network_flag},
+    record::{Endpoint, Publish, PublishKey, Subnet, allow, network_flag},
     tuple::{proto, zone},
 };
 
@@ -39,7 +39,7 @@ pub fn receive<P: Packet, F: Family>(packet: &mut P) -> Verdict {
     work.key.dst = F::Addr::ANY;
     if F::parse(packet, work, zone::WORLD).is_err() {
         // What cannot be walked through, the stack may forward all the same.
-        return stray::<F>(work);
+        return stray::<P, F>(work);
     }
     let verdict = match flow_of::<P, F>(packet, work) {
         Ok(()) => deliver::<P, F>(packet, work),
@@ -60,9 +60,10 @@ fn flow_of<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -> Re
     }
     work.translatable = parse::transport::<P, F>(packet, work);
     if work.is_fragment() {
-        // What is not for the node has no flow.
-        if !P::FRAGMENTS || !F::is_local(&work.key.dst) {
-            return Err(stray::<F>(work));
+        // What else is not for the node has no flow.
+        let is_answer = || F::subnet(work.key.dst).is_some_and(|subnet| keeps_addresses(&subnet));
+        if !P::FRAGMENTS || !F::is_local(&work.key.dst) && !is_answer() {
+            return Err(stray::<P, F>(work));
         }
         fragment::arrive::<P, F>(packet, work)?;
     }
@@ -84,13 +85,22 @@ fn flow_of<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -> Re
     } else if related::find::<P, F>(packet, work) {
         return Ok(());
     }
-    Err(stray::<F>(work))
+    Err(stray::<P, F>(work))
+}
+
+/// Is that a network whose containers go to the world by their own addresses, and are answered there?
+#[inline(always)]
+fn keeps_addresses(subnet: &Subnet) -> bool {
+    const OTHERS: u32 = network_flag::MASQUERADE | network_flag::ROUTED | network_flag::INTERNAL;
+    subnet.flags & OTHERS == 0
 }
 
 /// The verdict on a packet that has no flow.
 #[inline(always)]
-fn stray<F: Family>(work: &Work<F::Addr>) -> Verdict {
+fn stray<P: Packet, F: Family>(work: &Work<F::Addr>) -> Verdict {
     match F::subnet(work.key.dst) {
+        // A piece of an answer, for all that is known where pieces are not looked at.
+        Some(subnet) if !P::FRAGMENTS && keeps_addresses(&subnet) => Verdict::Pass,
         Some(subnet) if subnet.flags & network_flag::ROUTED == 0 && !F::is_local(&work.key.dst) => {
             Verdict::Drop(Drop::DirectAccess)
         }

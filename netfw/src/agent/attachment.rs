@@ -443,6 +443,15 @@ impl Agent {
                     || is_full_name(alias, name, at)
                     || is_full_name(name, alias, of)
             };
+            if is_full_name(name, &other.name, at) || is_full_name(&other.name, name, &network.name)
+            {
+                return Err(NetworkError::AliasTaken {
+                    alias: name.clone(),
+                    owner: other.name.clone(),
+                    network: at.clone(),
+                }
+                .into());
+            }
             let mut ours = aliases.iter();
             let mut theirs = attachment.aliases.iter();
             let alias = ours

@@ -157,7 +157,12 @@ impl Agent {
         };
         let mut specs = request.publish.clone();
         if request.publish_all {
-            specs.extend(request.expose.iter().copied().map(Spec::from));
+            for exposed in request.expose.iter().copied().map(Spec::from) {
+                // Once, and not what is published already.
+                if !specs.iter().any(|spec| spec.serves(&exposed)) {
+                    specs.push(exposed);
+                }
+            }
         }
         let publishes = self.resolve_publishes(&specs, families, &network)?;
         let mut endpoint = self.new_endpoint(name, record::Mode::Networks, target, counters)?;
@@ -355,7 +360,12 @@ impl Agent {
 
     pub async fn remove_endpoint(&mut self, name: &Name) -> Result<(), AgentError> {
         let mut endpoint = self.wanted_endpoint(name)?.clone();
-        let shares = |e: &&Endpoint| e.mode == record::Mode::Container(name.clone());
+        // Also by `--netns`: the namespace would go under them.
+        let path = (endpoint.namespace.made).then(|| endpoint.namespace.path.clone());
+        let shares = |e: &&Endpoint| {
+            e.mode == record::Mode::Container(name.clone())
+                || (e.name != *name && path.as_ref() == Some(&e.namespace.path))
+        };
         let sharers: Vec<Name> = self
             .wanted
             .endpoints

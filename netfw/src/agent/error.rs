@@ -118,7 +118,9 @@ pub enum AgentError {
         endpoint: Name,
         has: Vec<Publish>,
     },
-    #[error("endpoint \"{0}\" is gone (its namespace was deleted): remove it, and add it again")]
+    #[error(
+        "endpoint \"{0}\" is gone (its namespace or its interface was deleted): remove it, and add it again"
+    )]
     Gone(Name),
     #[error("{netns} has no {interface} whose other end is {host_interface}")]
     NotInside {
@@ -229,7 +231,7 @@ pub enum NetworkError {
     )]
     Last { endpoint: Name, network: Name },
     #[error(
-        "alias {alias}: endpoint \"{owner}\" of network \"{network}\" has that name already: choose another"
+        "name {alias}: endpoint \"{owner}\" of network \"{network}\" has that one already: choose another"
     )]
     AliasTaken {
         alias: Name,
@@ -258,6 +260,8 @@ pub enum NetworkError {
     TwoSubnets { family: &'static str },
     #[error("two {family} gateways: a network has one of each family at most")]
     TwoGateways { family: &'static str },
+    #[error("gateway {gateway} does not lie in subnet {subnet}")]
+    GatewayOutside { gateway: IpAddr, subnet: IpNet },
     #[error("gateway {gateway} lies in no subnet that was named{}", chosen(.subnet))]
     Gateway {
         gateway: IpAddr,

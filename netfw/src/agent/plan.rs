@@ -88,9 +88,16 @@ pub fn plan(
             });
         };
         if !given {
-            return Err(NetworkError::Gateway {
-                gateway: *gateway,
-                subnet: Some(pool.subnet),
+            let named = request.subnets.contains(&pool.subnet);
+            return Err(match named {
+                true => NetworkError::GatewayOutside {
+                    gateway: *gateway,
+                    subnet: pool.subnet,
+                },
+                false => NetworkError::Gateway {
+                    gateway: *gateway,
+                    subnet: Some(pool.subnet),
+                },
             });
         }
         *pool = Pool::new(pool.subnet, Some(*gateway))?;
@@ -287,12 +294,10 @@ mod tests {
         let two = ["10.8.0.0/24", "10.9.0.0/24"];
         assert!(matches!(error(&two, &[]), E::TwoSubnets { family: "IPv4" }));
         let net = ["10.9.0.0/24"];
-        for outside in ["10.8.0.1", "fd00::1"] {
-            assert!(
-                matches!(error(&net, &[outside]), E::Gateway { .. }),
-                "{outside}"
-            );
-        }
+        let outside = error(&net, &["10.8.0.1"]);
+        assert!(matches!(outside, E::GatewayOutside { .. }), "{outside}");
+        let other = error(&net, &["fd00::1"]);
+        assert!(matches!(other, E::Gateway { .. }), "{other}");
         assert!(matches!(error(&[], &["172.19.0.9"]), E::Gateway { .. }));
         assert!(matches!(error(&net, &["10.9.0.0"]), E::Address(_)));
         assert!(matches!(

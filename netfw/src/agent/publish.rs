@@ -475,7 +475,7 @@ impl Looks {
         let at = match known {
             Some(at) => at,
             None => {
-                self.0.push(Sockets::look(protocol)?);
+                self.0.push(Sockets::of_others(protocol)?);
                 self.0.len() - 1
             }
         };

@@ -19,7 +19,7 @@ use crate::{
     },
     bpf::{Family, Part},
     name::{Mac, Name},
-    net::{NetError, Netlink},
+    net::{NetError, Netlink, sysctl},
     publish::Publish,
     source::Sources,
 };
@@ -204,6 +204,18 @@ impl Agent {
             ));
         }
         warnings.extend_from_slice(self.names.troubles());
+        let mut networks = self.wanted.networks.values();
+        if networks.any(|network| network.rules.routed) {
+            for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+                if sysctl::get(key).is_ok_and(|value| value == "0") {
+                    let key = key.replace('/', ".");
+                    warnings.push(format!(
+                        "routed networks are not reached from outside: {key} is 0, and the node forwards nothing to \
+                         them"
+                    ));
+                }
+            }
+        }
         if let Err(why) = &self.ipv6 {
             let without = self.wanted.networks.values().filter(|n| n.v6.is_some());
             for network in without {

@@ -47,7 +47,9 @@ pub enum ClientError {
     Permission { socket: PathBuf },
     #[error("the agent cannot be reached on {socket}: {source}")]
     Connect { socket: PathBuf, source: io::Error },
-    #[error("the agent on {socket} did not answer: {source}")]
+    #[error(
+        "the agent on {socket} did not answer: {source}; where something was to be changed, look whether it was"
+    )]
     Http {
         socket: PathBuf,
         source: Box<dyn std::error::Error + Send + Sync>,

@@ -47,7 +47,8 @@ pub struct Add {
     /// The container's MAC address. Default: derived from its address.
     #[arg(long)]
     mac: Option<Mac>,
-    /// [HOST_IP:]HOST_PORT[-END]:CONTAINER_PORT[-END][/tcp|udp|sctp]; may be given several times.
+    /// [[HOST_IP:]HOST_PORT[-END]:]CONTAINER_PORT[-END][/tcp|udp|sctp]; may be given several times. A
+    /// HOST_PORT of 0, or none: a free one.
     /// An IPv6 address stands in brackets.
     #[arg(short, long, value_name = "PUBLISH")]
     publish: Vec<Spec>,

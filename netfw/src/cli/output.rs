@@ -2,8 +2,9 @@
 
 use std::net::IpAddr;
 
+use comfy_table::{ColumnConstraint, Width};
 use serde::Serialize;
-use terminal_size::{Width, terminal_size_of};
+use terminal_size::terminal_size_of;
 
 use crate::{
     api::types::{Endpoint, Publish},
@@ -60,9 +61,23 @@ pub fn allowed(publish: &Publish) -> String {
     format!(" (from {})", publish.allow_from)
 }
 
+/// Between columns.
+const PADDING: u16 = 3;
+
+fn longest_word(cell: &str) -> usize {
+    cell.split_whitespace()
+        .map(|word| word.chars().count())
+        .max()
+        .unwrap_or(0)
+}
+
 /// Columns under headings, as wide as they must be; on a terminal, no wider than it: lists in a cell then
 /// go on in the next line.
-pub struct Table(comfy_table::Table);
+pub struct Table {
+    table: comfy_table::Table,
+    /// The longest word of each column, which is never broken.
+    words: Vec<usize>,
+}
 
 impl Table {
     pub fn new(headings: &[&str]) -> Self {
@@ -71,23 +86,38 @@ impl Table {
             .load_style(comfy_table::presets::NOTHING)
             .set_content_arrangement(comfy_table::ContentArrangement::Dynamic)
             .set_header(headings);
-        if let Some((Width(width), _)) = terminal_size_of(std::io::stdout()) {
+        if let Some((terminal_size::Width(width), _)) = terminal_size_of(std::io::stdout()) {
             table.set_width(width);
         }
         for column in table.column_iter_mut() {
-            column.set_padding((0, 3));
+            column.set_padding((0, PADDING));
         }
-        Self(table)
+        let words = headings.iter().map(|heading| longest_word(heading));
+        Self {
+            words: words.collect(),
+            table,
+        }
     }
 
     pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
-        self.0.add_row(cells);
+        let cells: Vec<String> = cells.into_iter().collect();
+        for (longest, cell) in self.words.iter_mut().zip(&cells) {
+            *longest = longest_word(cell).max(*longest);
+        }
+        self.table.add_row(cells);
     }
 }
 
 impl std::fmt::Display for Table {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        writeln!(f, "{}", self.0.trim_fmt())
+        let mut table = self.table.clone();
+        for (column, word) in table.column_iter_mut().zip(&self.words) {
+            let width = u16::try_from(*word)
+                .unwrap_or(u16::MAX)
+                .saturating_add(PADDING);
+            column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(width)));
+        }
+        writeln!(f, "{}", table.trim_fmt())
     }
 }
 
@@ -110,10 +140,13 @@ mod tests {
     fn a_narrow_terminal_gets_narrow_columns() {
         let mut table = Table::new(&["NAME", "PORTS"]);
         table.row(["web".into(), "0.0.0.0:80->80/tcp, [::]:80->80/tcp".into()]);
-        table.0.set_width(32);
+        table.table.set_width(32);
         assert_eq!(
             table.to_string(),
             "NAME   PORTS\nweb    0.0.0.0:80->80/tcp,\n       [::]:80->80/tcp\n"
         );
+        // Narrower than its words: those stay whole, whatever the terminal makes of it.
+        table.table.set_width(12);
+        assert!(table.to_string().contains("0.0.0.0:80->80/tcp,"), "{table}");
     }
 }

@@ -15,7 +15,8 @@ use crate::{
 pub struct Args {
     /// The endpoint.
     name: Name,
-    /// [HOST_IP:]HOST_PORT[-END]:CONTAINER_PORT[-END][/tcp|udp|sctp]; several are published together
+    /// [[HOST_IP:]HOST_PORT[-END]:]CONTAINER_PORT[-END][/tcp|udp|sctp]; a HOST_PORT of 0, or none: a free
+    /// one. Several are published together
     /// or not at all.
     #[arg(required = true, value_name = "PUBLISH")]
     publish: Vec<Spec>,

@@ -9,10 +9,11 @@
 //! from another PID namespace stays unnamed.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt, fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     ops::RangeInclusive,
+    path::Path,
     str::FromStr,
 };
 
@@ -143,6 +144,14 @@ impl Sockets {
         Ok(Self { protocol, entries })
     }
 
+    /// The same without this process's own: the agent's name servers have ports that nobody asks them at.
+    pub fn of_others(protocol: Protocol) -> Result<Self, NetError> {
+        let mut sockets = Self::look(protocol)?;
+        let own = inodes(Path::new("/proc/self/fd"));
+        sockets.entries.retain(|entry| !own.contains(&entry.inode));
+        Ok(sockets)
+    }
+
     pub fn protocol(&self) -> Protocol {
         self.protocol
     }
@@ -253,19 +262,19 @@ fn owners() -> HashMap<u64, u32> {
     pids.sort_unstable();
     for pid in pids {
         // It may have ended by now, or be another user's.
-        let Ok(files) = fs::read_dir(format!("/proc/{pid}/fd")) else {
-            continue;
-        };
-        for file in files.flatten() {
-            let Ok(target) = fs::read_link(file.path()) else {
-                continue;
-            };
-            if let Some(inode) = target.to_str().and_then(socket_inode) {
-                owners.entry(inode).or_insert(pid);
-            }
+        for inode in inodes(Path::new(&format!("/proc/{pid}/fd"))) {
+            owners.entry(inode).or_insert(pid);
         }
     }
     owners
+}
+
+/// The sockets among the open files of a process; none where they cannot be seen.
+fn inodes(files: &Path) -> HashSet<u64> {
+    let files = fs::read_dir(files).into_iter().flatten().flatten();
+    files
+        .filter_map(|file| socket_inode(fs::read_link(file.path()).ok()?.to_str()?))
+        .collect()
 }
 
 /// The inode in `socket:[12345]`.

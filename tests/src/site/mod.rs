@@ -279,20 +279,22 @@ impl Site {
             }
         }
         for (network, name) in [(1, "gateway"), (2, "elsewhere")] {
-            let subnet = Subnet {
-                network,
-                flags: network_flag::MASQUERADE,
-            };
-            match ip(name) {
-                IpAddr::V4(addr) => self.put_subnet("SUBNETS4", 24, Ip4::from(addr), subnet),
-                IpAddr::V6(addr) => self.put_subnet("SUBNETS6", 64, Ip6::from(addr), subnet),
-            }
+            self.set_subnet(name, network, network_flag::MASQUERADE);
         }
         for proto in [proto::TCP, proto::UDP, proto::SCTP] {
             for port in [8080, 8081] {
                 self.publish("0.0.0.0", port, proto, ("web", 80), PUBLISH_COUNTER);
             }
             self.publish("node", 9090, proto, ("peer", 90), 4);
+        }
+    }
+
+    /// The subnet of the network with this gateway, of the family at hand; `flags` are the network's.
+    pub fn set_subnet(&mut self, gateway: &str, network: u32, flags: u32) {
+        let subnet = Subnet { network, flags };
+        match ip(gateway) {
+            IpAddr::V4(addr) => self.put_subnet("SUBNETS4", 24, Ip4::from(addr), subnet),
+            IpAddr::V6(addr) => self.put_subnet("SUBNETS6", 64, Ip6::from(addr), subnet),
         }
     }
 

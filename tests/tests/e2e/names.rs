@@ -202,9 +202,9 @@ fn an_alias_may_be_several_and_a_link_is_one_s_own() {
     let aliases = &inspected["networks"][0]["aliases"];
     assert_eq!(*aliases, serde_json::json!(["pool"]));
     for (words, said) in [
-        (&["--alias", "one"][..], "has that name already"),
-        (&["--alias", "ONE"], "has that name already"),
-        (&["--alias", "One.App"], "has that name already"),
+        (&["--alias", "one"][..], "has that one already"),
+        (&["--alias", "ONE"], "has that one already"),
+        (&["--alias", "One.App"], "has that one already"),
         (&["--link", "nobody"], "there is no endpoint \"nobody\""),
     ] {
         let all = [&["endpoint", "add", "x"], &app[..], words].concat();

@@ -285,7 +285,7 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
         (
             FAILED,
             create(&["--subnet", "10.9.0.0/24", "--gateway", "10.8.0.1"]),
-            &["10.8.0.1", "no subnet"],
+            &["10.8.0.1", "10.9.0.0/24"],
         ),
         (FAILED, create(&["--gateway", "172.19.0.1"]), &["--subnet"]),
         (

@@ -7,8 +7,8 @@ use std::{
 };
 
 use netfw_tests::{
-    Namespace,
-    programs::{Capture, Nginx, UdpEcho, curl},
+    Agent, Lab, Namespace,
+    programs::{Capture, Nginx, UdpEcho, curl, curl_in_vain, ping, ping_in_vain},
     sockets::{connection, dont_fragment, exchange, listen, mark, udp_to},
     topology::{
         CLIENT, CLIENT6, FAR, FAR6, NODE, NODE_OUTSIDE, NODE6, NODE6_OUTSIDE, WORLD, WORLD6,
@@ -64,6 +64,36 @@ fn rules_choose_the_uplink_and_with_it_the_address() {
                 curl(web, far, 80, "/") == Some(world.page(80))
             });
         }
+    }
+}
+
+#[test]
+fn without_masquerade_the_world_sees_containers_and_answers_them() {
+    let lab = Lab::new();
+    let agent = Agent::start(&lab);
+    let subnets = ["--subnet", "10.6.0.0/24", "--subnet", "fd06::/64"];
+    let create = ["network", "create", "own", "--no-masquerade"];
+    agent.netfw(&[&create[..], &subnets].concat());
+    let app = lab.container("app");
+    let add = ["endpoint", "add", "app", "--network", "own", "--netns"];
+    let added = agent.json(&[&add[..], &[app.name()]].concat());
+    lab.route_through_node();
+    let world = Nginx::start(&lab.world, "world", &[80]);
+    let _app = Nginx::start(&app, "app", &[80]);
+    for (server, key) in [(WORLD, "ip"), (WORLD6, "ip6")] {
+        let own = text(&added[key]);
+        let path = format!("/{key}");
+        assert!(curl(&app, server, 80, &path).is_some(), "{own}");
+        let line = world.logged(&path);
+        assert!(line.starts_with(&format!("{own} ")), "{line}");
+        assert!(ping(&app, server));
+        // An answer in pieces.
+        let large = ["ping", "-n", "-c1", "-W3", "-s4000", &server.to_string()];
+        assert!(app.succeeds(&large), "{own}");
+        // Nobody gets in who was not asked.
+        let container: IpAddr = own.parse().expect("an address");
+        assert!(curl_in_vain(&lab.world, container, 80), "{own}");
+        assert!(ping_in_vain(&lab.world, container), "{own}");
     }
 }
 

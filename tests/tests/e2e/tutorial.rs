@@ -10,7 +10,7 @@ use std::{
     process::{Child, ChildStdin, Command, Stdio},
     sync::mpsc::{self, Receiver},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use netfw_tests::agent::binary;
@@ -123,8 +123,15 @@ fn is_job(line: &str) -> bool {
 impl Drop for Shell {
     /// Whatever the page has left.
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        // Each job is a process group of its own.
+        let _ = writeln!(self.stdin, "kill -- $(jobs -p | sed s/^/-/); exit");
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
+            if Instant::now() > deadline {
+                let _ = self.child.kill();
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
         let quiet = |command: &mut Command| {
             let _ = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
         };

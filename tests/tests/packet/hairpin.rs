@@ -1,8 +1,21 @@
 //! Containers that use publishes of their own node.
 
-use netfw_common::tuple::proto;
+use netfw_common::{drop::Drop, record::network_flag, tuple::proto};
 
 use crate::rig::{At, tcp, udp, with_rig};
+
+#[test]
+fn an_internal_network_has_no_way_into_others_by_a_publish() {
+    with_rig(|rig| {
+        rig.rules(At::Peer, network_flag::INTERNAL);
+        for packet in [
+            tcp("peer:4000", "node:8080", "S"),
+            udp("peer:4000", "gateway:8080"),
+        ] {
+            rig.send(At::Peer, packet).dropped(Drop::Internal);
+        }
+    });
+}
 
 #[test]
 fn a_neighbours_publish_keeps_the_source() {

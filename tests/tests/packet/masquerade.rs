@@ -3,7 +3,9 @@
 use netfw_common::drop::Drop;
 use netfw_tests::packet::IcmpError;
 
-use crate::rig::{At, Family, WEB_COUNTER, at, family, icmp, ping, pong, raw, tcp, udp, with_rig};
+use crate::rig::{
+    At, Family, Outcome, WEB_COUNTER, at, family, icmp, ping, pong, raw, tcp, udp, with_rig,
+};
 
 #[test]
 fn a_connection_to_the_world_leaves_from_the_nodes_address() {
@@ -37,6 +39,50 @@ fn a_datagram_and_a_ping_to_the_world_come_back() {
         assert_eq!(from, "node:7777");
         let (_, to) = rig.send(At::World, pong("server", "node", 7777)).sent();
         assert_eq!(to, "web:7777");
+    });
+}
+
+#[test]
+fn without_masquerade_a_container_keeps_its_address_and_is_answered() {
+    with_rig(|rig| {
+        rig.keep_addresses();
+        for port in ["web:20000", "web:50000"] {
+            let (from, to) = rig.send(At::Web, tcp(port, "server:443", "S")).sent();
+            assert_eq!((from.as_str(), to.as_str()), (port, "server:443"));
+            let (from, to) = rig.send(At::World, tcp("server:443", port, "S.")).sent();
+            assert_eq!((from.as_str(), to.as_str()), ("server:443", port));
+            rig.send(At::Web, tcp(port, "server:443", ".")).sent();
+        }
+        rig.send(At::Web, ping("web", "server", 7777)).sent();
+        let (_, to) = rig.send(At::World, pong("server", "web", 7777)).sent();
+        assert_eq!(to, "web:7777");
+        // Nobody else gets in.
+        for packet in [
+            tcp("server:444", "web:20000", "S."),
+            tcp("client:443", "web:20000", "S"),
+            udp("server:443", "web:20000"),
+            ping("server", "web", 1),
+        ] {
+            rig.send(At::World, packet).dropped(Drop::DirectAccess);
+        }
+    });
+}
+
+#[test]
+fn an_answer_in_pieces_to_a_container_s_own_address() {
+    with_rig(|rig| {
+        rig.keep_addresses();
+        rig.send(At::Web, udp("web:5353", "server:53")).sent();
+        let answer = udp("server:53", "web:5353").id(7).payload(&[7; 4000]);
+        for reversed in [false, true] {
+            let mut pieces = answer.clone().id(7 + u16::from(reversed)).fragments(1448);
+            if reversed {
+                pieces.reverse();
+            }
+            let outcomes = rig.send_all(At::World, &pieces);
+            let sent = |(outcome, _): &&(Outcome, Vec<u8>)| matches!(outcome, Outcome::Sent(_));
+            assert_eq!(outcomes.iter().filter(sent).count(), pieces.len());
+        }
     });
 }
 

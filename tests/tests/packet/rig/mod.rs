@@ -338,6 +338,12 @@ impl Rig {
         }
     }
 
+    /// `web`'s network masquerades nobody (`--no-masquerade`).
+    pub fn keep_addresses(&mut self) {
+        self.change_web(|web| web.flags &= !network_flag::MASQUERADE);
+        self.site.set_subnet("gateway", 1, 0);
+    }
+
     /// As the agent does where `--uplink` does not name it.
     pub fn close_uplink(&mut self) {
         let ifindex = self.site.devices.uplink.ifindex;
