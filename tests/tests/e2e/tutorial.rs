@@ -3,9 +3,10 @@
 //! With `NETFW_TUTORIAL=write` in the environment, what comes out is written into the page.
 
 use std::{
-    fs,
+    fs::{self, Permissions},
     io::{BufRead as _, BufReader, Write as _},
     net::Ipv6Addr,
+    os::unix::fs::PermissionsExt as _,
     path::PathBuf,
     process::{Child, ChildStdin, Command, Stdio},
     sync::mpsc::{self, Receiver},
@@ -51,12 +52,15 @@ fn lines(text: &str) -> Vec<Line> {
     lines
 }
 
-/// A shell, in which `netfw` is the one under test, with an instance of its own.
+/// A shell, in which `netfw` is the one under test, with an instance of its own. A program, and no function:
+/// who ends a job is to end what it has become.
 struct Shell {
     child: Child,
     stdin: ChildStdin,
     said: Receiver<String>,
     instance: String,
+    /// Has the `netfw` that the page calls.
+    _path: tempfile::TempDir,
 }
 
 impl Shell {
@@ -80,18 +84,19 @@ impl Shell {
             }
         });
         let instance = format!("tutorial{}", std::process::id());
-        let netfw = binary();
-        writeln!(
-            stdin,
-            "exec 2>&1; netfw() {{ {} --instance {instance} \"$@\"; }}",
-            netfw.display()
-        )
-        .expect("bash reads");
+        let path = tempfile::tempdir().expect("a directory");
+        let netfw = path.path().join("netfw");
+        let line = format!("exec {} --instance {instance} \"$@\"", binary().display());
+        fs::write(&netfw, format!("#!/bin/sh\n{line}\n")).expect("our own file");
+        fs::set_permissions(&netfw, Permissions::from_mode(0o755)).expect("our own file");
+        let path_line = format!("exec 2>&1; PATH={}:$PATH", path.path().display());
+        writeln!(stdin, "{path_line}").expect("bash reads");
         Self {
             child,
             stdin,
             said,
             instance,
+            _path: path,
         }
     }
 
@@ -123,8 +128,7 @@ fn is_job(line: &str) -> bool {
 impl Drop for Shell {
     /// Whatever the page has left.
     fn drop(&mut self) {
-        // Each job is a process group of its own.
-        let _ = writeln!(self.stdin, "kill -- $(jobs -p | sed s/^/-/); exit");
+        let _ = writeln!(self.stdin, "kill $(jobs -p); exit");
         let deadline = Instant::now() + Duration::from_secs(5);
         while self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
             if Instant::now() > deadline {
