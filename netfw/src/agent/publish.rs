@@ -382,11 +382,15 @@ impl Agent {
         let up = self.wanted.endpoints.values().filter(|e| self.is_up(e));
         for endpoint in up {
             for published in &endpoint.publishes {
-                if let Err(error) = looks.check(&published.publish) {
-                    tracing::warn!(
+                match looks.check(&published.publish) {
+                    Err(AgentError::PortHeld { publish, holder }) => tracing::warn!(
                         endpoint = %endpoint.name,
-                        "{error}: the publish gets what comes from outside"
-                    );
+                        "{holder}; what comes from outside goes to {publish}"
+                    ),
+                    Err(error) => {
+                        tracing::warn!(error = %crate::chain(&error), "no look at sockets")
+                    }
+                    Ok(()) => {}
                 }
             }
         }

@@ -207,3 +207,18 @@ fn a_port_is_free_again_when_nothing_is_published_there() {
     site.agent.netfw(&["down"]);
     assert!(!taken("[::]:8080"));
 }
+
+#[test]
+fn a_process_that_was_first_after_a_reboot_is_told_of() {
+    let mut site = Site::new(&["8080:80"]);
+    site.agent.stop();
+    // What a reboot takes, and with it what keeps the port.
+    let pins = format!("/sys/fs/bpf/{}", site.agent.instance());
+    std::fs::remove_dir_all(pins).expect("it is ours");
+    let first = site.lab.node.enter(|| TcpListener::bind("0.0.0.0:8080"));
+    let _first = first.expect("nobody keeps it");
+    site.agent.start_again();
+    let said = site.agent.process().stderr();
+    let told = "what comes from outside goes to 0.0.0.0:8080:80/tcp";
+    assert!(said.contains(told), "{said}");
+}
