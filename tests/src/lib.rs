@@ -3,6 +3,7 @@
 //! * [`wait`]: wait for a condition, with a deadline
 //! * [`netns`]: network namespaces and processes in them, gone when their value is dropped
 //! * [`crowd`]: many empty namespaces at once
+//! * [`files`]: open files that no other test's programs hold
 //! * [`reaper`]: undoes what is left even when the test process is killed
 //! * [`topology`]: [`Lab`], a client, a node and the outside world in one line
 //! * [`agent`]: a `netfw agent` that serves a lab's node, and the command line towards it
@@ -25,6 +26,7 @@
 
 pub mod agent;
 pub mod crowd;
+pub mod files;
 pub mod flood;
 pub mod netns;
 pub mod packet;

@@ -7,19 +7,29 @@
 
 use std::{
     io::Write as _,
-    os::unix::process::CommandExt as _,
-    process::{Child, Command, Stdio},
-    sync::{Mutex, OnceLock},
+    os::{
+        fd::{AsRawFd as _, RawFd},
+        unix::process::CommandExt as _,
+    },
+    process::{Child, ChildStdin, Command, Stdio},
+    sync::{LazyLock, Mutex},
 };
 
 /// Has `command` (a line of shell) run when this process ends.
 pub fn at_end(command: &str) {
+    with_pipe(|pipe| writeln!(pipe, "{command}").expect("the reaper takes a line"));
+}
+
+/// The descriptor that has to stay open until this process ends.
+pub(crate) fn pipe() -> RawFd {
+    with_pipe(|pipe| pipe.as_raw_fd())
+}
+
+fn with_pipe<T>(work: impl FnOnce(&mut ChildStdin) -> T) -> T {
     // Never waited for: it outlives us by design, and init takes it over.
-    static REAPER: OnceLock<Mutex<Child>> = OnceLock::new();
-    let reaper = REAPER.get_or_init(|| Mutex::new(start()));
-    let mut reaper = reaper.lock().unwrap_or_else(|poison| poison.into_inner());
-    let pipe = reaper.stdin.as_mut().expect("stdin is a pipe");
-    writeln!(pipe, "{command}").expect("the reaper takes a line");
+    static REAPER: LazyLock<Mutex<Child>> = LazyLock::new(|| Mutex::new(start()));
+    let mut reaper = REAPER.lock().unwrap_or_else(|poison| poison.into_inner());
+    work(reaper.stdin.as_mut().expect("stdin is a pipe"))
 }
 
 fn start() -> Child {

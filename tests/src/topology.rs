@@ -31,7 +31,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{netns::Namespace, wait::wait_until};
+use crate::{files, netns::Namespace, wait::wait_until};
 
 pub const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 1, 0, 2));
 /// The node as the client knows it: where published ports are.
@@ -68,7 +68,14 @@ pub struct Lab {
 }
 
 impl Lab {
+    /// For a test, which has not opened any file or socket yet, see [`files::own_table`].
     pub fn new() -> Self {
+        files::own_table();
+        Self::lay_out()
+    }
+
+    /// As [`new`](Self::new), for a thread that goes on sharing its open files.
+    pub fn lay_out() -> Self {
         let lab = Self {
             node: Namespace::new("node"),
             client: Namespace::new("client"),

@@ -202,7 +202,7 @@ impl Contender {
     pub fn set_up(kind: Kind, publishes: u32, config: Option<&Path>) -> Result<Self> {
         check_publishes(publishes)?;
         let each = u16::try_from(publishes / 2).context("a number of ports")?;
-        let lab = Lab::new();
+        let lab = Lab::lay_out();
         let container = kind.has_container().then(|| lab.container("container"));
         let middle = each / 2;
         let service = Service {

@@ -31,7 +31,7 @@ pub fn missing() -> Option<&'static str> {
 
 impl ByHand {
     pub fn new() -> Result<Self> {
-        let lab = Lab::new();
+        let lab = Lab::lay_out();
         let node = &lab.node;
         node.ip(&["link", "add", BRIDGE, "type", "bridge"]);
         node.ip(&["addr", "add", &format!("{GATEWAY}/16"), "dev", BRIDGE]);

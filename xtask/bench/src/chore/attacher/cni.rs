@@ -51,7 +51,7 @@ impl Cni {
         reaper::at_end(&format!("rm -rf '{}'", addresses.path().display()));
         Ok(Self {
             crowds: Vec::new(),
-            lab: Lab::new(),
+            lab: Lab::lay_out(),
             addresses,
             results: HashMap::new(),
             filled: 0,

@@ -19,7 +19,7 @@ pub const NAME: &str = "netfw";
 
 impl Netfw {
     pub fn new() -> Result<Self> {
-        let lab = Lab::new();
+        let lab = Lab::lay_out();
         Ok(Self {
             crowds: Vec::new(),
             agent: Agent::start(&lab).lenient(),
