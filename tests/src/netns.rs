@@ -7,7 +7,7 @@
 use std::{
     ffi::OsStr,
     fs::{self, File},
-    os::unix::fs::FileExt as _,
+    os::{fd::OwnedFd, unix::fs::FileExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     thread,
@@ -185,13 +185,27 @@ pub struct Running {
 
 impl Running {
     #[track_caller]
-    pub fn start(mut command: Command) -> Self {
+    pub fn start(command: Command) -> Self {
+        Self::start_with(command, Stdio::null())
+    }
+
+    /// A process, `sleep`, that holds a socket. This one's own files are not seen under its id in `/proc`:
+    /// see [`files`](crate::files).
+    #[track_caller]
+    pub fn holding(socket: impl Into<OwnedFd>) -> Self {
+        let mut command = Command::new("sleep");
+        command.arg("600");
+        Self::start_with(command, Stdio::from(socket.into()))
+    }
+
+    #[track_caller]
+    fn start_with(mut command: Command, stdin: Stdio) -> Self {
         let what = format!("{command:?}");
         let file = || tempfile::tempfile().expect("a temporary file can be made");
         let (stdout, stderr) = (file(), file());
         let copy = |file: &File| file.try_clone().expect("a file can be shared");
         let child = command
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(copy(&stdout))
             .stderr(copy(&stderr))
             .spawn()

@@ -44,6 +44,13 @@ pub(super) struct Asked {
     pub aliases: Vec<Name>,
 }
 
+/// The indexes of a veth pair: in the node, and in the container.
+#[derive(Clone, Copy)]
+pub(super) struct Ends {
+    host: u32,
+    peer: u32,
+}
+
 /// A container's namespace, and a netlink socket in it.
 pub(super) struct Inside {
     pub namespace: Namespace,
@@ -125,11 +132,13 @@ impl Agent {
             .networks
             .insert(network.name.clone(), network.clone());
         self.wanted.endpoints.insert(name.clone(), after.clone());
-        let made = match self.attach(&after, &attachment, &inside).await {
-            Ok(()) => self.set_ways(&after, &inside).await,
-            error => error,
+        let made = async {
+            let ends = self.attach(&after, &attachment, &inside).await?;
+            self.set_ways(&after, &inside).await?;
+            self.wait_usable(name, &attachment, ends, &inside.netlink)
+                .await
         };
-        if let Err(error) = made {
+        if let Err(error) = made.await {
             self.detach(&after, &attachment).await;
             self.store.commit(&[Change::Endpoint(&before)])?;
             self.wanted.endpoints.insert(name.clone(), before.clone());
@@ -518,13 +527,14 @@ impl Agent {
     }
 
     /// Makes the veth pair and everything that belongs to it, but for routes ([`Agent::set_ways`]). The
-    /// caller undoes it with [`Agent::detach`] where it fails.
+    /// caller undoes it with [`Agent::detach`] where it fails, and waits until it can be used
+    /// ([`Agent::wait_usable`]).
     pub(super) async fn attach(
         &mut self,
         endpoint: &Endpoint,
         attachment: &Attachment,
         inside: &Inside,
-    ) -> Result<(), AgentError> {
+    ) -> Result<Ends, AgentError> {
         let bridge = self.bridge_of(attachment)?;
         let mtu = self.mtu_of(self.network_of(attachment)?);
         let (ifindex, _) = self
@@ -547,11 +557,12 @@ impl Agent {
         let peer = self
             .configure_container(attachment, ifindex, inside)
             .await?;
-        self.wait_usable(endpoint, attachment, (ifindex, peer), &inside.netlink)
-            .await?;
         self.prepare_endpoint(endpoint, ifindex, &inside.namespace);
         self.note_up(place(endpoint, attachment), ifindex);
-        Ok(())
+        Ok(Ends {
+            host: ifindex,
+            peer,
+        })
     }
 
     pub(super) fn note_up(&mut self, place: Place, ifindex: u32) {
@@ -707,22 +718,22 @@ impl Agent {
         Ok(())
     }
 
-    /// Waits until the container can send and be sent to: whoever waits for it uses it at once. `ends` are
-    /// the host's and the container's.
-    async fn wait_usable(
+    /// Waits until the container can send and be sent to: whoever waits for it uses it at once. The kernel
+    /// brings it about in its own time, so there is less to wait for when all else is done.
+    pub(super) async fn wait_usable(
         &self,
-        endpoint: &Endpoint,
+        endpoint: &Name,
         attachment: &Attachment,
-        (host, peer): (u32, u32),
+        ends: Ends,
         inside: &Netlink,
     ) -> Result<(), AgentError> {
-        let mut usable = inside.wait_operational(peer).await?;
-        usable &= self.netlink.wait_operational(host).await?;
+        let mut usable = inside.wait_operational(ends.peer).await?;
+        usable &= self.netlink.wait_operational(ends.host).await?;
         for ip in attachment.ips().filter(IpAddr::is_ipv6) {
             usable &= inside.wait_local(ip).await;
         }
         if !usable {
-            tracing::warn!(endpoint = %endpoint.name, "it may lose what it sends first");
+            tracing::warn!(%endpoint, "it may lose what it sends first");
         }
         Ok(())
     }

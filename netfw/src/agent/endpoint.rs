@@ -81,13 +81,8 @@ impl Agent {
         self.wanted
             .endpoints
             .insert(endpoint.name.clone(), endpoint.clone());
-        let made = match self.make(&endpoint, inside).await {
-            Ok(()) => self.check_held(&endpoint.publishes),
-            error => error,
-        };
-        match made {
+        match self.make(&endpoint, inside).await {
             Ok(()) => {
-                self.write_files(&endpoint);
                 self.flush_shadows(&endpoint.publishes);
                 let ips: Vec<String> = endpoint.ips().map(|ip| ip.to_string()).collect();
                 tracing::info!(endpoint = %endpoint.name, ips = %ips.join(", "), "added");
@@ -102,6 +97,7 @@ impl Agent {
                 {
                     tracing::warn!(endpoint = %endpoint.name, %error, "its namespace was not deleted");
                 }
+                self.remove_files(&endpoint.name);
                 self.wanted.endpoints.remove(&endpoint.name);
                 self.store.commit(&[Change::NoEndpoint(&endpoint.name)])?;
                 Err(error)
@@ -321,7 +317,7 @@ impl Agent {
         Ok(counter)
     }
 
-    /// Makes what the endpoint is in the kernel. The caller undoes it with [`Agent::unmake`] where it
+    /// Makes what the endpoint is in the kernel, and its files. The caller undoes it with [`Agent::unmake`] where it
     /// fails.
     async fn make(
         &mut self,
@@ -334,11 +330,21 @@ impl Agent {
             None => return Ok(()),
         };
         inside.raise_loopback().await?;
+        let mut made = Vec::new();
         for attachment in &endpoint.attachments {
-            self.attach(endpoint, attachment, &inside).await?;
+            made.push((
+                attachment,
+                self.attach(endpoint, attachment, &inside).await?,
+            ));
         }
-        if !endpoint.attachments.is_empty() {
+        if !made.is_empty() {
             self.set_ways(endpoint, &inside).await?;
+        }
+        self.check_held(&endpoint.publishes)?;
+        self.write_files(endpoint);
+        for (attachment, ends) in made {
+            self.wait_usable(&endpoint.name, attachment, ends, &inside.netlink)
+                .await?;
         }
         Ok(())
     }

@@ -1,9 +1,15 @@
 //! Names of endpoints: what the name servers are told, and where they serve.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeSet, HashSet},
+    net::IpAddr,
+};
 
-use super::{Agent, endpoint::place, record::Endpoint};
-use crate::dns::{Bridge, Link, Member, Network, Options, Server, View};
+use super::{Agent, record::Endpoint};
+use crate::{
+    dns::{Bridge, Link, Member, Network, Options, Server, View},
+    name::Name,
+};
 
 /// The name servers as they are.
 #[derive(Default)]
@@ -74,6 +80,7 @@ impl Agent {
     }
 
     fn names_now(&self) -> View {
+        let up: HashSet<(&Name, &Name)> = self.up.keys().map(|(e, n)| (e, n)).collect();
         let networks = self.wanted.networks.values();
         let networks = networks.filter_map(|network| {
             let bridge = self.bridges.get(&network.name)?;
@@ -93,9 +100,9 @@ impl Agent {
                         endpoint: endpoint.name.clone(),
                         aliases: attachment.aliases.clone(),
                         // While it is down its name is still nobody else's.
-                        addresses: match self.up.get(&place(endpoint, attachment)) {
-                            Some(_) => attachment.ips().collect(),
-                            None => Vec::new(),
+                        addresses: match up.contains(&(&endpoint.name, &attachment.network)) {
+                            true => attachment.ips().collect(),
+                            false => Vec::new(),
                         },
                         links: endpoint
                             .links

@@ -9,6 +9,7 @@
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
+    time::Duration,
 };
 
 use ipnet::IpNet;
@@ -348,6 +349,10 @@ pub async fn carry_out(agent: &Mutex<Agent>, purges: Vec<Purge>) -> Result<usize
     }
 }
 
+/// What nobody waits for is put off for so long: it is not to compete with the answer to the request that
+/// asks for it, and what the next one asks for goes in the same walk.
+const PUT_OFF: Duration = Duration::from_millis(20);
+
 /// Carries out what nobody waits for, as it comes.
 pub async fn keep_purging(agent: &Mutex<Agent>) {
     let due = agent.lock().await.purger.clone();
@@ -355,6 +360,7 @@ pub async fn keep_purging(agent: &Mutex<Agent>) {
         let purges = std::mem::take(&mut agent.lock().await.later);
         if purges.is_empty() {
             due.notified().await;
+            tokio::time::sleep(PUT_OFF).await;
         } else if let Err(error) = carry_out(agent, purges).await {
             tracing::warn!(error = %crate::chain(&error), "not all flows that should go went");
         }

@@ -285,10 +285,13 @@ impl Agent {
             }
             other => other?,
         };
-        let made = match Inside::of(namespace) {
-            Ok(inside) => self.attach(endpoint, attachment, &inside).await,
-            Err(error) => Err(error.into()),
+        let made = async {
+            let inside = Inside::of(namespace)?;
+            let ends = self.attach(endpoint, attachment, &inside).await?;
+            self.wait_usable(&endpoint.name, attachment, ends, &inside.netlink)
+                .await
         };
+        let made = made.await;
         if made.is_err() {
             self.take_down(endpoint, attachment).await;
         }

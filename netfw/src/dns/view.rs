@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, OnceLock, PoisonError, RwLock},
 };
 
 use ipnet::IpNet;
@@ -57,19 +57,34 @@ pub struct Link {
 
 /// Holds the current names: read by every query, replaced by the agent.
 #[derive(Debug, Default)]
-pub struct Directory(RwLock<Arc<Names>>);
+pub struct Directory(RwLock<Arc<Latest>>);
+
+/// A view, and what is made of it when somebody asks first: of a hundred endpoints that are added in a row,
+/// nobody may ask before the last.
+#[derive(Debug, Default)]
+struct Latest {
+    view: View,
+    names: OnceLock<Arc<Names>>,
+}
 
 impl Directory {
     /// Most changes that the agent makes change no name: what is there already stays.
     pub fn set(&self, view: View) {
-        if self.current().is_of(&view) {
+        if self.latest().view == view {
             return;
         }
-        let names = Arc::new(Names::new(view));
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = names;
+        let names = OnceLock::new();
+        let latest = Arc::new(Latest { view, names });
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = latest;
     }
 
     pub fn current(&self) -> Arc<Names> {
+        let latest = self.latest();
+        let names = || Arc::new(Names::new(latest.view.clone()));
+        latest.names.get_or_init(names).clone()
+    }
+
+    fn latest(&self) -> Arc<Latest> {
         self.0
             .read()
             .unwrap_or_else(PoisonError::into_inner)
@@ -126,11 +141,6 @@ impl Names {
             names.networks.push(Indexed::new(network));
         }
         names
-    }
-
-    fn is_of(&self, view: &View) -> bool {
-        let networks = self.networks.iter().map(|indexed| &indexed.network);
-        networks.eq(&view.networks)
     }
 
     /// Our own addresses, to which nothing may be forwarded.

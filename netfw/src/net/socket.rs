@@ -9,6 +9,7 @@
 //! from another PID namespace stays unnamed.
 
 use std::{
+    cell::OnceCell,
     collections::{HashMap, HashSet},
     fmt, fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -17,7 +18,6 @@ use std::{
     str::FromStr,
 };
 
-use nix::libc;
 use serde::{Deserialize, Serialize};
 
 use super::{NetError, diag};
@@ -128,28 +128,32 @@ const LISTEN: u8 = 10;
 pub struct Sockets {
     protocol: Protocol,
     entries: Vec<Entry>,
+    /// Inodes of those that do not count; not known before one is asked for, since to find them takes as
+    /// long as the look itself.
+    ignored: OnceCell<HashSet<u64>>,
 }
 
 impl Sockets {
     pub fn look(protocol: Protocol) -> Result<Self, NetError> {
-        let mut entries = Vec::new();
-        for family in [libc::AF_INET, libc::AF_INET6] {
-            entries.extend(match diag::sockets(protocol, family) {
-                Ok(sockets) => sockets,
-                // The kernel has no SCTP, or nobody has used it yet; its table has another form.
-                Err(_) if protocol == Protocol::Sctp => Vec::new(),
-                Err(_) => table(protocol, family)?,
-            });
-        }
-        Ok(Self { protocol, entries })
+        let entries = match diag::sockets(protocol) {
+            Ok(sockets) => sockets,
+            // The kernel has no SCTP, or nobody has used it yet; its table has another form.
+            Err(_) if protocol == Protocol::Sctp => Vec::new(),
+            Err(_) => tables(protocol)?,
+        };
+        Ok(Self {
+            protocol,
+            entries,
+            ignored: OnceCell::from(HashSet::new()),
+        })
     }
 
     /// The same without this process's own: the agent's name servers have ports that nobody asks them at.
     pub fn of_others(protocol: Protocol) -> Result<Self, NetError> {
-        let mut sockets = Self::look(protocol)?;
-        let own = inodes(Path::new("/proc/self/fd"));
-        sockets.entries.retain(|entry| !own.contains(&entry.inode));
-        Ok(sockets)
+        Ok(Self {
+            ignored: OnceCell::new(),
+            ..Self::look(protocol)?
+        })
     }
 
     pub fn protocol(&self) -> Protocol {
@@ -184,14 +188,23 @@ impl Sockets {
         ports: RangeInclusive<u16>,
         host_ip: IpAddr,
     ) -> impl Iterator<Item = &Entry> {
-        let entries = self.entries.iter();
-        entries.filter(move |entry| ports.contains(&entry.port) && overlaps(entry, host_ip))
+        let own = || inodes(Path::new("/proc/self/fd"));
+        self.entries.iter().filter(move |entry| {
+            ports.contains(&entry.port)
+                && overlaps(entry, host_ip)
+                && !self.ignored.get_or_init(own).contains(&entry.inode)
+        })
     }
 }
 
 /// The same from `/proc`.
-fn table(proto: Protocol, family: libc::c_int) -> Result<Vec<Entry>, NetError> {
-    let six = if family == libc::AF_INET6 { "6" } else { "" };
+fn tables(proto: Protocol) -> Result<Vec<Entry>, NetError> {
+    let mut entries = table(proto, "")?;
+    entries.extend(table(proto, "6")?);
+    Ok(entries)
+}
+
+fn table(proto: Protocol, six: &str) -> Result<Vec<Entry>, NetError> {
     let path = format!("/proc/thread-self/net/{proto}{six}");
     match fs::read_to_string(&path) {
         Ok(text) => Ok(text
@@ -369,14 +382,26 @@ mod tests {
 
     #[test]
     fn both_sources_agree() {
-        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = tcp.local_addr().unwrap().port();
-        let find = |entries: Vec<Entry>| entries.into_iter().find(|e| e.port == port);
-        let from_proc = find(table(Protocol::Tcp, libc::AF_INET).unwrap());
-        assert!(from_proc.is_some());
-        // A kernel without sock_diag has one source only.
-        if let Ok(entries) = diag::sockets(Protocol::Tcp, libc::AF_INET) {
-            assert_eq!(find(entries), from_proc);
+        let bound = ["127.0.0.1:0", "[::1]:0"].map(|at| {
+            let tcp = TcpListener::bind(at).unwrap();
+            let udp = UdpSocket::bind(at).unwrap();
+            let ports = [tcp.local_addr(), udp.local_addr()].map(|at| at.unwrap());
+            ((tcp, udp), ports)
+        });
+        for (_held, ports) in &bound {
+            for (proto, at) in [Protocol::Tcp, Protocol::Udp].into_iter().zip(ports) {
+                let find = |entries: Vec<Entry>| {
+                    let mut entries = entries.into_iter();
+                    let entry = entries.find(|e| (e.addr, e.port) == (at.ip(), at.port()))?;
+                    Some((entry.addr, entry.port, entry.inode))
+                };
+                let from_proc = find(tables(proto).unwrap());
+                assert!(from_proc.is_some(), "{proto} {at}");
+                // A kernel without sock_diag has one source only.
+                if let Ok(entries) = diag::sockets(proto) {
+                    assert_eq!(find(entries), from_proc, "{proto} {at}");
+                }
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use netfw_tests::{
-    Agent, Lab, Namespace,
+    Agent, Lab, Namespace, Running,
     agent::{FAILED, USAGE, binary},
     programs::{Nginx, curl, curl_in_vain},
     topology::{NODE, NODE_OUTSIDE, WORLD, wire},
@@ -378,43 +378,39 @@ fn endpoints_that_cannot_be() {
 #[test]
 fn a_port_that_a_process_of_the_node_holds_is_refused_by_name() {
     let site = Site::new(&[]);
-    let tcp = site
-        .lab
-        .node
-        .enter(|| TcpListener::bind((NODE, 8080)).expect("free"));
-    let udp = site
-        .lab
-        .node
-        .enter(|| UdpSocket::bind("0.0.0.0:5300").expect("free"));
-    let own = format!("(process {})", std::process::id());
-    let phrase = own.as_str();
+    let node = &site.lab.node;
+    let tcp = node.enter(|| TcpListener::bind((NODE, 8080)).expect("free"));
+    let udp = node.enter(|| UdpSocket::bind("0.0.0.0:5300").expect("free"));
+    let (tcp, udp) = (Running::holding(tcp), Running::holding(udp));
+    let [of_tcp, of_udp] = [&tcp, &udp].map(|holder| format!("sleep (process {})", holder.pid()));
+    let (of_tcp, of_udp) = (of_tcp.as_str(), of_udp.as_str());
     all_refused(
         &site,
         &[
             (
                 FAILED,
                 &["publish", "web", "8080:80"],
-                &[phrase, "holds 10.1.0.1:8080/tcp"],
+                &[of_tcp, "holds 10.1.0.1:8080/tcp"],
             ),
             (
                 FAILED,
                 &["publish", "web", "10.1.0.1:8080:80"],
-                &[phrase, "stop it"],
+                &[of_tcp, "stop it"],
             ),
             (
                 FAILED,
                 &["publish", "web", "8000-8100:8000-8100"],
-                &[phrase, ":8080/tcp"],
+                &[of_tcp, ":8080/tcp"],
             ),
             (
                 FAILED,
                 &["publish", "web", "5300:53/udp"],
-                &[phrase, ":5300/udp"],
+                &[of_udp, ":5300/udp"],
             ),
             (
                 FAILED,
                 &["publish", "web", "10.2.0.1:5300:53/udp"],
-                &[phrase, ":5300/udp"],
+                &[of_udp, ":5300/udp"],
             ),
         ],
     );
