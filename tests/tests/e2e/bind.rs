@@ -9,6 +9,7 @@ use netfw_tests::{
     Namespace,
     agent::FAILED,
     topology::{NODE, NODE_OUTSIDE},
+    wait::wait_for,
     wait_until,
 };
 use nix::{
@@ -215,8 +216,11 @@ fn a_process_that_was_first_after_a_reboot_is_told_of() {
     // What a reboot takes, and with it what keeps the port.
     let pins = format!("/sys/fs/bpf/{}", site.agent.instance());
     std::fs::remove_dir_all(pins).expect("it is ours");
-    let first = site.lab.node.enter(|| TcpListener::bind("0.0.0.0:8080"));
-    let _first = first.expect("nobody keeps it");
+    // The kernel ends a program in its own time when its last pin goes.
+    let _first = wait_for("nobody to keep the port", SOON, || {
+        let first = site.lab.node.enter(|| TcpListener::bind("0.0.0.0:8080"));
+        first.ok()
+    });
     site.agent.start_again();
     let said = site.agent.process().stderr();
     let told = "what comes from outside goes to 0.0.0.0:8080:80/tcp";
