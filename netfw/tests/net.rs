@@ -171,6 +171,33 @@ fn a_container_is_wired() {
 }
 
 #[test]
+fn many_links_go_at_once_and_no_others() {
+    if !root() {
+        return;
+    }
+    Lab::new().run(async || {
+        let netlink = Netlink::current().unwrap();
+        let bridge = async |name: &str| {
+            let made = netlink.create_bridge(name, [2, 0, 0, 0, 0, 1], 1500, "netfw test");
+            made.await.unwrap()
+        };
+        let stays = bridge("stays").await;
+        // More than one group, and one that is gone already.
+        let mut doomed = Vec::new();
+        for n in 0..140 {
+            doomed.push(bridge(&format!("b{n}")).await);
+        }
+        netlink.delete_link(doomed[70]).await.unwrap();
+        netlink.delete_links(&doomed).await.unwrap();
+        let links = netlink.links().await.unwrap();
+        let left = links.iter().filter(|link| !link.loopback);
+        assert!(left.map(|link| link.index).eq([stays]), "{links:?}");
+        netlink.delete_links(&doomed).await.unwrap();
+        netlink.delete_links(&[]).await.unwrap();
+    });
+}
+
+#[test]
 fn changes_are_told() {
     if !root() {
         return;

@@ -19,7 +19,7 @@ use crate::{
     api::client::{Client, ClientError},
     bpf::DataPlane,
     name::Name,
-    net::{Namespace, Netlink, namespace},
+    net::{Link, Namespace, Netlink, namespace},
 };
 
 /// How long a running agent gets to end.
@@ -174,13 +174,18 @@ fn remove_links(instance: &Name, wanted: &Wanted, namespace: &Namespace, report:
             Ok(both) => both,
             Err(error) => return report.errors.push(crate::chain(&error)),
         };
-        for link in links {
-            if wanted.owns(instance, &link) {
-                report.note(
-                    format!("interface {}", link.name),
-                    netlink.delete_link(link.index).await,
-                );
-            }
+        let ours = links.iter().filter(|link| wanted.owns(instance, link));
+        let ours: Vec<&Link> = ours.collect();
+        // What that leaves, each alone.
+        let all: Vec<u32> = ours.iter().map(|link| link.index).collect();
+        if let Err(error) = netlink.delete_links(&all).await {
+            tracing::debug!(error = %crate::chain(&error), "not all interfaces at once");
+        }
+        for link in ours {
+            report.note(
+                format!("interface {}", link.name),
+                netlink.delete_link(link.index).await,
+            );
         }
     });
 }

@@ -10,7 +10,7 @@ use super::{
     attachment::{Asked, Inside},
     error::ModeError,
     network::DEFAULT_NETWORK,
-    publish::CHOICES,
+    publish::{CHOICES, check_held},
     purge::{Doomed, Then},
     record::{self, Attachment, Endpoint, Network, Published, Target},
     store::Change,
@@ -337,16 +337,18 @@ impl Agent {
                 self.attach(endpoint, attachment, &inside).await?,
             ));
         }
+        let published = endpoint.publishes.clone();
+        let held = tokio::task::spawn_blocking(move || check_held(&published));
         if !made.is_empty() {
             self.set_ways(endpoint, &inside).await?;
         }
-        self.check_held(&endpoint.publishes)?;
         self.write_files(endpoint);
         for (attachment, ends) in made {
             self.wait_usable(&endpoint.name, attachment, ends, &inside.netlink)
                 .await?;
         }
-        Ok(())
+        held.await
+            .map_err(|join| AgentError::Fault(join.to_string()))?
     }
 
     /// Takes the endpoint out of the kernel, whatever of it is there; goes on past errors. Its flows

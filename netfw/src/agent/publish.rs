@@ -101,7 +101,7 @@ impl Agent {
         self.store.commit(&[Change::Endpoint(&after)])?;
         let entered = self
             .enter_publishes(&after, &new)
-            .and_then(|()| self.check_held(&new));
+            .and_then(|()| check_held(&new));
         if let Err(error) = entered {
             if let Err(error) = self.withdraw_publishes(&new) {
                 tracing::error!(%error, "undoing a publish");
@@ -365,16 +365,6 @@ impl Agent {
         looks.check(publish)
     }
 
-    /// The same look once more, when nobody can ask for the ports any longer: somebody may have come between
-    /// the first one and that. Not so where the kernel chose the port for him; then he is found now, or
-    /// goes without what comes in from outside.
-    pub(super) fn check_held(&self, published: &[Published]) -> Result<(), AgentError> {
-        let mut looks = Looks::default();
-        published
-            .iter()
-            .try_for_each(|published| looks.check(&published.publish))
-    }
-
     /// Says which publishes are in the way of sockets that were there first: after a reboot a process may
     /// have bound a port before the agent could keep it.
     pub(super) fn report_held(&self) {
@@ -464,6 +454,16 @@ impl Agent {
         let publishes = published.iter().map(|p| p.publish);
         self.purge_later(Doomed::Shadows(Shadows::of(publishes)));
     }
+}
+
+/// [`Agent::resolve_publishes`]'s look once more, when nobody can ask for the ports any longer: somebody may
+/// have come between the first one and that. Not so where the kernel chose the port for him; then he is
+/// found now, or goes without what comes in from outside.
+pub(super) fn check_held(published: &[Published]) -> Result<(), AgentError> {
+    let mut looks = Looks::default();
+    published
+        .iter()
+        .try_for_each(|published| looks.check(&published.publish))
 }
 
 /// The sockets of the node as they were at one moment, by protocol: one look for a whole request.

@@ -171,23 +171,17 @@ pub fn attach(
             }
         }
     }
-    let added = match attach_clsact(program, hook, name) {
+    match attach_clsact(program, links, hook, ifindex, name) {
+        Ok(()) => Ok(Attachment::Clsact),
         // A kernel without clsact or cls_bpf, perhaps.
         Err(error) if only.is_none() && hook.prefers() == Attachment::Clsact => {
-            let pin = tcx_pin(links, ifindex, hook);
-            return match attach_tcx(program, &pin, hook, name) {
+            match attach_tcx(program, &tcx_pin(links, ifindex, hook), hook, name) {
                 Ok(()) => Ok(Attachment::Tcx),
                 Err(_) => Err(error),
-            };
+            }
         }
-        other => other?,
-    };
-    remember(program, clsact_pin(links, ifindex, hook))?;
-    // A container's goes with its interface.
-    if added && hook != Hook::Container {
-        remember(program, qdisc_pin(links, ifindex))?;
+        Err(error) => Err(error),
     }
-    Ok(Attachment::Clsact)
 }
 
 /// Pins the program, only for the name: bpffs holds no plain files.
@@ -262,23 +256,49 @@ fn attach_tcx(
     })
 }
 
-/// Returns whether the queueing discipline was not there before.
-fn attach_clsact(program: &mut SchedClassifier, hook: Hook, name: &str) -> Result<bool, BpfError> {
-    let failed = |source| BpfError::Attach {
-        program: hook.program(),
-        interface: name.into(),
-        source: Box::new(source),
-    };
-    let added = match qdisc_add_clsact(name) {
-        Ok(()) => true,
-        Err(source) if tc_errno(&source) != Some(libc::EEXIST) => {
+/// Each pin is there before what it stands for: killed between the two, nothing stays that nobody knows of.
+fn attach_clsact(
+    program: &mut SchedClassifier,
+    links: &Path,
+    hook: Hook,
+    ifindex: u32,
+    name: &str,
+) -> Result<(), BpfError> {
+    let qdisc = qdisc_pin(links, ifindex);
+    // A container's goes with its interface.
+    let notes = hook != Hook::Container && !qdisc.exists();
+    if notes {
+        remember(program, qdisc.clone())?;
+    }
+    if let Err(source) = qdisc_add_clsact(name) {
+        // Somebody else's, or none.
+        if notes {
+            pin::remove(&qdisc)?;
+        }
+        if tc_errno(&source) != Some(libc::EEXIST) {
             return Err(BpfError::Clsact {
                 program: hook.program(),
                 interface: name.into(),
                 source,
             });
         }
-        Err(_) => false,
+    }
+    let pin = clsact_pin(links, ifindex, hook);
+    remember(program, pin.clone())?;
+    add_filter(program, hook, name).inspect_err(|_| {
+        // One that was there before is ours still.
+        if !has_filter(ifindex, hook) {
+            let _ = pin::remove(&pin);
+        }
+    })
+}
+
+/// In place of the one that is there from us.
+fn add_filter(program: &mut SchedClassifier, hook: Hook, name: &str) -> Result<(), BpfError> {
+    let failed = |source| BpfError::Attach {
+        program: hook.program(),
+        interface: name.into(),
+        source: Box::new(source),
     };
     let options = TcAttachOptions::Netlink(NlOptions {
         priority: PRIORITY,
@@ -299,7 +319,7 @@ fn attach_clsact(program: &mut SchedClassifier, hook: Hook, name: &str) -> Resul
         .map_err(failed)?;
     // aya would take the filter away with the value; it must outlive the agent.
     std::mem::forget(link);
-    Ok(added)
+    Ok(())
 }
 
 /// Takes our programs off an interface, which may be gone, and removes their pins. Goes on past
@@ -373,14 +393,16 @@ pub fn lacks_filter(links: &Path, ifindex: u32) -> bool {
     Hook::ALL
         .into_iter()
         .filter(|hook| clsact_pin(links, ifindex, *hook).exists())
-        .any(|hook| {
-            let side = match hook.direction() {
-                TcAttachType::Egress => clsact::Side::Egress,
-                _ => clsact::Side::Ingress,
-            };
-            // Where that cannot be found out, it is put there once more.
-            !clsact::has_filter(ifindex, side, PRIORITY, HANDLE.into()).unwrap_or(false)
-        })
+        .any(|hook| !has_filter(ifindex, hook))
+}
+
+/// Where that cannot be found out, no: it is put there once more.
+fn has_filter(ifindex: u32, hook: Hook) -> bool {
+    let side = match hook.direction() {
+        TcAttachType::Egress => clsact::Side::Egress,
+        _ => clsact::Side::Ingress,
+    };
+    clsact::has_filter(ifindex, side, PRIORITY, HANDLE.into()).unwrap_or(false)
 }
 
 /// The interfaces with a program of ours. Pins of interfaces that are gone are removed.

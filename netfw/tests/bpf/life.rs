@@ -183,6 +183,64 @@ fn a_container_has_a_filter_unless_it_has_a_link() {
     });
 }
 
+/// Pins come first: an agent that was killed after them has attached nothing, and one that was killed after
+/// that left nothing that pins do not tell of.
+#[test]
+fn pins_without_filters_and_filters_of_others() {
+    if !root() {
+        return;
+    }
+    // Where a word has spaces they are written as underscores.
+    let tc = |words: &str| {
+        let split = words.split(' ').map(|word| word.replace('_', " "));
+        let done = std::process::Command::new("tc").args(split).output();
+        let done = done.unwrap();
+        assert!(done.status.success(), "tc {words}");
+        String::from_utf8(done.stdout).unwrap()
+    };
+    for theirs in [false, true] {
+        let node = Lab::new();
+        let peer = Lab::new();
+        let instance = Instance::new();
+        let options = instance.options();
+        let within = peer.namespace.try_clone().unwrap();
+        node.run(async move || {
+            let netlink = Netlink::current().unwrap();
+            let (host, _) = dummy_veth(&netlink, "up0", &within).await;
+            let mut plane = DataPlane::load(&options).unwrap();
+            plane.attach_only(Attachment::Clsact);
+            plane.attach_uplink(host, "up0").unwrap();
+            tc("qdisc del dev up0 clsact");
+            if theirs {
+                tc("qdisc add dev up0 clsact");
+                // In classic BPF: it returns 0, no match.
+                let filter = "filter add dev up0 ingress prio 7 bpf bytecode";
+                tc(&format!("{filter} 1,6_0_0_0"));
+            }
+            let pins = links(&options.instance).into_keys().collect::<Vec<_>>();
+            assert_eq!(pins.len(), 3, "{pins:?}");
+            drop(plane);
+            DataPlane::remove(&options.instance).unwrap();
+            assert!(!DataPlane::exists(&options.instance));
+            let left = tc("qdisc show dev up0").contains("clsact");
+            assert_eq!(left, theirs);
+            if theirs {
+                assert!(tc("filter show dev up0 ingress").contains("pref 7"));
+                // It was there before us, and stays.
+                let mut plane = DataPlane::load(&options).unwrap();
+                plane.attach_only(Attachment::Clsact);
+                plane.attach_uplink(host, "up0").unwrap();
+                let pins = links(&options.instance).into_keys().collect::<Vec<_>>();
+                assert_eq!(pins.len(), 2, "{pins:?}");
+                drop(plane);
+                tc("filter del dev up0 ingress prio 7");
+                DataPlane::remove(&options.instance).unwrap();
+                assert!(tc("qdisc show dev up0").contains("clsact"));
+            }
+        });
+    }
+}
+
 #[test]
 fn beside_the_data_plane_of_another_layout_a_second_one_was_attached() {
     if !root() {

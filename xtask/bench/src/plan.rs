@@ -46,7 +46,7 @@ impl Plan {
             bulk: Duration::from_secs(2),
             latency: Duration::from_secs(2),
             million: true,
-            endpoints: vec![0, 100, 1000],
+            endpoints: vec![10, 500, 1000],
             ports: vec![100, 1000, 10_000],
             patience: Duration::from_secs(90),
             blocks: 20,
