@@ -25,8 +25,8 @@ use crate::{
 pub struct Args {
     /// The endpoint.
     name: Name,
-    /// The command and its arguments.
-    #[arg(last = true, required = true, value_name = "COMMAND")]
+    /// The command and its arguments; a `--` before it may be left out.
+    #[arg(trailing_var_arg = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 }
 

@@ -27,6 +27,11 @@ fn options_of_the_command_are_the_command_s() {
     let Site { agent, .. } = &Site::new(&[]);
     let output = agent.netfw(&["exec", "web", "--", "echo", "-o", "json", "--instance", "x"]);
     assert_eq!(output, "-o json --instance x\n");
+    // As with `docker exec` and `ip netns exec`.
+    let output = agent.netfw(&["exec", "web", "echo", "-o", "json", "--", "--instance", "x"]);
+    assert_eq!(output, "-o json -- --instance x\n");
+    let output = agent.netfw(&["exec", "-o", "json", "web", "echo", "--output"]);
+    assert_eq!(output, "--output\n");
 }
 
 #[test]
