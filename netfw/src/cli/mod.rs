@@ -220,7 +220,7 @@ mod tests {
             "netfw endpoint add x --allow-from 10.0.0.0/33",
             "netfw endpoint add x --allow-from",
             "netfw exec x --",
-            "netfw exec x ls",
+            "netfw exec x",
             "netfw agent --uplink a/b",
             "netfw agent --uplink eth0 --uplink sixteen-letters-",
         ] {
