@@ -176,11 +176,11 @@ fn remove_links(instance: &Name, wanted: &Wanted, namespace: &Namespace, report:
         };
         let ours = links.iter().filter(|link| wanted.owns(instance, link));
         let ours: Vec<&Link> = ours.collect();
-        // What that leaves, each alone.
         let all: Vec<u32> = ours.iter().map(|link| link.index).collect();
         if let Err(error) = netlink.delete_links(&all).await {
             tracing::debug!(error = %crate::chain(&error), "not all interfaces at once");
         }
+        // What that left, each alone.
         for link in ours {
             report.note(
                 format!("interface {}", link.name),

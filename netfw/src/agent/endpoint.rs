@@ -49,7 +49,10 @@ impl Agent {
                 }
             }
             match result {
-                Err(AgentError::PortHeld { .. }) if chooses && attempt < CHOICES => {}
+                Err(AgentError::PortHeld { .. }) if chooses && attempt < CHOICES => {
+                    // Its name is taken until nothing is left of it.
+                    self.purge_now()?;
+                }
                 result => {
                     result?;
                     break;
@@ -89,17 +92,17 @@ impl Agent {
                 Ok(())
             }
             Err(error) => {
-                // They are free when no flow has them any more.
-                let counters = std::mem::take(counters);
-                self.unmake(&endpoint, Then::GiveBack(counters)).await;
-                if endpoint.namespace.made
-                    && let Err(error) = Namespace::delete(&endpoint.name)
-                {
-                    tracing::warn!(endpoint = %endpoint.name, %error, "its namespace was not deleted");
+                // As a removal, which the next agent finishes where this one is killed.
+                let name = endpoint.name.clone();
+                let mut endpoint = endpoint;
+                endpoint.removing = true;
+                if let Err(error) = self.store.commit(&[Change::Endpoint(&endpoint)]) {
+                    tracing::error!(endpoint = %name, error = %crate::chain(&error), "undoing");
                 }
-                self.remove_files(&endpoint.name);
-                self.wanted.endpoints.remove(&endpoint.name);
-                self.store.commit(&[Change::NoEndpoint(&endpoint.name)])?;
+                self.wanted.endpoints.insert(name.clone(), endpoint);
+                // They are free when no flow has them any more.
+                counters.clear();
+                self.finish_removal(&name).await?;
                 Err(error)
             }
         }
@@ -338,6 +341,7 @@ impl Agent {
             ));
         }
         let published = endpoint.publishes.clone();
+        // Beside the rest: it takes as long as all of that.
         let held = tokio::task::spawn_blocking(move || check_held(&published));
         if !made.is_empty() {
             self.set_ways(endpoint, &inside).await?;

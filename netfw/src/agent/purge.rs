@@ -350,7 +350,7 @@ pub async fn carry_out(agent: &Mutex<Agent>, purges: Vec<Purge>) -> Result<usize
 }
 
 /// What nobody waits for is put off for so long: it is not to compete with the answer to the request that
-/// asks for it, and what the next one asks for goes in the same walk.
+/// asks for it, and what the next one asks for may go in the same walk.
 const PUT_OFF: Duration = Duration::from_millis(20);
 
 /// Carries out what nobody waits for, as it comes.

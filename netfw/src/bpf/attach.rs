@@ -30,11 +30,14 @@ use aya::{
 use nix::{libc, net::if_::if_nametoindex};
 
 use super::{BpfError, error::root_errno, load, pin, sys, xdp};
-use crate::net::clsact;
+use crate::net::{NetError, clsact};
 
 /// Of our filters under clsact: "nf".
 const PRIORITY: u16 = 0x6e66;
 const HANDLE: TcHandle = TcHandle::new(0, 1);
+
+/// At the end of a pin's name until it takes the place of the one before.
+const NEW: &str = "-new";
 
 /// A place in a packet's way where a program of ours sits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,12 +187,21 @@ pub fn attach(
     }
 }
 
-/// Pins the program, only for the name: bpffs holds no plain files.
+/// Pins the program, only for the name: bpffs holds no plain files. In the place of what is there, so that
+/// there is one at any moment.
 pub(super) fn remember(program: &mut SchedClassifier, pin: PathBuf) -> Result<(), BpfError> {
-    pin::remove(&pin)?;
-    program
-        .pin(&pin)
-        .map_err(|source| BpfError::Pin { path: pin, source })
+    let mut new = pin.clone().into_os_string();
+    new.push(NEW);
+    let new = PathBuf::from(new);
+    pin::remove(&new)?;
+    if let Err(source) = program.pin(&new) {
+        return Err(BpfError::Pin { path: new, source });
+    }
+    fs::rename(&new, &pin).map_err(|source| BpfError::Directory {
+        call: "rename",
+        path: new,
+        source,
+    })
 }
 
 /// Puts the program into the link pinned at `pin`, if there is one and it is on this interface.
@@ -266,14 +278,14 @@ fn attach_clsact(
 ) -> Result<(), BpfError> {
     let qdisc = qdisc_pin(links, ifindex);
     // A container's goes with its interface.
-    let notes = hook != Hook::Container && !qdisc.exists();
-    if notes {
+    let adds =
+        hook != Hook::Container && !qdisc.exists() && !clsact::is_there(ifindex).unwrap_or(false);
+    if adds {
         remember(program, qdisc.clone())?;
     }
     if let Err(source) = qdisc_add_clsact(name) {
-        // Somebody else's, or none.
-        if notes {
-            pin::remove(&qdisc)?;
+        if adds {
+            forget(&qdisc);
         }
         if tc_errno(&source) != Some(libc::EEXIST) {
             return Err(BpfError::Clsact {
@@ -287,10 +299,16 @@ fn attach_clsact(
     remember(program, pin.clone())?;
     add_filter(program, hook, name).inspect_err(|_| {
         // One that was there before is ours still.
-        if !has_filter(ifindex, hook) {
-            let _ = pin::remove(&pin);
+        if matches!(has_filter(ifindex, hook), Ok(false)) {
+            forget(&pin);
         }
     })
+}
+
+fn forget(pin: &Path) {
+    if let Err(error) = pin::remove(pin) {
+        tracing::warn!(error = %crate::chain(&error), "a pin is left of what was not attached");
+    }
 }
 
 /// In place of the one that is there from us.
@@ -393,16 +411,16 @@ pub fn lacks_filter(links: &Path, ifindex: u32) -> bool {
     Hook::ALL
         .into_iter()
         .filter(|hook| clsact_pin(links, ifindex, *hook).exists())
-        .any(|hook| !has_filter(ifindex, hook))
+        // Where that cannot be found out, it is put there once more.
+        .any(|hook| !has_filter(ifindex, hook).unwrap_or(false))
 }
 
-/// Where that cannot be found out, no: it is put there once more.
-fn has_filter(ifindex: u32, hook: Hook) -> bool {
+fn has_filter(ifindex: u32, hook: Hook) -> Result<bool, NetError> {
     let side = match hook.direction() {
         TcAttachType::Egress => clsact::Side::Egress,
         _ => clsact::Side::Ingress,
     };
-    clsact::has_filter(ifindex, side, PRIORITY, HANDLE.into()).unwrap_or(false)
+    clsact::has_filter(ifindex, side, PRIORITY, HANDLE.into())
 }
 
 /// The interfaces with a program of ours. Pins of interfaces that are gone are removed.
@@ -445,6 +463,7 @@ pub fn pinned(links: &Path) -> Vec<u32> {
 fn parse_pin(path: &Path) -> Option<(u32, bool)> {
     let (ifindex, hook) = path.file_name()?.to_str()?.split_once('-')?;
     let ifindex = ifindex.parse().ok()?;
+    let hook = hook.strip_suffix(NEW).unwrap_or(hook);
     if matches!(hook, "gro" | "qdisc-clsact") {
         return Some((ifindex, true));
     }

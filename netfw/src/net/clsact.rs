@@ -51,6 +51,20 @@ pub fn remove_unused(ifindex: u32) -> Result<bool, NetError> {
     }
 }
 
+/// Has the interface one? Or an `ingress`, which has its place.
+pub fn is_there(ifindex: u32) -> Result<bool, NetError> {
+    let mut clsact = TcMessage::with_index(ifindex.cast_signed());
+    clsact.header.parent = TcHandle::CLSACT;
+    match exchange(RouteNetlinkMessage::GetQueueDiscipline(clsact), NLM_F_ACK) {
+        Ok(messages) => Ok(messages > 0),
+        Err(error) if is_gone(&error) => Ok(false),
+        Err(source) => Err(NetError::Netlink {
+            asked: format!("look for clsact on the interface of index {ifindex}"),
+            source,
+        }),
+    }
+}
+
 /// Where filters are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Side {

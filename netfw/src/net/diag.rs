@@ -36,7 +36,7 @@ const CONNECTED: u32 = !(1 << 6 | 1 << 7 | LISTENING);
 const MESSAGE: usize = 72;
 
 /// TCP sockets that listen or may do so yet, or bound UDP sockets, of the calling thread's namespace.
-/// `ENOENT`: the kernel cannot tell (built without `CONFIG_INET_DIAG`, or the module is missing).
+/// `ENOENT`, `EOPNOTSUPP`: the kernel cannot tell (built without `CONFIG_INET_DIAG`, or the module is missing).
 pub(super) fn sockets(proto: Protocol) -> io::Result<Vec<Entry>> {
     let mut found = Vec::new();
     let mut ask =

@@ -43,7 +43,7 @@ use super::{Address, Forwarding, Link, Namespace, NetError, Route, exchange::exc
 const LOOKS: u32 = 200;
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// So many interfaces are deleted at once; meanwhile nobody changes any other.
+/// So many interfaces are deleted at once; meanwhile nobody else has the RTNL lock.
 const TOGETHER: usize = 128;
 
 /// A `NETLINK_ROUTE` socket in one namespace. Clones share it.
@@ -446,30 +446,34 @@ impl Netlink {
     }
 
     /// Deletes many, in groups: each deletion waits for what still uses an interface (RCU), some 20 ms.
-    /// Those that are gone already do not matter.
+    /// Those that are gone already do not matter. Goes on past errors, and returns the first.
     pub async fn delete_links(&self, ifindexes: &[u32]) -> Result<(), NetError> {
+        let mut first = Ok(());
         for some in ifindexes.chunks(TOGETHER) {
-            // Not 0, the group of those that are in none, and nobody else's but by a chance of 2^-31.
-            let group = getrandom::u32().map_err(|error| NetError::System {
-                asked: "choose a group of interfaces".into(),
-                source: io::Error::other(error),
-            })? | 1 << 31;
-            for &ifindex in some {
-                let change = LinkUnspec::new_with_index(ifindex)
-                    .append_extra_attribute(LinkAttribute::Group(group));
-                let done = self.handle.link().set(change.build()).execute().await;
-                unless(done, &[Errno::ENODEV], || {
-                    format!("put the interface of index {ifindex} into a group")
-                })?;
-            }
-            let mut request = self.handle.link().del(0);
-            let attributes = &mut request.message_mut().attributes;
-            attributes.push(LinkAttribute::Group(group));
-            unless(request.execute().await, &[Errno::ENODEV], || {
-                "delete a group of interfaces".into()
+            first = first.and(self.delete_group(some).await);
+        }
+        first
+    }
+
+    async fn delete_group(&self, ifindexes: &[u32]) -> Result<(), NetError> {
+        // Not 0, the group of those that are in none, and nobody else's but by a chance of 2^-31.
+        let random = getrandom::u32().map_err(|error| NetError::System {
+            asked: "choose a group of interfaces".into(),
+            source: io::Error::other(error),
+        })?;
+        let group = LinkAttribute::Group(random | 1 << 31);
+        for &ifindex in ifindexes {
+            let change = LinkUnspec::new_with_index(ifindex).append_extra_attribute(group.clone());
+            let done = self.handle.link().set(change.build()).execute().await;
+            unless(done, &[Errno::ENODEV], || {
+                format!("put the interface of index {ifindex} into a group")
             })?;
         }
-        Ok(())
+        let mut request = self.handle.link().del(0);
+        request.message_mut().attributes.push(group);
+        unless(request.execute().await, &[Errno::ENODEV], || {
+            "delete a group of interfaces".into()
+        })
     }
 }
 

@@ -21,6 +21,7 @@ const PACKETS: u32 = 60_000;
 
 #[test]
 fn a_flood_stops_nobody() {
+    let lab = Lab::new();
     let packets = env::var("NETFW_FLOOD").ok();
     let packets = packets.map_or(PACKETS, |text| text.parse().expect("a number"));
     let mut config = tempfile::NamedTempFile::new().expect("a temporary file");
@@ -30,11 +31,7 @@ fn a_flood_stops_nobody() {
     )
     .expect("our own file");
     let options = ["--config", &config.path().display().to_string()];
-    let site = Site::in_lab(
-        Lab::new(),
-        &options,
-        &["8080:80", "7000:7000", "5300:53/udp"],
-    );
+    let site = Site::in_lab(lab, &options, &["8080:80", "7000:7000", "5300:53/udp"]);
     let Site {
         lab, web, agent, ..
     } = &site;

@@ -428,6 +428,44 @@ fn a_port_that_a_process_of_the_node_holds_is_refused_by_name() {
         .netfw(&["publish", "web", "8080:80", "5300:53/udp"]);
 }
 
+/// What turns out to be impossible after the namespace, the interface and the half of it were made.
+#[test]
+fn what_does_not_fit_is_undone() {
+    let site = Site::new(&[]);
+    let every = |ip: &str| ["tcp", "udp"].map(|p| format!("{ip}:1-65535:1-65535/{p}"));
+    let add = |name: &str, ip: &str| {
+        let [tcp, udp] = every(ip);
+        ["endpoint", "add", name, "-p", &tcp, "-p", &udp].map(str::to_owned)
+    };
+    // The table has room for 2^18: two of these.
+    let made = |n: u32| format!("full{n}-{}", std::process::id());
+    for (n, ip) in [(1, "10.1.0.1"), (2, "10.2.0.1")] {
+        let words = add(&made(n), ip);
+        site.agent.netfw(&words.each_ref().map(String::as_str));
+    }
+    let before = state(&site);
+    let words = add(&made(3), "127.0.0.1");
+    for _ in 0..2 {
+        let said = site
+            .agent
+            .refuses(FAILED, &words.each_ref().map(String::as_str));
+        assert!(said.contains("PUBLISHES4 is full"), "{said}");
+        assert_eq!(state(&site), before);
+        for left in [
+            format!("/run/netns/{}", made(3)),
+            format!("/etc/netns/{}", made(3)),
+            format!("/run/netfw/{}/etc/{}", site.agent.instance(), made(3)),
+        ] {
+            assert!(fs::symlink_metadata(&left).is_err(), "{left}");
+        }
+    }
+    // Its name and what it asked for are free.
+    for n in [1, 2] {
+        site.agent.netfw(&["endpoint", "rm", &made(n)]);
+    }
+    site.agent.netfw(&words.each_ref().map(String::as_str));
+}
+
 #[test]
 fn who_is_not_root_is_told_so() {
     let site = Site::new(&["8080:80"]);
