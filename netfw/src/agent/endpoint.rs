@@ -320,8 +320,8 @@ impl Agent {
         Ok(counter)
     }
 
-    /// Makes what the endpoint is in the kernel, and its files. The caller undoes it with [`Agent::unmake`] where it
-    /// fails.
+    /// Makes what the endpoint is in the kernel, and its files. Where it fails the caller removes the endpoint
+    /// ([`Agent::finish_removal`]).
     async fn make(
         &mut self,
         endpoint: &Endpoint,

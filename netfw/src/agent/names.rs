@@ -116,8 +116,6 @@ impl Agent {
                     .collect(),
             })
         });
-        View {
-            networks: networks.collect(),
-        }
+        View::of(networks)
     }
 }

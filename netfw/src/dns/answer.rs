@@ -338,9 +338,7 @@ mod tests {
         back.internal = true;
         let mut front = network("front", &["10.1.0.0/24", "fd01::/64"], front);
         front.gateways.push("10.1.0.1".parse().unwrap());
-        Names::new(View {
-            networks: vec![front, back],
-        })
+        Names::new(View::of([front, back]))
     }
 
     fn ask(names: &Names, network: &str, from: &str, name: &str, kind: RecordType) -> Verdict {
@@ -437,9 +435,11 @@ mod tests {
         }
         let down = member("db", &["database", "pool"], &[]);
         let up = member("db2", &["pool"], &["10.1.0.3"]);
-        let names = Names::new(View {
-            networks: vec![network("front", &["10.1.0.0/24"], vec![web, down, up])],
-        });
+        let names = Names::new(View::of([network(
+            "front",
+            &["10.1.0.0/24"],
+            vec![web, down, up],
+        )]));
         let of = |name, kind| ask(&names, "front", "10.1.0.2", name, kind);
         for name in [
             "db.",
@@ -472,12 +472,10 @@ mod tests {
             web
         };
         let db = member("db", &[], &["10.2.0.3"]);
-        let names = Names::new(View {
-            networks: vec![
-                network("front", &["10.1.0.0/24"], vec![at("10.1.0.2")]),
-                network("back", &["10.2.0.0/24"], vec![at("10.2.0.2"), db]),
-            ],
-        });
+        let names = Names::new(View::of([
+            network("front", &["10.1.0.0/24"], vec![at("10.1.0.2")]),
+            network("back", &["10.2.0.0/24"], vec![at("10.2.0.2"), db]),
+        ]));
         for (network, from) in [("front", "10.1.0.2"), ("back", "10.2.0.2")] {
             let told = ask(&names, network, from, "store.", RecordType::A);
             assert_eq!(told, ours(&["10.2.0.3"]), "{network}");
@@ -575,13 +573,11 @@ mod tests {
 
     #[test]
     fn what_is_around_our_addresses_does_not_leak() {
-        let names = Names::new(View {
-            networks: vec![network(
-                "front",
-                &["172.18.0.0/16", "10.1.2.0/23", "fd15:5d77:8eaa::/64"],
-                vec![member("web", &[], &["172.18.0.2"])],
-            )],
-        });
+        let names = Names::new(View::of([network(
+            "front",
+            &["172.18.0.0/16", "10.1.2.0/23", "fd15:5d77:8eaa::/64"],
+            vec![member("web", &[], &["172.18.0.2"])],
+        )]));
         let empty = || Verdict::Ours(Vec::new());
         let v6 = "0.0.0.0.a.a.e.8.7.7.d.5.5.1.d.f.ip6.arpa.";
         for (name, told) in [

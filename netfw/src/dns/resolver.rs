@@ -159,12 +159,10 @@ pub(super) mod tests {
                 links: Vec::new(),
             }],
         };
-        resolver.directory().set(View {
-            networks: vec![
-                network("front", false, "127.0.0.1"),
-                network("inner", true, "10.2.0.2"),
-            ],
-        });
+        resolver.directory().set(View::of([
+            network("front", false, "127.0.0.1"),
+            network("inner", true, "10.2.0.2"),
+        ]));
         Arc::new(resolver)
     }
 

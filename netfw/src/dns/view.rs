@@ -13,7 +13,16 @@ use crate::name::Name;
 /// Everything that has a name, as the agent sees it. Made anew for each change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct View {
-    pub networks: Vec<Network>,
+    /// Shared with the [`Names`] that are made of it.
+    pub networks: Vec<Arc<Network>>,
+}
+
+impl View {
+    pub fn of(networks: impl IntoIterator<Item = Network>) -> Self {
+        Self {
+            networks: networks.into_iter().map(Arc::new).collect(),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,7 +113,7 @@ pub struct Names {
 
 #[derive(Debug)]
 pub(super) struct Indexed {
-    pub network: Network,
+    pub network: Arc<Network>,
     by_address: HashMap<IpAddr, usize>,
     /// By name in lower case, with and without the network's behind a dot.
     by_name: HashMap<String, Holders>,
@@ -165,7 +174,7 @@ impl Names {
 }
 
 impl Indexed {
-    fn new(network: Network) -> Self {
+    fn new(network: Arc<Network>) -> Self {
         let mut by_address = HashMap::new();
         let mut by_name: HashMap<String, Holders> = HashMap::new();
         let domain = network.name.to_ascii_lowercase();
@@ -262,19 +271,17 @@ mod tests {
     }
 
     fn view(members: Vec<Member>) -> View {
-        View {
-            networks: vec![Network {
-                name: "Front".parse().unwrap(),
-                internal: false,
-                bridge: Bridge {
-                    ifindex: 7,
-                    name: "nf-test".into(),
-                },
-                gateways: Vec::new(),
-                subnets: Vec::new(),
-                members,
-            }],
-        }
+        View::of([Network {
+            name: "Front".parse().unwrap(),
+            internal: false,
+            bridge: Bridge {
+                ifindex: 7,
+                name: "nf-test".into(),
+            },
+            gateways: Vec::new(),
+            subnets: Vec::new(),
+            members,
+        }])
     }
 
     fn held_by(names: &Names, name: &str) -> Vec<String> {

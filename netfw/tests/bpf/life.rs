@@ -164,9 +164,7 @@ fn a_container_has_a_filter_unless_it_has_a_link() {
         let (mut plane, way) = attach(None);
         assert_eq!(way, Attachment::Clsact);
         assert!(!plane.lacks_filter(host));
-        let qdisc = ["qdisc", "del", "dev", "nf-web", "clsact"];
-        let done = std::process::Command::new("tc").args(qdisc).status();
-        assert!(done.unwrap().success());
+        tc("qdisc del dev nf-web clsact");
         assert!(plane.lacks_filter(host));
         plane.attach_container(host, "nf-web").unwrap();
         assert!(!plane.lacks_filter(host));
@@ -183,21 +181,13 @@ fn a_container_has_a_filter_unless_it_has_a_link() {
     });
 }
 
-/// Pins come first: an agent that was killed after them has attached nothing, and one that was killed after
-/// that left nothing that pins do not tell of.
+/// What pins tell of may not be there: an agent was killed before it was made, or somebody took it away. And
+/// what is there may be somebody's.
 #[test]
 fn pins_without_filters_and_filters_of_others() {
     if !root() {
         return;
     }
-    // Where a word has spaces they are written as underscores.
-    let tc = |words: &str| {
-        let split = words.split(' ').map(|word| word.replace('_', " "));
-        let done = std::process::Command::new("tc").args(split).output();
-        let done = done.unwrap();
-        assert!(done.status.success(), "tc {words}");
-        String::from_utf8(done.stdout).unwrap()
-    };
     for theirs in [false, true] {
         let node = Lab::new();
         let peer = Lab::new();
@@ -265,6 +255,15 @@ fn beside_the_data_plane_of_another_layout_a_second_one_was_attached() {
     drop(plane);
     DataPlane::remove(&instance.0).unwrap();
     assert!(!root.exists());
+}
+
+/// `tc WORDS`: what it printed. Where a word has spaces they are written as underscores.
+fn tc(words: &str) -> String {
+    let split = words.split(' ').map(|word| word.replace('_', " "));
+    let done = std::process::Command::new("tc").args(split).output();
+    let done = done.unwrap();
+    assert!(done.status.success(), "tc {words}");
+    String::from_utf8(done.stdout).unwrap()
 }
 
 /// The links that are pinned, by name: the number that the kernel gave each, and its program's. None

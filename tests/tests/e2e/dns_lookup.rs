@@ -20,8 +20,10 @@ use netfw::{
     dns::{Bridge, Member, Network, Options, Server, View},
 };
 use netfw_common::record::Config;
-use netfw_tests::{Namespace, netns::enter};
+use netfw_tests::{Namespace, netns::enter, wait::wait_for, wait_until};
 use nix::net::if_::if_nametoindex;
+
+use crate::setting::SOON;
 
 const BRIDGE: &str = "br-names";
 const GATEWAY: &str = "10.77.0.1";
@@ -116,26 +118,24 @@ impl Site {
     }
 
     fn view(&self) -> View {
-        View {
-            networks: vec![Network {
-                name: "front".parse().expect("a name"),
-                internal: false,
-                bridge: Bridge {
-                    ifindex: self.ifindex(),
-                    name: BRIDGE.into(),
-                },
-                gateways: vec![ip(GATEWAY), ip(GATEWAY6)],
-                subnets: vec![
-                    "10.77.0.0/24".parse().expect("a subnet"),
-                    "fd77::/64".parse().expect("a subnet"),
-                ],
-                members: vec![
-                    member("web", &["www", "pool"], &["10.77.0.2", "fd77::2"]),
-                    member("other", &["pool"], &["10.77.0.3", "fd77::3"]),
-                    member("down", &["idle"], &[]),
-                ],
-            }],
-        }
+        View::of([Network {
+            name: "front".parse().expect("a name"),
+            internal: false,
+            bridge: Bridge {
+                ifindex: self.ifindex(),
+                name: BRIDGE.into(),
+            },
+            gateways: vec![ip(GATEWAY), ip(GATEWAY6)],
+            subnets: vec![
+                "10.77.0.0/24".parse().expect("a subnet"),
+                "fd77::/64".parse().expect("a subnet"),
+            ],
+            members: vec![
+                member("web", &["www", "pool"], &["10.77.0.2", "fd77::2"]),
+                member("other", &["pool"], &["10.77.0.3", "fd77::3"]),
+                member("down", &["idle"], &[]),
+            ],
+        }])
     }
 }
 
@@ -316,14 +316,7 @@ impl Fake {
 
 /// A port that was closed is free once no process has it that another test is starting.
 fn soon<T>(bind: impl Fn() -> std::io::Result<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(5);
-    loop {
-        match bind() {
-            Ok(socket) => return socket,
-            Err(error) => assert!(Instant::now() < deadline, "{error}"),
-        }
-        thread::sleep(Duration::from_millis(10));
-    }
+    wait_for("a free port", SOON, || bind().ok())
 }
 
 fn answer(query: &[u8], says: [u8; 4], tcp: bool) -> Vec<u8> {
@@ -630,11 +623,7 @@ fn without_the_program_port_53_has_to_be_free() {
     );
     drop(squatter);
     // Tried again each time; a process that another test starts has our files until its exec.
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while let Some(error) = set().first() {
-        assert!(Instant::now() < deadline, "{error}");
-        thread::sleep(Duration::from_millis(10));
-    }
+    wait_until("port 53 to be served", SOON, || set().is_empty());
     for server in [GATEWAY, GATEWAY6] {
         for by in ["+notcp", "+tcp"] {
             assert_eq!(dig(&site.app, server, &["web", "A", by]), ["10.77.0.2"]);

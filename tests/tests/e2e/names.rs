@@ -229,7 +229,7 @@ fn an_alias_may_be_several_and_a_link_is_one_s_own() {
 fn a_container_s_resolver_is_its_gateway() {
     let site = Site::new();
     let agent = &site.agent;
-    let name = format!("made{}", std::process::id());
+    let name = format!("named{}", std::process::id());
     let added = agent.json(&["endpoint", "add", &name]);
     let wanted = [
         format!("nameserver {}", text(&added["gateway"])),

@@ -11,10 +11,12 @@ use std::{
     process::{Child, ChildStdin, Command, Stdio},
     sync::mpsc::{self, Receiver},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use netfw_tests::agent::binary;
+use netfw_tests::{agent::binary, wait::wait_at_most};
+
+use crate::setting::SOON;
 
 /// For one line of the page.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -129,12 +131,10 @@ impl Drop for Shell {
     /// Whatever the page has left.
     fn drop(&mut self) {
         let _ = writeln!(self.stdin, "kill $(jobs -p); exit");
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
-            if Instant::now() > deadline {
-                let _ = self.child.kill();
-            }
-            thread::sleep(Duration::from_millis(20));
+        let ended = || self.child.try_wait().ok().flatten();
+        if wait_at_most(SOON, ended).is_none() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
         }
         let quiet = |command: &mut Command| {
             let _ = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
