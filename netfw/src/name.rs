@@ -4,7 +4,7 @@
 //! alias (`netfw:INSTANCE:NAME`) and of a URL's path, so it must be safe in all three; whoever
 //! holds a [`Name`] need not ask again.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -13,10 +13,10 @@ use crate::text::by_text;
 /// Longest name, in bytes: a DNS label's length.
 pub const MAX: usize = 63;
 
-/// `[a-zA-Z0-9][a-zA-Z0-9_.-]*`, at most [`MAX`] bytes.
+/// `[a-zA-Z0-9][a-zA-Z0-9_.-]*`, at most [`MAX`] bytes. Clones share it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Name(String);
+pub struct Name(Arc<str>);
 
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum NameError {
@@ -53,16 +53,22 @@ impl FromStr for Name {
                 length: s.len(),
             });
         }
-        let name = s.to_owned();
+        let name = || s.to_owned();
         if !first.is_ascii_alphanumeric() {
-            return Err(NameError::Start { name, found: first });
+            return Err(NameError::Start {
+                name: name(),
+                found: first,
+            });
         }
         match s
             .chars()
             .find(|c| !(c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-')))
         {
-            Some(found) => Err(NameError::Character { name, found }),
-            None => Ok(Self(name)),
+            Some(found) => Err(NameError::Character {
+                name: name(),
+                found,
+            }),
+            None => Ok(Self(s.into())),
         }
     }
 }

@@ -33,7 +33,7 @@ use super::{
 use crate::{
     api::types::{self, ConnectRequest},
     name::{Mac, Name, NameLink},
-    net::{Link, Namespace, NetError, Netlink, Route, Veth, sysctl},
+    net::{Link, Namespace, NetError, Netlink, Route, Veth, namespace::Beside, sysctl},
 };
 
 /// What of an attachment somebody wants to choose.
@@ -44,11 +44,20 @@ pub(super) struct Asked {
     pub aliases: Vec<Name>,
 }
 
+/// A container's interface on its way to being fit for IPv6, before it is up.
+type Prepared = Beside<Result<Result<(), NetError>, NetError>>;
+
 /// The indexes of a veth pair: in the node, and in the container.
 #[derive(Clone, Copy)]
 pub(super) struct Ends {
     host: u32,
     peer: u32,
+}
+
+/// A veth pair that is down, of this index in the node.
+pub(super) struct Plugged {
+    host: u32,
+    prepared: Prepared,
 }
 
 /// A container's namespace, and a netlink socket in it.
@@ -58,6 +67,22 @@ pub(super) struct Inside {
 }
 
 impl Inside {
+    /// Begins to make a namespace that has no name yet ([`Namespace::leave`]).
+    pub(super) fn begin() -> Result<Beside<Result<Self, NetError>>, NetError> {
+        let runtime = tokio::runtime::Handle::current();
+        Beside::start(move || {
+            let _entered = runtime.enter();
+            let namespace = Namespace::leave()?;
+            let netlink = Netlink::current()?;
+            Ok(Self { namespace, netlink })
+        })
+    }
+
+    pub(super) fn bind(self, name: &Name) -> Result<Self, NetError> {
+        let namespace = self.namespace.bind(name)?;
+        Ok(Self { namespace, ..self })
+    }
+
     pub(super) fn of(namespace: Namespace) -> Result<Self, NetError> {
         let netlink = Netlink::within(&namespace)?;
         Ok(Self { namespace, netlink })
@@ -535,9 +560,20 @@ impl Agent {
         attachment: &Attachment,
         inside: &Inside,
     ) -> Result<Ends, AgentError> {
+        let plugged = self.plug(endpoint, attachment, inside).await?;
+        self.bring_up(endpoint, attachment, inside, plugged).await
+    }
+
+    /// The first half of [`Agent::attach`]: the veth pair, still down, and its records.
+    pub(super) async fn plug(
+        &mut self,
+        endpoint: &Endpoint,
+        attachment: &Attachment,
+        inside: &Inside,
+    ) -> Result<Plugged, AgentError> {
         let bridge = self.bridge_of(attachment)?;
         let mtu = self.mtu_of(self.network_of(attachment)?);
-        let (ifindex, _) = self
+        let (host, _) = self
             .netlink
             .create_veth(Veth {
                 host_name: &attachment.host_interface,
@@ -550,19 +586,32 @@ impl Agent {
                 alias: &alias(&self.config.instance, &endpoint.name),
             })
             .await?;
+        // It takes the longer, the more namespaces there are.
+        let prepared = self.prepare_ipv6(attachment, inside)?;
         silence(self.conf6.as_ref(), &attachment.host_interface)?;
-        self.set_records(endpoint, attachment, ifindex, mtu)?;
+        self.set_records(endpoint, attachment, host, mtu)?;
+        Ok(Plugged { host, prepared })
+    }
+
+    /// The other half: its program, and up.
+    pub(super) async fn bring_up(
+        &mut self,
+        endpoint: &Endpoint,
+        attachment: &Attachment,
+        inside: &Inside,
+        Plugged { host, prepared }: Plugged,
+    ) -> Result<Ends, AgentError> {
+        // On an interface that is down: on one that is up the kernel waits until no packet is on its way
+        // (`qdisc_graft` → `dev_deactivate` → `synchronize_net`), for a millisecond.
         self.dataplane
-            .attach_container(ifindex, &attachment.host_interface)?;
+            .attach_container(host, &attachment.host_interface)?;
+        self.netlink.set_up(host).await?;
         let peer = self
-            .configure_container(attachment, ifindex, inside)
+            .configure_container(attachment, host, inside, Some(prepared))
             .await?;
-        self.prepare_endpoint(endpoint, ifindex, &inside.namespace);
-        self.note_up(place(endpoint, attachment), ifindex);
-        Ok(Ends {
-            host: ifindex,
-            peer,
-        })
+        self.prepare_endpoint(endpoint, host, &inside.namespace);
+        self.note_up(place(endpoint, attachment), host);
+        Ok(Ends { host, peer })
     }
 
     pub(super) fn note_up(&mut self, place: Place, ifindex: u32) {
@@ -619,13 +668,34 @@ impl Agent {
         }))
     }
 
-    /// Inside: addresses, and up. Idempotent. `host_ifindex` is the other end. Returns the index of this
-    /// one.
+    /// Inside, only our address and our default route count.
+    fn prepare_ipv6(
+        &self,
+        attachment: &Attachment,
+        inside: &Inside,
+    ) -> Result<Prepared, AgentError> {
+        let directory = format!("net/ipv6/conf/{}", attachment.interface);
+        let has_ipv6 = self.given(attachment)?.any(|(_, ip)| ip.is_ipv6());
+        Ok(inside.namespace.start(move || {
+            if !has_ipv6 {
+                return Ok(());
+            }
+            let directory = sysctl::Directory::open(&directory)?;
+            for (key, value) in SETTINGS6 {
+                directory.set(key, value)?;
+            }
+            Ok(())
+        })?)
+    }
+
+    /// Inside: addresses, and up. Idempotent. `host_ifindex` is the other end; `prepared` is where its
+    /// preparing has begun. Returns the index of this end.
     pub(super) async fn configure_container(
         &self,
         attachment: &Attachment,
         host_ifindex: u32,
         inside: &Inside,
+        prepared: Option<Prepared>,
     ) -> Result<u32, AgentError> {
         let Inside { namespace, netlink } = inside;
         // A name may stand for another namespace by now, with an interface of the same name.
@@ -638,15 +708,13 @@ impl Agent {
                 netns: namespace.label().to_owned(),
                 host_interface: attachment.host_interface.clone(),
             })?;
-        let given: Vec<(&Pool, IpAddr)> = self.given(attachment)?.collect();
         if !link.up {
-            if given.iter().any(|(_, ip)| ip.is_ipv6()) {
-                // Before it is up, or a router's advertisement could come first.
-                prepare_ipv6(namespace, &attachment.interface)?;
-            }
+            // First, or a router's advertisement could come before.
+            let begun = prepared.map_or_else(|| self.prepare_ipv6(attachment, inside), Ok)?;
+            begun.wait()??;
             netlink.set_up(link.index).await?;
         }
-        for &(pool, ip) in &given {
+        for (pool, ip) in self.given(attachment)? {
             netlink.add_address(link.index, pool.on_link(ip)).await?;
         }
         Ok(link.index)
@@ -807,18 +875,6 @@ fn silence(conf6: Option<&sysctl::Directory>, host_interface: &str) -> Result<()
         Err(error) if error.is_gone() => Ok(()),
         done => done.map(drop),
     }
-}
-
-/// Inside, only our address and our default route count.
-fn prepare_ipv6(namespace: &Namespace, interface: &str) -> Result<(), NetError> {
-    let interface = interface.to_owned();
-    namespace.run(move || {
-        let directory = sysctl::Directory::open(&format!("net/ipv6/conf/{interface}"))?;
-        for (key, value) in SETTINGS6 {
-            directory.set(key, value)?;
-        }
-        Ok(())
-    })?
 }
 
 /// `eth0`, or the next that is not among a namespace's interfaces.

@@ -19,7 +19,10 @@ use crate::{
     api::types::{self, EndpointRequest, NamespaceRequest},
     mode::Mode,
     name::Name,
-    net::{Namespace, namespace},
+    net::{
+        Namespace, NetError,
+        namespace::{self, Beside},
+    },
     publish::{Families, Spec},
 };
 
@@ -28,8 +31,25 @@ struct Decided {
     endpoint: Endpoint,
     /// The network that it joins, of which addresses are taken.
     network: Option<Network>,
-    /// Its namespace; none where that is to be made, or is another's.
-    inside: Option<Inside>,
+    /// Its namespace; none where it has the node's, or another's.
+    within: Option<Within>,
+}
+
+/// An endpoint's own namespace.
+enum Within {
+    There(Inside),
+    /// In the making: the kernel takes as long for it as the agent for what comes before it is needed.
+    Begun(Beside<Result<Inside, NetError>>),
+}
+
+impl Within {
+    /// What is there, or a new one.
+    fn of(inside: Option<Inside>) -> Result<Self, NetError> {
+        Ok(match inside {
+            Some(inside) => Self::There(inside),
+            None => Self::Begun(Inside::begin()?),
+        })
+    }
 }
 
 impl Agent {
@@ -70,7 +90,7 @@ impl Agent {
         let Decided {
             endpoint,
             network,
-            inside,
+            within,
         } = self.decide(request, counters).await?;
         let network_change = network.as_ref().map(Change::Network);
         let changes: Vec<Change<'_>> = network_change
@@ -84,7 +104,7 @@ impl Agent {
         self.wanted
             .endpoints
             .insert(endpoint.name.clone(), endpoint.clone());
-        match self.make(&endpoint, inside).await {
+        match self.make(&endpoint, within).await {
             Ok(()) => {
                 self.flush_shadows(&endpoint.publishes);
                 let ips: Vec<String> = endpoint.ips().map(|ip| ip.to_string()).collect();
@@ -163,6 +183,7 @@ impl Agent {
                 }
             }
         }
+        let within = Within::of(inside)?;
         let publishes = self.resolve_publishes(&specs, families, &network)?;
         let mut endpoint = self.new_endpoint(name, record::Mode::Networks, target, counters)?;
         endpoint.attachments.push(attachment);
@@ -180,7 +201,7 @@ impl Agent {
         Ok(Decided {
             endpoint,
             network: Some(network),
-            inside,
+            within: Some(within),
         })
     }
 
@@ -202,11 +223,11 @@ impl Agent {
         if request.ip.is_some() || request.ip6.is_some() || request.mac.is_some() {
             return refuse(ModeError::Address);
         }
-        let (mode, target, inside) = match mode {
+        let (mode, target, within) = match mode {
             Mode::None => {
                 let (target, namespace) = self.target(name, request.namespace.as_ref())?;
                 let inside = namespace.map(Inside::of).transpose()?;
-                (record::Mode::None, target, inside)
+                (record::Mode::None, target, Some(Within::of(inside)?))
             }
             _ if request.namespace.is_some() => return refuse(ModeError::Namespace),
             Mode::Container(other) => {
@@ -220,7 +241,7 @@ impl Agent {
         Ok(Decided {
             endpoint,
             network: None,
-            inside,
+            within,
         })
     }
 
@@ -325,29 +346,37 @@ impl Agent {
     async fn make(
         &mut self,
         endpoint: &Endpoint,
-        inside: Option<Inside>,
+        within: Option<Within>,
     ) -> Result<(), AgentError> {
-        let inside = match inside {
-            Some(inside) => inside,
-            None if endpoint.namespace.made => Inside::of(Namespace::create(&endpoint.name)?)?,
+        let inside = match within {
+            Some(Within::There(inside)) => inside,
+            Some(Within::Begun(inside)) => inside.wait()?.bind(&endpoint.name)?,
             None => return Ok(()),
         };
         inside.raise_loopback().await?;
-        let mut made = Vec::new();
+        let mut plugged = Vec::new();
         for attachment in &endpoint.attachments {
-            made.push((
-                attachment,
-                self.attach(endpoint, attachment, &inside).await?,
-            ));
+            plugged.push((attachment, self.plug(endpoint, attachment, &inside).await?));
         }
-        let published = endpoint.publishes.clone();
+        let (published, files) = (endpoint.publishes.clone(), self.files(endpoint));
         // Beside the rest: it takes as long as all of that.
-        let held = tokio::task::spawn_blocking(move || check_held(&published));
-        if !made.is_empty() {
+        let held = tokio::task::spawn_blocking(move || {
+            if let Some(files) = files {
+                files.write();
+            }
+            check_held(&published)
+        });
+        let mut up = Vec::new();
+        for (attachment, plugged) in plugged {
+            let ends = self
+                .bring_up(endpoint, attachment, &inside, plugged)
+                .await?;
+            up.push((attachment, ends));
+        }
+        if !up.is_empty() {
             self.set_ways(endpoint, &inside).await?;
         }
-        self.write_files(endpoint);
-        for (attachment, ends) in made {
+        for (attachment, ends) in up {
             self.wait_usable(&endpoint.name, attachment, ends, &inside.netlink)
                 .await?;
         }

@@ -25,6 +25,14 @@ pub const FILES: [&str; 3] = ["resolv.conf", "hosts", "hostname"];
 /// Where `ip netns exec` looks.
 const NETNS: &str = "/etc/netns";
 
+/// An endpoint's files, to be written.
+pub(super) struct Files {
+    directory: PathBuf,
+    contents: Contents,
+    /// Does `ip netns exec` know its namespace?
+    named: bool,
+}
+
 /// What the files say.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Contents {
@@ -76,11 +84,38 @@ impl Contents {
     }
 }
 
+impl Files {
+    /// Trouble is reported: the endpoint works without.
+    pub(super) fn write(&self) {
+        let name = &self.contents.name;
+        if self.named
+            && let Err(error) = link(&self.directory, name)
+        {
+            tracing::warn!(endpoint = %name, %error, "`ip netns exec` will not find its files for /etc");
+        }
+        if let Err(error) = write(&self.directory, &self.contents) {
+            tracing::warn!(
+                endpoint = %name,
+                %error,
+                "without files for /etc in {}",
+                self.directory.display()
+            );
+        }
+    }
+}
+
 impl Agent {
-    /// Writes an endpoint's files, as it is now. Trouble is reported: the endpoint works without.
+    /// Writes an endpoint's files, as it is now.
     pub(super) fn write_files(&self, endpoint: &Endpoint) {
+        if let Some(files) = self.files(endpoint) {
+            files.write();
+        }
+    }
+
+    /// An endpoint's files, as it is now; none where it has the node's, or another's.
+    pub(super) fn files(&self, endpoint: &Endpoint) -> Option<Files> {
         if endpoint.mode != Mode::Networks {
-            return;
+            return None;
         }
         let node = fs::read_to_string(&self.config.resolv_conf).unwrap_or_default();
         let mut nameservers = self.gateways(endpoint);
@@ -93,20 +128,11 @@ impl Agent {
             ips: endpoint.attached().flat_map(|a| a.ips()).collect(),
             node,
         };
-        let directory = directory(&self.paths(), &endpoint.name);
-        if endpoint.namespace.made
-            && let Err(error) = link(&directory, &endpoint.name)
-        {
-            tracing::warn!(endpoint = %endpoint.name, %error, "`ip netns exec` will not find its files for /etc");
-        }
-        if let Err(error) = write(&directory, &contents) {
-            tracing::warn!(
-                endpoint = %endpoint.name,
-                %error,
-                "without files for /etc in {}",
-                directory.display()
-            );
-        }
+        Some(Files {
+            directory: directory(&self.paths(), &endpoint.name),
+            contents,
+            named: endpoint.namespace.made,
+        })
     }
 
     /// Of the networks by which the endpoint reaches the world, where those serve names.

@@ -1,15 +1,9 @@
 //! Names of endpoints: what the name servers are told, and where they serve.
 
-use std::{
-    collections::{BTreeSet, HashSet},
-    net::IpAddr,
-};
+use std::{collections::BTreeSet, net::IpAddr};
 
-use super::{Agent, record::Endpoint};
-use crate::{
-    dns::{Bridge, Link, Member, Network, Options, Server, View},
-    name::Name,
-};
+use super::{Agent, endpoint::place, record::Endpoint};
+use crate::dns::{Bridge, Link, Member, Network, Options, Server, View};
 
 /// The name servers as they are.
 #[derive(Default)]
@@ -80,7 +74,6 @@ impl Agent {
     }
 
     fn names_now(&self) -> View {
-        let up: HashSet<(&Name, &Name)> = self.up.keys().map(|(e, n)| (e, n)).collect();
         let networks = self.wanted.networks.values();
         let networks = networks.filter_map(|network| {
             let bridge = self.bridges.get(&network.name)?;
@@ -100,7 +93,7 @@ impl Agent {
                         endpoint: endpoint.name.clone(),
                         aliases: attachment.aliases.clone(),
                         // While it is down its name is still nobody else's.
-                        addresses: match up.contains(&(&endpoint.name, &attachment.network)) {
+                        addresses: match self.up.contains_key(&place(endpoint, attachment)) {
                             true => attachment.ips().collect(),
                             false => Vec::new(),
                         },

@@ -258,10 +258,13 @@ impl Agent {
         }
         self.set_records(endpoint, attachment, link.index, link.mtu)?;
         self.dataplane.attach_container(link.index, &link.name)?;
+        if !link.up {
+            self.netlink.set_up(link.index).await?;
+        }
         // Killed between making the pair and giving it its address?
         let configured = match self.open_target(endpoint).map(Inside::of) {
             Ok(Ok(inside)) => self
-                .configure_container(attachment, link.index, &inside)
+                .configure_container(attachment, link.index, &inside, None)
                 .await
                 .map(drop),
             Ok(Err(error)) => Err(error.into()),

@@ -215,6 +215,7 @@ async fn wire(
         })
         .await?;
     let there = Netlink::within(neighbour)?;
+    here.set_up(near).await?;
     there.set_up(far).await?;
     let families = if has_ipv6(node)? { 2 } else { 1 };
     for (node_ip, ip) in node_ips.into_iter().zip(ips).take(families) {

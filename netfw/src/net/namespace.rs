@@ -84,6 +84,21 @@ impl Namespace {
 
     /// Makes a namespace as `ip netns add` does, with its loopback interface up.
     pub fn create(name: &str) -> Result<Self, NetError> {
+        Beside::start(Self::leave)?.wait()?.bind(name)
+    }
+
+    /// Moves the calling thread into a new namespace, its loopback interface up. It has no name, and goes
+    /// with the last open file of it. The kernel takes a millisecond for it.
+    pub fn leave() -> Result<Self, NetError> {
+        unshare(CloneFlags::CLONE_NEWNET)
+            .map_err(io::Error::from)
+            .and_then(|()| netlink::raise_loopback())
+            .map_err(NetError::system("create a network namespace"))?;
+        Self::current()
+    }
+
+    /// Gives it a name, as `ip netns attach` does.
+    pub fn bind(self, name: &str) -> Result<Self, NetError> {
         let path = path_of(name)?;
         let asked = || format!("create network namespace {name}");
         fs::DirBuilder::new()
@@ -103,27 +118,23 @@ impl Namespace {
             }
             other => other.map_err(NetError::system(asked()))?,
         };
-        let made = {
-            let path = path.clone();
-            on_thread(move || -> io::Result<()> {
-                unshare(CloneFlags::CLONE_NEWNET)?;
-                netlink::raise_loopback()?;
-                mount(
-                    Some("/proc/thread-self/ns/net"),
-                    &path,
-                    None::<&str>,
-                    MsFlags::MS_BIND,
-                    None::<&str>,
-                )?;
-                Ok(())
-            })
-        };
-        if let Err(source) = made.and_then(|done| done) {
+        let file = format!("/proc/thread-self/fd/{}", self.fd.as_raw_fd());
+        let bound = mount(
+            Some(file.as_str()),
+            &path,
+            None::<&str>,
+            MsFlags::MS_BIND,
+            None::<&str>,
+        );
+        if let Err(errno) = bound {
             // The name must not stay behind without a namespace.
             let _ = fs::remove_file(&path);
-            return Err(NetError::system(asked())(source));
+            return Err(NetError::errno_of(asked())(errno));
         }
-        Self::named(name)
+        Ok(Self {
+            label: name.into(),
+            ..self
+        })
     }
 
     /// Takes the name away, as `ip netns delete` does; the namespace itself lives on while a
@@ -202,11 +213,16 @@ impl Namespace {
         &self,
         f: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, NetError> {
+        self.start(f)?.wait()
+    }
+
+    /// Runs `f` on a fresh thread inside the namespace.
+    pub fn start<T: Send + 'static>(
+        &self,
+        f: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<Beside<Result<T, NetError>>, NetError> {
         let within = self.try_clone()?;
-        on_thread(move || within.enter().map(|()| f())).map_err(NetError::system(format!(
-            "start a thread in network namespace {}",
-            self.label
-        )))?
+        Beside::start(move || within.enter().map(|()| f()))
     }
 
     pub fn as_fd(&self) -> BorrowedFd<'_> {
@@ -239,13 +255,22 @@ impl PartialEq for Namespace {
 
 impl Eq for Namespace {}
 
-/// Runs `f` on a thread of its own and hands on a panic of it.
-fn on_thread<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
-    thread::Builder::new()
-        .name("netns".into())
-        .spawn(f)?
-        .join()
-        .or_else(|panic| std::panic::resume_unwind(panic))
+/// Work on a thread of its own, beside what its starter does. Who drops it lets it run on.
+pub struct Beside<T>(thread::JoinHandle<T>);
+
+impl<T: Send + 'static> Beside<T> {
+    pub fn start(f: impl FnOnce() -> T + Send + 'static) -> Result<Self, NetError> {
+        let thread = thread::Builder::new().name("netns".into());
+        let started = thread.spawn(f);
+        Ok(Self(started.map_err(NetError::system("start a thread"))?))
+    }
+
+    /// What came of it; a panic is handed on.
+    pub fn wait(self) -> T {
+        self.0
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
 }
 
 /// Where a namespace of this name lies, if that can be a name at all.

@@ -38,10 +38,17 @@ use tokio::{runtime, task::AbortHandle};
 
 use super::{Address, Forwarding, Link, Namespace, NetError, Route, exchange::exchange};
 
-/// How often, and at what intervals, it is looked for what the kernel does in its own time: a fifth of a
-/// second.
+/// How often it is looked for what the kernel does in its own time: for a fifth of a second.
 const LOOKS: u32 = 200;
-const PAUSE: Duration = Duration::from_millis(1);
+
+/// Between two looks. As a rule it is there after some hundred microseconds, and a millisecond or two is the
+/// shortest that tokio waits.
+async fn pause(look: u32) {
+    match look {
+        0..10 => std::thread::sleep(Duration::from_micros(50)),
+        _ => tokio::time::sleep(Duration::from_millis(1)).await,
+    }
+}
 
 /// So many interfaces are deleted at once; meanwhile nobody else has the RTNL lock.
 const TOGETHER: usize = 128;
@@ -155,10 +162,10 @@ impl Netlink {
     /// discipline drops all, a bridge takes nothing from a port, and who sends at once loses a second with
     /// the retry of ARP. Since 6.6 (facd15dfd691) to ask for the interface makes it act first.
     pub async fn wait_operational(&self, ifindex: u32) -> Result<bool, NetError> {
-        for _ in 0..LOOKS {
+        for look in 0..LOOKS {
             match self.link_by_index(ifindex).await? {
                 Some(link) if link.operational || !link.up => return Ok(link.operational),
-                Some(_) => tokio::time::sleep(PAUSE).await,
+                Some(_) => pause(look).await,
                 None => return Ok(false),
             }
         }
@@ -176,7 +183,7 @@ impl Netlink {
         let Ok(message) = message else {
             return false;
         };
-        for _ in 0..LOOKS {
+        for look in 0..LOOKS {
             let mut found = self.handle.route().get(message.clone()).execute().boxed();
             // Unreachable, or by the interface, until then.
             if let Ok(Some(route)) = found.try_next().await
@@ -184,7 +191,7 @@ impl Netlink {
             {
                 return true;
             }
-            tokio::time::sleep(PAUSE).await;
+            pause(look).await;
         }
         false
     }
@@ -263,21 +270,28 @@ impl Netlink {
         }
     }
 
-    /// Makes both ends at once, the peer directly in its namespace, and sets the host end up.
-    /// Returns the indexes of host end and peer. If anything fails, neither end stays.
+    /// Makes both ends at once, the peer directly in its namespace, both down. Returns the indexes of host
+    /// end and peer. If anything fails, neither end stays.
     pub async fn create_veth(&self, veth: Veth<'_>) -> Result<(u32, u32), NetError> {
         let asked = || format!("create veth pair {}, {}", veth.host_name, veth.peer_name);
+        // One queue each way, which is what the kernel uses of the many that it makes otherwise; to put the
+        // others out of use it waits for all CPUs (veth_init_queues, netif_set_real_num_tx_queues).
+        let queues = [LinkAttribute::NumTxQueues(1), LinkAttribute::NumRxQueues(1)];
         let peer = LinkMessageBuilder::<LinkUnspec>::new()
             .name(veth.peer_name)
             .address(veth.peer_mac.to_vec())
             .mtu(veth.mtu)
-            .setns_by_fd(veth.peer_ns.as_raw_fd())
+            .setns_by_fd(veth.peer_ns.as_raw_fd());
+        let peer = (queues.iter().cloned())
+            .fold(peer, LinkMessageBuilder::append_extra_attribute)
             .build();
         let message = LinkVeth::new(veth.host_name, veth.peer_name)
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
             .address(veth.host_mac.to_vec())
             .mtu(veth.mtu)
-            .controller(veth.master)
+            .controller(veth.master);
+        let message = (queues.into_iter())
+            .fold(message, LinkMessageBuilder::append_extra_attribute)
             .build();
         self.add_link(message, asked).await?;
         let host = self.link(veth.host_name).await?;
@@ -288,8 +302,8 @@ impl Netlink {
                 found: format!("{} is gone, or has no peer", veth.host_name),
             });
         };
-        // Neither the alias nor IFF_UP counts for the host end when it is made.
-        let change = LinkUnspec::new_with_index(host).alias(veth.alias).up();
+        // No alias counts when an interface is made.
+        let change = LinkUnspec::new_with_index(host).alias(veth.alias);
         match self.set(change, asked).await {
             Ok(()) => Ok((host, peer)),
             Err(error) => self.undo(host, error).await,

@@ -66,7 +66,7 @@ pub async fn dummy_veth(netlink: &Netlink, name: &str, peer: &Namespace) -> (u32
             .await
             .unwrap(),
     };
-    netlink
+    let made = netlink
         .create_veth(Veth {
             host_name: name,
             host_mac: [2, 0, 0, 0, 1, 1],
@@ -78,5 +78,7 @@ pub async fn dummy_veth(netlink: &Netlink, name: &str, peer: &Namespace) -> (u32
             alias: "netfw test/web",
         })
         .await
-        .unwrap()
+        .unwrap();
+    netlink.set_up(made.0).await.unwrap();
+    made
 }

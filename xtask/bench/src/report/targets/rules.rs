@@ -31,8 +31,8 @@ pub const REASONS: &[(&str, &str)] = &[
     ("flat-flows-xdp", COLD),
     (
         "attach",
-        "3 ms of it are the start of a process on this machine (/bin/true takes 2.7); the rest is the \
-         kernel's: a veth pair, its carrier, addresses.",
+        "A fifth of it or more is the start of a process; of the rest most is the kernel's: a namespace, a \
+         veth pair, its filter, addresses (ARCHITECTURE, The agent's speed).",
     ),
 ];
 
