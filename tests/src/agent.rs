@@ -185,7 +185,7 @@ impl Agent {
     }
 
     /// What is left in the node and of the instance; nothing, once taken down.
-    fn leftovers(&self) -> Vec<String> {
+    pub fn leftovers(&self) -> Vec<String> {
         let mut left = directories(&self.instance).to_vec();
         left.retain(|directory| Path::new(directory).exists());
         // The test may have deleted the node itself.

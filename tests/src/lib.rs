@@ -26,6 +26,7 @@
 
 pub mod agent;
 pub mod crowd;
+pub mod fate;
 pub mod files;
 pub mod flood;
 pub mod netns;

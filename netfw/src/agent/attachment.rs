@@ -739,6 +739,11 @@ impl Agent {
         let several = endpoint.attachments.len() > 1;
         for attachment in endpoint.attached().filter(|_| several) {
             let table = attachment.table();
+            if endpoint.attached().count() == 1 {
+                for route in routes.iter().filter(|route| route.table == table) {
+                    netlink.delete_route(route).await?;
+                }
+            }
             for (pool, ip) in self.given(attachment)? {
                 if endpoint.attached().count() == 1 {
                     netlink.delete_source_rule(ip, table).await?;

@@ -44,6 +44,7 @@ pub mod publish;
 pub mod purge;
 pub mod record;
 pub mod run;
+pub mod saved;
 pub mod start;
 pub mod store;
 pub mod view;

@@ -32,7 +32,7 @@ impl Agent {
         DataPlane::check_layout(&config.instance)?;
         let netlink = Netlink::current()?;
         check_other_instances(&config.instance, &netlink.links().await?)?;
-        let store = Store::open(store_path)?;
+        let mut store = Store::open(store_path)?;
         let mut wanted = store.load()?;
         let mut node = this_node(&config)?;
         node.prefix6 = wanted.node.as_ref().and_then(|before| before.prefix6);

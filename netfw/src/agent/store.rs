@@ -9,7 +9,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{
+    Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
+};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::record::{Endpoint, Network, Node, Wanted};
@@ -26,13 +28,19 @@ const ENDPOINTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("endpoi
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    #[error("the store {path} cannot be opened: {source}")]
+    #[error(
+        "the store {path} cannot be opened: {source}. What is in the kernel goes on as it is; \
+         `netfw store check` tells more, `netfw store import` puts a saved store in its place, \
+         `netfw down` removes all that can be found"
+    )]
     Open {
         path: PathBuf,
         source: Box<redb::Error>,
     },
-    #[error("the directory {path} cannot be made: {source}")]
+    #[error("the directory {path} cannot be made or written to: {source}")]
     Directory { path: PathBuf, source: io::Error },
+    #[error("the store {path} is damaged, and can be mended: the next start of the agent does")]
+    Damaged { path: PathBuf },
     #[error("the store {path} cannot be read or written: {source}")]
     Access {
         path: PathBuf,
@@ -42,7 +50,10 @@ pub enum StoreError {
         "the store {path} has version {found}, this netfw knows {VERSION}: use the netfw that wrote it"
     )]
     Version { path: PathBuf, found: u32 },
-    #[error("the store {path} has a record {key:?} that cannot be read: {source}")]
+    #[error(
+        "the store {path} has a record {key:?} that cannot be read: {source}. What is in the kernel goes \
+         on as it is; `netfw store export --salvage` saves the other records"
+    )]
     Record {
         path: PathBuf,
         key: String,
@@ -61,7 +72,9 @@ pub enum Change<'a> {
 }
 
 pub struct Store {
-    database: Database,
+    /// None after trouble with the disk: redb takes nothing more then, not even when there is room again.
+    /// The next access opens it anew.
+    database: Option<Database>,
     path: PathBuf,
 }
 
@@ -74,12 +87,8 @@ impl Store {
                 source,
             })?;
         }
-        let database = Database::create(path).map_err(|e| StoreError::Open {
-            path: path.to_owned(),
-            source: Box::new(e.into()),
-        })?;
-        let store = Self {
-            database,
+        let mut store = Self {
+            database: None,
             path: path.to_owned(),
         };
         store.check_version()?;
@@ -93,8 +102,24 @@ impl Store {
         }
     }
 
-    fn check_version(&self) -> Result<(), StoreError> {
-        let transaction = self.database.begin_write().map_err(|e| self.access(e))?;
+    fn database(&mut self) -> Result<&Database, StoreError> {
+        let database = match self.database.take() {
+            Some(database) => database,
+            None => Database::create(&self.path).map_err(|e| StoreError::Open {
+                path: self.path.clone(),
+                source: Box::new(e.into()),
+            })?,
+        };
+        Ok(self.database.insert(database))
+    }
+
+    fn begin_write(&mut self) -> Result<WriteTransaction, StoreError> {
+        let begun = self.database()?.begin_write();
+        begun.map_err(|e| self.access(e))
+    }
+
+    fn check_version(&mut self) -> Result<(), StoreError> {
+        let transaction = self.begin_write()?;
         let found: Option<u32> = {
             let mut table = transaction.open_table(META).map_err(|e| self.access(e))?;
             // Opened so that they exist: readers need not tell empty from missing.
@@ -133,35 +158,143 @@ impl Store {
         })
     }
 
-    pub fn load(&self) -> Result<Wanted, StoreError> {
-        let transaction = self.database.begin_read().map_err(|e| self.access(e))?;
+    pub fn load(&mut self) -> Result<Wanted, StoreError> {
+        self.read(Err)
+    }
+
+    /// `unreadable` is asked about each record that cannot be read: leave it out, or give up.
+    fn read(
+        &mut self,
+        mut unreadable: impl FnMut(StoreError) -> Result<(), StoreError>,
+    ) -> Result<Wanted, StoreError> {
+        let begun = self.database()?.begin_read();
+        let transaction = begun.map_err(|e| self.access(e))?;
         let mut wanted = Wanted::default();
         let meta = transaction.open_table(META).map_err(|e| self.access(e))?;
         if let Some(value) = meta.get("node").map_err(|e| self.access(e))? {
-            wanted.node = Some(self.decode("node", value.value())?);
+            match self.decode("node", value.value()) {
+                Ok(node) => wanted.node = Some(node),
+                Err(error) => unreadable(error)?,
+            }
         }
-        let networks = transaction
-            .open_table(NETWORKS)
-            .map_err(|e| self.access(e))?;
-        for entry in networks.iter().map_err(|e| self.access(e))? {
-            let (key, value) = entry.map_err(|e| self.access(e))?;
-            let network: Network = self.decode(key.value(), value.value())?;
-            wanted.networks.insert(network.name.clone(), network);
+        for network in self.records::<Network>(&transaction, NETWORKS)? {
+            match network {
+                Ok(network) => {
+                    wanted.networks.insert(network.name.clone(), network);
+                }
+                Err(error) => unreadable(error)?,
+            }
         }
-        let endpoints = transaction
-            .open_table(ENDPOINTS)
-            .map_err(|e| self.access(e))?;
-        for entry in endpoints.iter().map_err(|e| self.access(e))? {
-            let (key, value) = entry.map_err(|e| self.access(e))?;
-            let endpoint: Endpoint = self.decode(key.value(), value.value())?;
-            wanted.endpoints.insert(endpoint.name.clone(), endpoint);
+        for endpoint in self.records::<Endpoint>(&transaction, ENDPOINTS)? {
+            match endpoint {
+                Ok(endpoint) => {
+                    wanted.endpoints.insert(endpoint.name.clone(), endpoint);
+                }
+                Err(error) => unreadable(error)?,
+            }
         }
         Ok(wanted)
     }
 
+    /// All of a table; what is wrong with a record is in its place.
+    fn records<T: DeserializeOwned>(
+        &self,
+        transaction: &ReadTransaction,
+        table: TableDefinition<'_, &str, &[u8]>,
+    ) -> Result<Vec<Result<T, StoreError>>, StoreError> {
+        let table = transaction.open_table(table).map_err(|e| self.access(e))?;
+        let mut records = Vec::new();
+        for entry in table.iter().map_err(|e| self.access(e))? {
+            let (key, value) = entry.map_err(|e| self.access(e))?;
+            records.push(self.decode(key.value(), value.value()));
+        }
+        Ok(records)
+    }
+
+    /// What the store at `path` wants, without those records that cannot be read, and why they cannot. The
+    /// file stays as it is: a copy is looked into.
+    pub fn examine(path: &Path) -> Result<(Wanted, Vec<StoreError>), StoreError> {
+        let io = |source: io::Error| StoreError::Access {
+            path: path.to_owned(),
+            source: Box::new(redb::Error::Io(source)),
+        };
+        let directory = tempfile::tempdir().map_err(io)?;
+        let copy = directory.path().join("state.redb");
+        std::fs::copy(path, &copy).map_err(io)?;
+        let open = |e: redb::DatabaseError| StoreError::Open {
+            path: path.to_owned(),
+            source: Box::new(e.into()),
+        };
+        let mut database = Database::open(&copy).map_err(open)?;
+        let mut broken = Vec::new();
+        if !database.check_integrity().map_err(open)? {
+            broken.push(StoreError::Damaged {
+                path: path.to_owned(),
+            });
+        }
+        drop(database);
+        // Errors name the file that they are about.
+        let mut store = Self {
+            database: Some(Database::open(&copy).map_err(open)?),
+            path: path.to_owned(),
+        };
+        store.check_version()?;
+        let wanted = store.read(|error| {
+            broken.push(error);
+            Ok(())
+        })?;
+        Ok((wanted, broken))
+    }
+
+    /// Puts a store of `wanted` in the place of that at `path`, at once; returns where that is now, if there
+    /// was one. Nobody else may have it open.
+    pub fn replace(path: &Path, wanted: &Wanted) -> Result<Option<PathBuf>, StoreError> {
+        let directory = |source: io::Error| StoreError::Directory {
+            path: path.parent().unwrap_or(path).to_owned(),
+            source,
+        };
+        let gone = |path: &Path| match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(directory(error)),
+            _ => Ok(()),
+        };
+        let (new, old) = (
+            path.with_extension("redb.new"),
+            path.with_extension("redb.old"),
+        );
+        gone(&new)?;
+        let node = wanted.node.iter().map(Change::Node);
+        let networks = wanted.networks.values().map(Change::Network);
+        let endpoints = wanted.endpoints.values().map(Change::Endpoint);
+        let all: Vec<Change<'_>> = node.chain(networks).chain(endpoints).collect();
+        Self::open(&new)?.commit(&all)?;
+        // At every moment there is one of them.
+        let mut kept = None;
+        if path.exists() {
+            gone(&old)?;
+            std::fs::hard_link(path, &old).map_err(directory)?;
+            kept = Some(old);
+        }
+        std::fs::rename(&new, path).map_err(directory)?;
+        let parent = path.parent().unwrap_or(Path::new("/"));
+        std::fs::File::open(parent)
+            .and_then(|parent| parent.sync_all())
+            .map_err(directory)?;
+        Ok(kept)
+    }
+
     /// All of `changes` or, where an error is returned, none.
-    pub fn commit(&self, changes: &[Change<'_>]) -> Result<(), StoreError> {
-        let transaction = self.database.begin_write().map_err(|e| self.access(e))?;
+    pub fn commit(&mut self, changes: &[Change<'_>]) -> Result<(), StoreError> {
+        let committed = self.try_commit(changes);
+        if let Err(StoreError::Access { source, .. }) = &committed
+            && matches!(**source, redb::Error::Io(_) | redb::Error::PreviousIo)
+        {
+            self.database = None;
+        }
+        committed
+    }
+
+    fn try_commit(&mut self, changes: &[Change<'_>]) -> Result<(), StoreError> {
+        let transaction = self.begin_write()?;
         for change in changes {
             match change {
                 Change::Node(node) => self.put(&transaction, META, "node", node)?,
@@ -176,7 +309,7 @@ impl Store {
 
     fn put(
         &self,
-        transaction: &redb::WriteTransaction,
+        transaction: &WriteTransaction,
         table: TableDefinition<'_, &str, &[u8]>,
         key: &str,
         record: &impl Serialize,
@@ -196,7 +329,7 @@ impl Store {
 
     fn delete(
         &self,
-        transaction: &redb::WriteTransaction,
+        transaction: &WriteTransaction,
         table: TableDefinition<'_, &str, &[u8]>,
         key: &str,
     ) -> Result<(), StoreError> {
@@ -210,7 +343,7 @@ impl Store {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
@@ -223,7 +356,7 @@ mod tests {
         rules::Rules,
     };
 
-    fn network() -> Network {
+    pub fn network() -> Network {
         Network {
             name: "bridge".parse().unwrap(),
             number: 1,
@@ -237,7 +370,7 @@ mod tests {
         }
     }
 
-    fn endpoint(name: &str) -> Endpoint {
+    pub fn endpoint(name: &str) -> Endpoint {
         let spec: crate::publish::Spec = "8080-8090:80-90/udp".parse().unwrap();
         Endpoint {
             name: name.parse().unwrap(),
@@ -281,7 +414,7 @@ mod tests {
             prefix6: Some("fd00:1:2::/48".parse().unwrap()),
         };
         {
-            let store = Store::open(&path).unwrap();
+            let mut store = Store::open(&path).unwrap();
             assert_eq!(store.load().unwrap(), Wanted::default());
             store
                 .commit(&[
@@ -309,24 +442,27 @@ mod tests {
     fn a_store_of_an_older_version_becomes_one_of_this() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.redb");
-        let version = |store: &Store| {
-            let transaction = store.database.begin_read().unwrap();
+        let version = |store: &mut Store| {
+            let transaction = store.database().unwrap().begin_read().unwrap();
             let table = transaction.open_table(META).unwrap();
             let value = table.get("version").unwrap().unwrap();
             String::from_utf8(value.value().to_vec()).unwrap()
         };
         {
-            let store = Store::open(&path).unwrap();
-            let transaction = store.database.begin_write().unwrap();
+            let mut store = Store::open(&path).unwrap();
+            let transaction = store.begin_write().unwrap();
             transaction
                 .open_table(META)
                 .unwrap()
                 .insert("version", b"1".as_slice())
                 .unwrap();
             transaction.commit().unwrap();
-            assert_eq!(version(&store), "1");
+            assert_eq!(version(&mut store), "1");
         }
-        assert_eq!(version(&Store::open(&path).unwrap()), VERSION.to_string());
+        assert_eq!(
+            version(&mut Store::open(&path).unwrap()),
+            VERSION.to_string()
+        );
     }
 
     /// Word for word what netfw 0.1.0 wrote before it knew IPv6.
@@ -406,8 +542,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.redb");
         {
-            let store = Store::open(&path).unwrap();
-            let transaction = store.database.begin_write().unwrap();
+            let mut store = Store::open(&path).unwrap();
+            let transaction = store.begin_write().unwrap();
             transaction
                 .open_table(META)
                 .unwrap()
@@ -421,5 +557,50 @@ mod tests {
         ));
         std::fs::write(&path, b"not a store").unwrap();
         assert!(matches!(Store::open(&path), Err(StoreError::Open { .. })));
+    }
+
+    #[test]
+    fn what_can_be_read_is_saved_and_nothing_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.redb");
+        {
+            let mut store = Store::open(&path).unwrap();
+            let (network, a, b) = (network(), endpoint("a"), endpoint("b"));
+            let all = [
+                Change::Network(&network),
+                Change::Endpoint(&a),
+                Change::Endpoint(&b),
+            ];
+            store.commit(&all).unwrap();
+            let transaction = store.begin_write().unwrap();
+            transaction
+                .open_table(ENDPOINTS)
+                .unwrap()
+                .insert("b", b"{".as_slice())
+                .unwrap();
+            transaction.commit().unwrap();
+        }
+        assert!(Store::open(&path).unwrap().load().is_err());
+        let bytes = std::fs::read(&path).unwrap();
+        let (wanted, broken) = Store::examine(&path).unwrap();
+        let names: Vec<&str> = wanted.endpoints.keys().map(Name::as_str).collect();
+        assert_eq!((wanted.networks.len(), names), (1, vec!["a"]));
+        assert!(
+            matches!(&broken[..], [StoreError::Record { key, .. }] if key == "b"),
+            "{broken:?}"
+        );
+        assert!(std::fs::read(&path).unwrap() == bytes);
+
+        // And put in its place.
+        let old = Store::replace(&path, &wanted).unwrap().unwrap();
+        assert!(std::fs::read(&old).unwrap() == bytes);
+        assert_eq!(Store::open(&path).unwrap().load().unwrap(), wanted);
+        Store::replace(&path, &Wanted::default()).unwrap();
+        assert_eq!(
+            Store::open(&path).unwrap().load().unwrap(),
+            Wanted::default()
+        );
+        let other = dir.path().join("other.redb");
+        assert_eq!(Store::replace(&other, &wanted).unwrap(), None);
     }
 }

@@ -10,6 +10,7 @@ use netfw_common::{
 
 use super::{
     Agent, AgentError, endpoint::place, plan::family, record as wanted, run::instance_option,
+    saved::Saved,
 };
 use crate::{
     api::types::{
@@ -99,6 +100,11 @@ impl Agent {
                 })
                 .collect(),
         }
+    }
+
+    /// What is on disk, which is what is wanted.
+    pub fn stored(&mut self) -> Result<Saved, AgentError> {
+        Ok(Saved::of(&self.store.load()?))
     }
 
     pub fn network_views(&self) -> Vec<Network> {

@@ -20,7 +20,12 @@ use super::types::{
     ConnectRequest, Endpoint, EndpointRequest, Failure, FailureKind, Flow, Flushed, Network,
     NetworkDetails, NetworkRequest, PublishRequest, Stats, Status, UnpublishRequest,
 };
-use crate::{agent::paths::Paths, filter::FlowFilter, name::Name, publish::Spec};
+use crate::{
+    agent::{paths::Paths, saved::Saved},
+    filter::FlowFilter,
+    name::Name,
+    publish::Spec,
+};
 
 /// Longest answer: a million flows take about 300 MB.
 const LIMIT: usize = 1 << 30;
@@ -84,6 +89,10 @@ impl Client {
 
     pub async fn stats(&self) -> Result<Stats> {
         self.get("/v1/stats").await
+    }
+
+    pub async fn store(&self) -> Result<Saved> {
+        self.get("/v1/store").await
     }
 
     pub async fn networks(&self) -> Result<Vec<Network>> {

@@ -24,7 +24,7 @@ use super::types::{
     NetworkDetails, NetworkRequest, PublishRequest, Stats, Status, UnpublishRequest,
 };
 use crate::{
-    agent::{Agent, AgentError, flow, memory, purge::carry_out, view::wire},
+    agent::{Agent, AgentError, flow, memory, purge::carry_out, saved::Saved, view::wire},
     filter::FlowFilter,
     name::Name,
 };
@@ -60,6 +60,7 @@ pub fn router(shared: Shared) -> Router {
             post(publish).delete(unpublish),
         )
         .route("/v1/flows", get(flows).delete(flush))
+        .route("/v1/store", get(store))
         .route("/v1/shutdown", post(shutdown))
         .fallback(async || {
             refuse(
@@ -201,6 +202,10 @@ async fn disconnect(
         shared.agent.lock().await.endpoint_view(&of)
     })
     .await
+}
+
+async fn store(State(shared): State<Shared>) -> Answer<Saved> {
+    Ok(Json(shared.agent.lock().await.stored()?))
 }
 
 async fn endpoints(State(shared): State<Shared>) -> Answer<Vec<Endpoint>> {

@@ -17,6 +17,7 @@ mod port;
 mod publish;
 mod stats;
 mod status;
+mod store;
 
 use std::process::ExitCode;
 
@@ -93,6 +94,9 @@ enum Command {
     Status,
     /// Packets and bytes of endpoints and publishes, drops by reason.
     Stats(stats::Args),
+    /// Check, save and replace what the agent keeps on disk.
+    #[command(subcommand)]
+    Store(store::Command),
     /// Print what makes a shell complete netfw's commands.
     Completions(completions::Completions),
     /// Write the manual pages.
@@ -121,6 +125,7 @@ pub fn main() -> ExitCode {
         Command::Flow(command) => flow::run(&global, command),
         Command::Status => status::run(&global),
         Command::Stats(args) => stats::run(&global, args),
+        Command::Store(command) => store::run(&global, command),
         Command::Completions(args) => {
             completions::completions(&args);
             Ok(())

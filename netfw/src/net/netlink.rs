@@ -425,7 +425,10 @@ impl Netlink {
     }
 
     pub async fn delete_route(&self, route: &Route) -> Result<(), NetError> {
-        let done = self.handle.route().del(message_of(route)).execute().await;
+        let mut message = message_of(route);
+        // Of whatever scope.
+        message.header.scope = RouteScope::NoWhere;
+        let done = self.handle.route().del(message).execute().await;
         unless(done, &[Errno::ESRCH, Errno::ENODEV], || {
             format!("delete the route to {}", route.dst)
         })

@@ -1,0 +1,167 @@
+//! `netfw store`: what an agent keeps on disk, looked at, saved and replaced.
+
+use std::{io::Read as _, path::PathBuf};
+
+use anyhow::Context as _;
+use serde::Serialize;
+
+use super::{Global, need_root, output::print};
+use crate::agent::{
+    paths::Paths,
+    record::Wanted,
+    run::instance_option,
+    saved::{Saved, faults, replacing},
+    store::{Store, StoreError},
+};
+
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Say what is wrong with the store; status 1 if anything is. Changes nothing.
+    Check,
+    /// Print the store as one JSON document, for `netfw store import`. Changes nothing.
+    Export {
+        /// Leave out what cannot be read, and say so, instead of giving up.
+        #[arg(long)]
+        salvage: bool,
+    },
+    /// Put what `netfw store export` printed in the place of the store, whatever state that is in.
+    ///
+    /// The agent must not run. Its next start brings the node to what the document wants: endpoints that
+    /// are not in it are removed. The store of before is kept beside the new one.
+    Import {
+        /// A file, or - for standard input.
+        file: PathBuf,
+    },
+}
+
+pub fn run(global: &Global, command: Command) -> anyhow::Result<()> {
+    need_root("store")?;
+    match command {
+        Command::Check => check(global),
+        Command::Export { salvage } => export(global, salvage),
+        Command::Import { file } => import(global, &file),
+    }
+}
+
+/// What `netfw store check -o json` prints.
+#[derive(Serialize)]
+struct Checked {
+    networks: usize,
+    endpoints: usize,
+    faults: Vec<String>,
+}
+
+fn check(global: &Global) -> anyhow::Result<()> {
+    let (wanted, unreadable) = look(global)?;
+    let mut all: Vec<String> = unreadable.iter().map(|e| crate::chain(e)).collect();
+    all.extend(faults(&wanted));
+    let checked = Checked {
+        networks: wanted.networks.len(),
+        endpoints: wanted.endpoints.len(),
+        faults: all,
+    };
+    print(global.output, &checked, |checked| {
+        let counts = format!(
+            "{} networks, {} endpoints",
+            checked.networks, checked.endpoints
+        );
+        match checked.faults.is_empty() {
+            true => format!("{counts}: nothing is wrong\n"),
+            false => format!("{counts}, and:\n  {}\n", checked.faults.join("\n  ")),
+        }
+    })?;
+    anyhow::ensure!(
+        checked.faults.is_empty(),
+        "the store of instance \"{}\" is not as netfw left it: `netfw store export --salvage{}` saves what \
+         can be read, to be mended and imported",
+        global.instance,
+        instance_option(&global.instance)
+    );
+    Ok(())
+}
+
+fn export(global: &Global, salvage: bool) -> anyhow::Result<()> {
+    let (wanted, unreadable) = look(global)?;
+    for error in unreadable {
+        if !salvage {
+            return Err(error.into());
+        }
+        eprintln!("netfw: warning: left out: {}", crate::chain(&error));
+    }
+    println!("{}", serde_json::to_string_pretty(&Saved::of(&wanted))?);
+    Ok(())
+}
+
+/// What `netfw store import -o json` prints.
+#[derive(Serialize)]
+struct Imported {
+    networks: usize,
+    endpoints: usize,
+    /// Endpoints of the store of before that the next start removes.
+    removing: Vec<String>,
+    /// Where the store of before is.
+    kept: Option<PathBuf>,
+}
+
+fn import(global: &Global, file: &PathBuf) -> anyhow::Result<()> {
+    let read = || match file.as_os_str() == "-" {
+        true => {
+            let mut text = Vec::new();
+            std::io::stdin().read_to_end(&mut text).map(|_| text)
+        }
+        false => std::fs::read(file),
+    };
+    let text = read().with_context(|| format!("cannot read {}", file.display()))?;
+    let new = Saved::parse(&text).with_context(|| format!("{}", file.display()))?;
+    let paths = Paths::of(&global.instance);
+    let _lock = paths.lock()?;
+    let old = match paths.store().exists() {
+        true => Store::examine(&paths.store()).map(Some),
+        false => Ok(None),
+    };
+    let old = old.unwrap_or_else(|error| {
+        eprintln!(
+            "netfw: warning: {}; namespaces that netfw made and that are not in the new one may remain (`ip \
+             netns` lists all)",
+            crate::chain(&error)
+        );
+        None
+    });
+    let wanted = replacing(old.as_ref().map(|(old, _)| old), new);
+    let kept = Store::replace(&paths.store(), &wanted)?;
+    let removing = wanted.endpoints.values().filter(|e| e.removing);
+    let imported = Imported {
+        networks: wanted.networks.len(),
+        endpoints: wanted.endpoints.values().filter(|e| !e.removing).count(),
+        removing: removing.map(|e| e.name.to_string()).collect(),
+        kept,
+    };
+    print(global.output, &imported, |imported| {
+        let mut text = format!(
+            "imported {} networks, {} endpoints; the next start of the agent makes them\n",
+            imported.networks, imported.endpoints
+        );
+        if !imported.removing.is_empty() {
+            text += &format!("it removes {}\n", imported.removing.join(", "));
+        }
+        if let Some(kept) = &imported.kept {
+            text += &format!("the store of before is {}\n", kept.display());
+        }
+        text
+    })
+}
+
+/// What the store wants, and what in it cannot be read: from the agent, which has it open, or from the file.
+fn look(global: &Global) -> anyhow::Result<(Wanted, Vec<StoreError>)> {
+    let paths = Paths::of(&global.instance);
+    if paths.is_locked() {
+        let saved = crate::block_on(global.client().store())?;
+        return Ok((saved.into_wanted()?, Vec::new()));
+    }
+    anyhow::ensure!(
+        paths.store().exists(),
+        "instance \"{}\" has no store: no agent of it has run since the last `netfw down`",
+        global.instance
+    );
+    Ok(Store::examine(&paths.store())?)
+}
