@@ -248,9 +248,15 @@ impl Agent {
     pub(super) async fn ensure_bridge(&mut self, name: &Name) -> Result<(), AgentError> {
         let mut network = self.wanted.networks[name].clone();
         let instance = &self.config.instance;
+        let alias = alias(instance, name);
         let found = self.netlink.link(&network.bridge).await?;
         let ifindex = match found {
-            Some(link) if is_object(instance, &link, name, network.mac) => link.index,
+            Some(link) if is_object(instance, &link, name, network.mac) => {
+                if link.alias.as_ref() != Some(&alias) {
+                    self.netlink.set_alias(link.index, &alias).await?;
+                }
+                link.index
+            }
             found => {
                 if found.is_some() {
                     // Somebody took the name since.
@@ -259,7 +265,6 @@ impl Agent {
                     self.store.commit(&[Change::Network(&network)])?;
                     self.wanted.networks.insert(name.clone(), network.clone());
                 }
-                let alias = alias(instance, name);
                 let mtu = self.mtu_of(&network);
                 self.netlink
                     .create_bridge(&network.bridge, network.mac.0, mtu, &alias)

@@ -16,13 +16,13 @@ use super::{
     endpoint::place,
     network, node,
     purge::{Doomed, Then},
-    record::{self, Attachment, Node, host_mac, instance_of, is_object, object_of},
+    record::{self, Attachment, Node, alias, host_mac, instance_of, is_object, object_of},
     store::{Change, Store},
 };
 use crate::{
     bpf::{DataPlane, Family, Options},
     name::Name,
-    net::{Link, Namespace, Netlink, sysctl::Directory},
+    net::{Link, Namespace, NetError, Netlink, sysctl::Directory},
 };
 
 impl Agent {
@@ -204,6 +204,11 @@ impl Agent {
 
     /// One endpoint's trouble (its namespace is gone) is not the others'.
     async fn ensure_endpoint(&mut self, endpoint: &record::Endpoint, links: &[Link]) {
+        if endpoint.mode == record::Mode::None
+            && let Err(error) = self.ensure_namespace(endpoint)
+        {
+            tracing::warn!(endpoint = %endpoint.name, error = %crate::chain(&error), "gone");
+        }
         for attachment in endpoint.attached() {
             let kept = links.iter().find(|l| {
                 l.name == attachment.host_interface
@@ -256,6 +261,11 @@ impl Agent {
             self.purge_now()?;
             return self.recreate(endpoint, attachment).await;
         }
+        // Killed between making the pair and giving it its alias?
+        let alias = alias(&self.config.instance, &endpoint.name);
+        if link.alias.as_ref() != Some(&alias) {
+            self.netlink.set_alias(link.index, &alias).await?;
+        }
         self.set_records(endpoint, attachment, link.index, link.mtu)?;
         self.dataplane.attach_container(link.index, &link.name)?;
         if !link.up {
@@ -277,17 +287,25 @@ impl Agent {
         Ok(())
     }
 
+    /// The endpoint's namespace, made anew where netfw made it and it is gone (after a reboot).
+    fn ensure_namespace(&self, endpoint: &record::Endpoint) -> Result<Namespace, AgentError> {
+        match self.open_target(endpoint) {
+            Err(AgentError::Net(error)) if endpoint.namespace.made && error.is_gone() => {}
+            // Killed between making the file and binding the namespace to it.
+            Err(AgentError::Net(NetError::NotANamespace { .. })) if endpoint.namespace.made => {
+                Namespace::delete(&endpoint.name)?;
+            }
+            other => return other,
+        }
+        Ok(Namespace::create(&endpoint.name)?)
+    }
+
     async fn recreate(
         &mut self,
         endpoint: &record::Endpoint,
         attachment: &Attachment,
     ) -> Result<(), AgentError> {
-        let namespace = match self.open_target(endpoint) {
-            Err(AgentError::Net(error)) if endpoint.namespace.made && error.is_gone() => {
-                Namespace::create(&endpoint.name)?
-            }
-            other => other?,
-        };
+        let namespace = self.ensure_namespace(endpoint)?;
         let made = async {
             let inside = Inside::of(namespace)?;
             let ends = self.attach(endpoint, attachment, &inside).await?;

@@ -263,8 +263,7 @@ impl Netlink {
         self.add_link(message, asked).await?;
         let index = self.index_of(name, asked).await?;
         // The kernel takes an alias only for a device that exists (do_setlink, not rtnl_newlink).
-        let change = LinkUnspec::new_with_index(index).alias(alias);
-        match self.set(change, asked).await {
+        match self.set_alias(index, alias).await {
             Ok(()) => Ok(index),
             Err(error) => self.undo(index, error).await,
         }
@@ -303,8 +302,7 @@ impl Netlink {
             });
         };
         // No alias counts when an interface is made.
-        let change = LinkUnspec::new_with_index(host).alias(veth.alias);
-        match self.set(change, asked).await {
+        match self.set_alias(host, veth.alias).await {
             Ok(()) => Ok((host, peer)),
             Err(error) => self.undo(host, error).await,
         }
@@ -344,6 +342,14 @@ impl Netlink {
     pub async fn set_up(&self, ifindex: u32) -> Result<(), NetError> {
         self.set(LinkUnspec::new_with_index(ifindex).up(), || {
             format!("set the interface of index {ifindex} up")
+        })
+        .await
+    }
+
+    /// What `ip link` shows as `alias`.
+    pub async fn set_alias(&self, ifindex: u32, alias: &str) -> Result<(), NetError> {
+        self.set(LinkUnspec::new_with_index(ifindex).alias(alias), || {
+            format!("name the interface of index {ifindex} {alias}")
         })
         .await
     }

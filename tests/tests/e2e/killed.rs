@@ -219,16 +219,24 @@ const LOOKS: [&[&str]; 6] = [
 /// Without indexes of interfaces and numbers of tables, which are new for each veth pair, and without the
 /// kernel's own routes for link-local addresses: a bridge has them from its first port on.
 fn stable(text: &str) -> String {
-    let lines = text.lines().filter(|line| !line.starts_with("fe80::"));
-    let words = lines.flat_map(str::split_whitespace).map(|word| {
+    let stable = |word| {
         let is_number = |word: &str| word.parse::<u32>().is_ok_and(|number| number > 255);
-        match word.strip_suffix(':') {
+        match str::strip_suffix(word, ':') {
             Some(index) if index.parse::<u32>().is_ok() => "#",
             _ if is_number(word) => "#",
             _ => word,
         }
-    });
-    words.collect::<Vec<_>>().join(" ")
+    };
+    let lines = text.lines().filter(|line| !line.starts_with("fe80::"));
+    // Tables are listed by number.
+    let mut lines: Vec<String> = lines
+        .map(|line| {
+            let words: Vec<&str> = line.split_whitespace().map(stable).collect();
+            words.join(" ")
+        })
+        .collect();
+    lines.sort();
+    lines.join("; ")
 }
 
 /// Goes through the steps of `change`, which `undo` takes back.
@@ -321,6 +329,14 @@ fn adding_and_removing_an_endpoint() {
     killed_at_each_step(&mut site, &[&name], &add, &remove);
     site.agent.netfw(&add);
     killed_at_each_step(&mut site, &[&name], &remove, &add);
+}
+
+#[test]
+fn adding_an_endpoint_without_a_network() {
+    let mut site = Site::new();
+    let name = format!("killed-{}", site.agent.instance());
+    let add = ["endpoint", "add", &name, "--network", "none"];
+    killed_at_each_step(&mut site, &[&name], &add, &["endpoint", "rm", &name]);
 }
 
 #[test]
