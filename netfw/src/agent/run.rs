@@ -17,6 +17,7 @@ use tokio::{
     net::UnixListener,
     signal::unix::{SignalKind, signal},
     sync::{Mutex, Notify},
+    time::Instant,
 };
 
 use super::{
@@ -129,13 +130,22 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
         socket = %socket.display(),
         "netfw {} is ready", ready.version
     );
-    notify.tell("READY=1");
+    notify
+        .tell_of("READY=1", &shared.agent, Agent::sentence)
+        .await;
+    let mut beats = notify.beats();
+    // A time rather than a pause, which every beat would begin anew.
+    let mut look_again = Instant::now() + LOOK_AGAIN;
     let why = loop {
         tokio::select! {
             _ = terminate.recv() => break "SIGTERM",
             _ = interrupt.recv() => break "SIGINT",
             _ = hangup.recv() => break "SIGHUP",
             () = shared.shutdown.notified() => break "asked to",
+            () = beats.next() => {
+                let sentence = Agent::sentence;
+                notify.tell_of("WATCHDOG=1", &shared.agent, sentence).await;
+            }
             change = monitor.changed() => {
                 if change == Change::Filters {
                     // At once: what the container sends meanwhile nobody translates.
@@ -172,7 +182,10 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
                     look(&shared.agent).await;
                 }
             }
-            () = tokio::time::sleep(LOOK_AGAIN) => look(&shared.agent).await,
+            () = tokio::time::sleep_until(look_again) => {
+                look(&shared.agent).await;
+                look_again = Instant::now() + LOOK_AGAIN;
+            }
         }
     };
     notify.tell("STOPPING=1");
