@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use super::{
-    Agent, AgentError,
+    Agent, AgentError, capability,
     config::Config,
     down::{Report, clear},
     flow::Part,
@@ -53,6 +53,7 @@ const GRACE: Duration = Duration::from_secs(5);
 /// entered before the runtime starts its threads, which inherit it.
 pub fn run(config: Config) -> Result<(), AgentError> {
     memory::be_frugal();
+    capability::keep_needed()?;
     let paths = Paths::of(&config.instance);
     let _lock = paths.lock()?;
     let notify = ServiceManager::from_environment();
