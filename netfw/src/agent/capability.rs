@@ -117,4 +117,23 @@ mod tests {
         };
         assert!(error.to_string().contains("CAP_NET_RAW"), "{error}");
     }
+
+    #[test]
+    fn the_unit_and_the_documentation_name_the_same_set() {
+        let unit = include_str!("../../../packaging/netfw.service");
+        let bounding: HashSet<&str> = unit
+            .lines()
+            .filter_map(|line| line.strip_prefix("CapabilityBoundingSet="))
+            .flat_map(str::split_whitespace)
+            .collect();
+        let names = NEEDED.map(|(capability, _)| capability.to_string());
+        assert_eq!(bounding, names.iter().map(String::as_str).collect());
+        let page = include_str!("../../../docs/packaging.md");
+        let table: HashSet<&str> = page
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `CAP_")?.split('`').next())
+            .collect();
+        let tails = names.iter().map(|name| name.trim_start_matches("CAP_"));
+        assert_eq!(table, tails.collect());
+    }
 }
