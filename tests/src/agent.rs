@@ -4,6 +4,7 @@
 //! so every end-to-end test is a test of the teardown as well.
 
 use std::{
+    ffi::OsString,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     thread,
@@ -33,6 +34,7 @@ pub struct Agent {
     node: String,
     running: Option<Running>,
     options: Vec<String>,
+    environment: Vec<(String, OsString)>,
     strict: bool,
 }
 
@@ -49,9 +51,26 @@ impl Agent {
         Self::serve(&lab.node, options)
     }
 
+    /// As [`start_with`](Self::start_with), with more in its environment.
+    #[track_caller]
+    pub fn start_in(
+        lab: &Lab,
+        options: &[&str],
+        environment: impl IntoIterator<Item = (&'static str, OsString)>,
+    ) -> Self {
+        let environment = environment.into_iter();
+        let environment = environment.map(|(name, value)| (name.to_owned(), value));
+        Self::serve_in(&lab.node, options, environment.collect())
+    }
+
     /// Starts an agent for any namespace.
     #[track_caller]
     pub fn serve(node: &Namespace, options: &[&str]) -> Self {
+        Self::serve_in(node, options, Vec::new())
+    }
+
+    #[track_caller]
+    fn serve_in(node: &Namespace, options: &[&str], environment: Vec<(String, OsString)>) -> Self {
         let instance = format!("t{}x{}", std::process::id(), serial());
         let directories = directories(&instance).join(" ");
         reaper::at_end(&format!(
@@ -63,6 +82,7 @@ impl Agent {
             node: node.path().display().to_string(),
             running: None,
             options: options.iter().map(|&option| option.to_owned()).collect(),
+            environment,
             strict: true,
         };
         agent.start_again();
@@ -82,7 +102,8 @@ impl Agent {
         let mut command = Command::new(binary());
         command
             .args(["agent", "--netns", &self.node, "--instance", &self.instance])
-            .args(&self.options);
+            .args(&self.options)
+            .envs(self.environment.iter().cloned());
         let mut running = Running::start(command);
         // It is in no namespace of ours, as far as `ip netns pids` can tell, and would go on.
         let (pid, instance) = (running.pid(), &self.instance);

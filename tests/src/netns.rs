@@ -195,6 +195,12 @@ impl Running {
     pub fn holding(socket: impl Into<OwnedFd>) -> Self {
         let mut command = Command::new("sleep");
         command.arg("600");
+        Self::hold(command, socket)
+    }
+
+    /// As [`holding`](Self::holding), another program.
+    #[track_caller]
+    pub fn hold(command: Command, socket: impl Into<OwnedFd>) -> Self {
         Self::start_with(command, Stdio::from(socket.into()))
     }
 

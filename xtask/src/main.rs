@@ -9,6 +9,7 @@ mod command;
 mod fuzz;
 mod kernel;
 mod linker;
+mod package;
 mod packages;
 mod run;
 mod setup;
@@ -42,6 +43,8 @@ enum Command {
     /// Print what the verifier walks through per program and how long a packet takes, and hold both to
     /// the committed budgets
     Verify(verify::Arguments),
+    /// Build the Debian package: binary, unit, configuration, man pages, completions
+    Package(package::Arguments),
     /// Compare netfw with iptables and plain routing, side by side on this machine
     Bench(bench::Arguments),
 }
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Command::Test(arguments) => test::run(&arguments),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
+        Command::Package(arguments) => package::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
     };
     match done {

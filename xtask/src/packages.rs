@@ -60,6 +60,16 @@ pub const FOR_KERNEL: &[Program] = &[
     ("strip", "binutils"),
 ];
 
+/// For `package --try`.
+pub const FOR_TRIAL: &[Program] = &[
+    ("/usr/lib/systemd/systemd", "systemd"),
+    ("ip", "iproute2"),
+    ("unshare", "util-linux"),
+    ("curl", "curl"),
+    ("pgrep", "procps"),
+    ("python3", "python3"),
+];
+
 /// Installs the packages of those programs that are not there.
 pub fn ensure_programs(programs: &[Program]) -> Result<()> {
     let mut missing: Vec<String> = programs

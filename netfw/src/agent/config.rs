@@ -274,6 +274,8 @@ fn parse_ports(text: &str) -> Result<(u16, u16), ConfigError> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn resolve(text: &str) -> Result<Config, String> {
@@ -324,6 +326,37 @@ mod tests {
             "[timeouts]\nicmp = 4294967295",
         ] {
             assert!(resolve(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_packaged_file_says_the_defaults_of_all_keys() {
+        let text = include_str!("../../../packaging/netfw.toml");
+        let shown = |text: &str| format!("{:?}", resolve(text).unwrap());
+        assert_eq!(shown(text), shown(""), "nothing is set");
+        let uncommented = |without: &[&str]| {
+            let keys = text.lines().filter_map(|line| {
+                let line = line.strip_prefix('#').unwrap_or(line);
+                // Sentences begin behind a blank.
+                (!line.starts_with(' ')).then_some(line)
+            });
+            let keys = keys.filter(|line| !without.iter().any(|key| line.starts_with(key)));
+            keys.collect::<Vec<_>>().join("\n")
+        };
+        let examples = ["socket_group", "uplinks", "allow_from"];
+        assert_eq!(shown(&uncommented(&examples)), shown(""));
+        let all = uncommented(&[]);
+        assert_ne!(shown(&all), shown(""));
+        let table: toml::Table = toml::from_str(&all).unwrap();
+        let inner = table["timeouts"].as_table().unwrap();
+        for (wrong, keys) in [("no = 1", &table), ("[timeouts]\nno = 1", inner)] {
+            // "unknown field `no`, expected one of `max_flows`, …"
+            let error = toml::from_str::<File>(wrong).unwrap_err();
+            let known = error.message().split('`').skip(1).step_by(2).skip(1);
+            let known: BTreeSet<&str> = known.collect();
+            assert!(known.len() > 1, "{error}");
+            let said: BTreeSet<&str> = keys.keys().map(String::as_str).collect();
+            assert_eq!(said, known);
         }
     }
 }

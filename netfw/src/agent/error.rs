@@ -4,7 +4,7 @@ use std::{net::IpAddr, path::PathBuf};
 
 use ipnet::{IpNet, Ipv6Net};
 
-use super::{ipam::AddressError, paths::LockError, store::StoreError};
+use super::{capability::CapabilityError, ipam::AddressError, paths::LockError, store::StoreError};
 use crate::{
     api::types::FailureKind,
     bpf::BpfError,
@@ -147,6 +147,8 @@ pub enum AgentError {
         path: PathBuf,
         source: std::io::Error,
     },
+    #[error(transparent)]
+    Capability(#[from] CapabilityError),
     #[error(transparent)]
     Lock(#[from] LockError),
     #[error(transparent)]

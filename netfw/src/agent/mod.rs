@@ -16,6 +16,7 @@
 //! | [`observe`] | what happens to the node meanwhile |
 //! | [`view`] | answers |
 //! | [`notify`] | telling a service manager |
+//! | [`capability`] | what the agent may do |
 //! | [`run`] | the process: signals, socket, timers |
 //! | [`down`] | everything away |
 //!
@@ -24,6 +25,7 @@
 //! fails on the way is undone in both.
 
 pub mod attachment;
+pub mod capability;
 pub mod config;
 pub mod counter;
 pub mod down;

@@ -17,10 +17,11 @@ use tokio::{
     net::UnixListener,
     signal::unix::{SignalKind, signal},
     sync::{Mutex, Notify},
+    time::Instant,
 };
 
 use super::{
-    Agent, AgentError,
+    Agent, AgentError, capability,
     config::Config,
     down::{Report, clear},
     flow::Part,
@@ -52,6 +53,7 @@ const GRACE: Duration = Duration::from_secs(5);
 /// entered before the runtime starts its threads, which inherit it.
 pub fn run(config: Config) -> Result<(), AgentError> {
     memory::be_frugal();
+    capability::keep_needed()?;
     let paths = Paths::of(&config.instance);
     let _lock = paths.lock()?;
     let notify = ServiceManager::from_environment();
@@ -129,13 +131,22 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
         socket = %socket.display(),
         "netfw {} is ready", ready.version
     );
-    notify.tell("READY=1");
+    notify
+        .tell_of("READY=1", &shared.agent, Agent::sentence)
+        .await;
+    let mut beats = notify.beats();
+    // A time rather than a pause, which every beat would begin anew.
+    let mut look_again = Instant::now() + LOOK_AGAIN;
     let why = loop {
         tokio::select! {
             _ = terminate.recv() => break "SIGTERM",
             _ = interrupt.recv() => break "SIGINT",
             _ = hangup.recv() => break "SIGHUP",
             () = shared.shutdown.notified() => break "asked to",
+            () = beats.next() => {
+                let sentence = Agent::sentence;
+                notify.tell_of("WATCHDOG=1", &shared.agent, sentence).await;
+            }
             change = monitor.changed() => {
                 if change == Change::Filters {
                     // At once: what the container sends meanwhile nobody translates.
@@ -172,7 +183,10 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
                     look(&shared.agent).await;
                 }
             }
-            () = tokio::time::sleep(LOOK_AGAIN) => look(&shared.agent).await,
+            () = tokio::time::sleep_until(look_again) => {
+                look(&shared.agent).await;
+                look_again = Instant::now() + LOOK_AGAIN;
+            }
         }
     };
     notify.tell("STOPPING=1");

@@ -26,6 +26,24 @@ use crate::{
 };
 
 impl Agent {
+    /// What there is, for the service manager's list.
+    pub fn sentence(&self) -> String {
+        let count = |n: usize, what: &str, plural: &str| match n {
+            1 => format!("1 {what}"),
+            n => format!("{n} {what}{plural}"),
+        };
+        let endpoints = self.wanted.endpoints.values();
+        let gone = match endpoints.clone().filter(|e| !self.is_up(e)).count() {
+            0 => String::new(),
+            gone => format!(" ({gone} gone)"),
+        };
+        format!(
+            "serving {}{gone}, {}",
+            count(endpoints.len(), "endpoint", "s"),
+            count(endpoints.map(|e| e.publishes.len()).sum(), "publish", "es"),
+        )
+    }
+
     pub fn status(&self) -> Status {
         let endpoints = self.wanted.endpoints.len();
         let publishes = || self.wanted.endpoints.values().flat_map(|e| &e.publishes);

@@ -77,6 +77,9 @@ fn kind(error: &anyhow::Error) -> Kind {
         Some(ClientError::Permission { .. }) => return Kind::Own(Own::Permission),
         _ => {}
     }
+    if let Some(AgentError::Capability(_)) = error.downcast_ref() {
+        return Kind::Own(Own::Permission);
+    }
     Kind::Agent(if let Some(error) = error.downcast_ref::<AgentError>() {
         error.kind()
     } else if error.is::<ConfigError>() {

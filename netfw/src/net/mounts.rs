@@ -10,7 +10,10 @@
 //! asked, by `/proc/PID/mountinfo` (proc_pid_mountinfo(5)): do both have one mount there, and is it
 //! of one peer group?
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use super::{Namespace, NetError, namespace};
 
@@ -49,8 +52,10 @@ fn is_seen(own: &str, other: &str, path: &Path) -> bool {
         return true;
     };
     let same_mount = own.id == other.id;
-    let peers = own.peers.is_some()
-        && (own.peers, own.root, own.point) == (other.peers, other.root, other.point);
+    // What is mounted on a directory goes to all mounts of the group that show it, wherever (mount_namespaces(7)):
+    // a container may have `/run/netns` alone where the machine has `/run`.
+    let peers =
+        own.peers.is_some() && own.peers == other.peers && own.shown(path) == other.shown(path);
     // Pins lie in the file system itself, whichever mount shows it.
     let pins = own.kind == Some("bpf") && own.device == other.device;
     same_mount || peers || pins
@@ -67,6 +72,20 @@ struct Mount<'a> {
     /// The peer group, if mounts made here go to others.
     peers: Option<&'a str>,
     kind: Option<&'a str>,
+}
+
+impl Mount<'_> {
+    /// What `path`, which lies on it, is in its file system.
+    fn shown(&self, path: &Path) -> Option<PathBuf> {
+        let below = path.strip_prefix(self.point).ok()?;
+        // Not joined with nothing, which would add a slash.
+        Some(
+            Path::new(self.root)
+                .components()
+                .chain(below.components())
+                .collect(),
+        )
+    }
 }
 
 /// The mount that `path` lies on: the innermost, and of those at one place the last.
@@ -147,9 +166,14 @@ mod tests {
         let netns = Path::new("/run/netns");
         let other: String = MACHINE.lines().map(|line| format!("1{line}\n")).collect();
         assert!(is_seen(&other, MACHINE, netns));
-        // A mount on it that only one of the two has.
+        // A volume of the machine's /run/netns, which is no mount there; and one of something else.
         let without: String = MACHINE.lines().take(4).map(|l| format!("{l}\n")).collect();
-        assert!(!is_seen(&other, &without, netns));
+        assert!(is_seen(&other, &without, netns));
+        let elsewhere = other.replace("/netns /run/netns", "/lab/netns /run/netns");
+        assert!(!is_seen(&elsewhere, &without, netns));
+        assert!(!is_seen(&elsewhere, MACHINE, netns));
+        let private = other.replace("/run/netns rw shared:4", "/run/netns rw");
+        assert!(!is_seen(&private, &without, netns));
         assert!(is_seen("", MACHINE, netns), "nobody can tell");
     }
 

@@ -29,6 +29,7 @@ mod publish;
 mod refused;
 mod routing;
 mod sctp;
+mod service;
 mod setting;
 mod shadow;
 mod sockets;

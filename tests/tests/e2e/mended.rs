@@ -341,7 +341,10 @@ fn a_command_right_after_the_agent_s_start_found_none() {
     assert!(status.status.success(), "{}", said(&status));
     let mut told = [0; 64];
     let length = manager.recv(&mut told).expect("the agent tells");
-    assert_eq!(&told[..length], b"READY=1");
+    assert_eq!(
+        &told[..length],
+        b"READY=1\nSTATUS=serving 0 endpoints, 0 publishes"
+    );
     assert!(agent.stop().success());
     let length = manager.recv(&mut told).expect("the agent tells");
     assert_eq!(&told[..length], b"STOPPING=1");
