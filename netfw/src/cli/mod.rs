@@ -6,6 +6,7 @@
 mod agent;
 mod completions;
 mod demo;
+mod doctor;
 mod down;
 mod endpoint;
 mod exec;
@@ -93,6 +94,7 @@ enum Command {
     Status,
     /// Packets and bytes of endpoints and publishes, drops by reason.
     Stats(stats::Args),
+    Doctor(doctor::Args),
     /// Print what makes a shell complete netfw's commands.
     Completions(completions::Completions),
     /// Write the manual pages.
@@ -121,6 +123,7 @@ pub fn main() -> ExitCode {
         Command::Flow(command) => flow::run(&global, command),
         Command::Status => status::run(&global),
         Command::Stats(args) => stats::run(&global, args),
+        Command::Doctor(args) => doctor::run(&global, args),
         Command::Completions(args) => {
             completions::completions(&args);
             Ok(())
