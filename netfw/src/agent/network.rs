@@ -12,7 +12,7 @@ use super::{
     Agent, AgentError, Bridge,
     error::NetworkError,
     ipam::{self, Pool},
-    plan::{LEAST_MTU, LEAST_MTU6, Obstacle, Surroundings, plan, pool6},
+    plan::{self, LEAST_MTU, LEAST_MTU6, Obstacle, Surroundings, plan, pool6},
     record::{Network, alias, is_object},
     store::Change,
 };
@@ -207,23 +207,13 @@ impl Agent {
                 what: format!("network \"{}\"", network.name),
             })
         });
-        let addresses = addresses.iter().filter_map(|a| {
-            Some(Obstacle {
-                net: IpNet::new(a.addr, a.prefix_len).ok()?.trunc(),
-                what: format!("the node's address {}", a.addr),
-            })
-        });
-        let routes = routes.iter().map(|r| Obstacle {
-            net: r.dst,
-            what: "a route of the node".into(),
-        });
         let resolvers = resolv::Config::of_file(&self.config.resolv_conf).servers;
-        let resolvers = resolvers.iter().map(|server| Obstacle {
-            net: server.ip().into(),
-            what: format!("the node's resolver {}", server.ip()),
-        });
-        let all = networks.chain(addresses).chain(routes);
-        Ok(all.chain(resolvers).collect())
+        let node = plan::of_node(
+            &routes,
+            &addresses,
+            resolvers.iter().map(|server| server.ip()),
+        );
+        Ok(networks.chain(node).collect())
     }
 
     /// The subnets that are in use: not those of IPv6 where the node has none.
@@ -327,6 +317,22 @@ pub fn ipv6() -> Result<(), String> {
         }
         Err(error) => Err(crate::chain(&error)),
     }
+}
+
+/// What has the node's stack forward packets between interfaces.
+pub const FORWARDING: [&str; 2] = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"];
+
+/// Why routed networks are not reached, in words; nothing where they are.
+pub fn unforwarded() -> Vec<String> {
+    let off = |key: &&str| sysctl::get(key).is_ok_and(|value| value == "0");
+    let keys = FORWARDING.into_iter().filter(off);
+    keys.map(|key| {
+        let key = key.replace('/', ".");
+        format!(
+            "routed networks are not reached from outside: {key} is 0, and the node forwards nothing to them"
+        )
+    })
+    .collect()
 }
 
 fn free_bridge_name<'a>(taken: impl Iterator<Item = &'a str>) -> Result<String, AgentError> {

@@ -7,7 +7,7 @@ use ipnet::{IpNet, Ipv6Net};
 use super::{error::NetworkError, ipam::Pool};
 use crate::{
     api::types::NetworkRequest,
-    net::subnet,
+    net::{Address, Route, subnet},
     rules::{Nat, Rules},
 };
 
@@ -20,6 +20,29 @@ const MOST_MTU: u32 = u16::MAX as u32;
 pub struct Obstacle {
     pub net: IpNet,
     pub what: String,
+}
+
+/// What the node routes to or has an address in, and its resolvers.
+pub fn of_node(
+    routes: &[Route],
+    addresses: &[Address],
+    resolvers: impl Iterator<Item = IpAddr>,
+) -> Vec<Obstacle> {
+    let addresses = addresses.iter().filter_map(|a| {
+        Some(Obstacle {
+            net: IpNet::new(a.addr, a.prefix_len).ok()?.trunc(),
+            what: format!("the node's address {}", a.addr),
+        })
+    });
+    let routes = routes.iter().map(|r| Obstacle {
+        net: r.dst,
+        what: "a route of the node".into(),
+    });
+    let resolvers = resolvers.map(|server| Obstacle {
+        net: server.into(),
+        what: format!("the node's resolver {server}"),
+    });
+    addresses.chain(routes).chain(resolvers).collect()
 }
 
 /// What of the node counts for a new network.

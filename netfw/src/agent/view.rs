@@ -9,8 +9,8 @@ use netfw_common::{
 };
 
 use super::{
-    Agent, AgentError, endpoint::place, plan::family, record as wanted, run::instance_option,
-    saved::Saved,
+    Agent, AgentError, endpoint::place, network, plan::family, record as wanted,
+    run::instance_option, saved::Saved,
 };
 use crate::{
     api::types::{
@@ -20,7 +20,7 @@ use crate::{
     },
     bpf::{Family, Part},
     name::{Mac, Name},
-    net::{NetError, Netlink, sysctl},
+    net::{NetError, Netlink},
     publish::Publish,
     source::Sources,
 };
@@ -230,15 +230,7 @@ impl Agent {
         warnings.extend_from_slice(self.names.troubles());
         let mut networks = self.wanted.networks.values();
         if networks.any(|network| network.rules.routed) {
-            for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
-                if sysctl::get(key).is_ok_and(|value| value == "0") {
-                    let key = key.replace('/', ".");
-                    warnings.push(format!(
-                        "routed networks are not reached from outside: {key} is 0, and the node forwards nothing to \
-                         them"
-                    ));
-                }
-            }
+            warnings.extend(network::unforwarded());
         }
         if let Err(why) = &self.ipv6 {
             let without = self.wanted.networks.values().filter(|n| n.v6.is_some());

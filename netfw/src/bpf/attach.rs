@@ -87,7 +87,7 @@ impl Hook {
         }
     }
 
-    const fn direction(self) -> TcAttachType {
+    pub(super) const fn direction(self) -> TcAttachType {
         match self {
             Self::Uplink | Self::Tunnel | Self::Container => TcAttachType::Ingress,
             Self::Guard => TcAttachType::Egress,
@@ -312,7 +312,11 @@ fn forget(pin: &Path) {
 }
 
 /// In place of the one that is there from us.
-fn add_filter(program: &mut SchedClassifier, hook: Hook, name: &str) -> Result<(), BpfError> {
+pub(super) fn add_filter(
+    program: &mut SchedClassifier,
+    hook: Hook,
+    name: &str,
+) -> Result<(), BpfError> {
     let failed = |source| BpfError::Attach {
         program: hook.program(),
         interface: name.into(),

@@ -13,6 +13,11 @@ pub fn bit_of(name: &str, member: &str) -> Option<u32> {
     find(&fs::read(Path::new(VMLINUX)).ok()?, name, member)
 }
 
+/// Has the kernel a description of its own?
+pub fn is_there() -> bool {
+    fs::read(VMLINUX).is_ok_and(|btf| Reader(&btf).half(0) == Some(MAGIC))
+}
+
 fn find(btf: &[u8], name: &str, member: &str) -> Option<u32> {
     let header = Reader(btf);
     if header.half(0)? != MAGIC {

@@ -14,13 +14,16 @@ use aya::{
     Ebpf,
     programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, links::FdLink},
 };
-use aya_obj::generated::bpf_insn;
 use nix::{
     libc,
     sys::socket::{AddressFamily, SockFlag, SockType, socket},
 };
 
-use super::{BpfError, btf, pin, sys};
+use super::{
+    BpfError, btf,
+    insn::{ADD_NUMBER, CALL, EXIT, MOV_NUMBER, MOV_REGISTER, instruction},
+    pin, sys,
+};
 
 /// The programs, by name.
 pub const PROGRAMS: [&str; 10] = [
@@ -120,6 +123,12 @@ pub fn detach(links: &Path) -> Vec<BpfError> {
         .collect()
 }
 
+/// Those that are not pinned, and so not attached.
+pub fn missing(links: &Path) -> Vec<&'static str> {
+    let is_missing = |name: &&str| !pin_of(links, name).exists();
+    PROGRAMS.into_iter().filter(is_missing).collect()
+}
+
 fn open(pin: &Path) -> Result<Option<OwnedFd>, BpfError> {
     match sys::object(pin) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -161,25 +170,8 @@ pub fn v6only_bit() -> Option<u32> {
     sys::takes_bind_program(&look).then_some(bit)
 }
 
-// Operations of BPF (RFC 9669).
-const MOV_NUMBER: u8 = 0xb7;
-const MOV_REGISTER: u8 = 0xbf;
-const ADD_NUMBER: u8 = 0x07;
-const CALL: u8 = 0x85;
-const EXIT: u8 = 0x95;
-
-fn instruction(code: u8, to: u8, from: u8, number: i32) -> bpf_insn {
-    bpf_insn {
-        code,
-        _bitfield_align_1: [],
-        _bitfield_1: bpf_insn::new_bitfield_1(to, from),
-        off: 0,
-        imm: number,
-    }
-}
-
 /// Where the cgroup v2 hierarchy is mounted: plainly, or beside v1 (`/sys/fs/cgroup/unified`).
-fn mounted() -> Result<PathBuf, BpfError> {
+pub fn mounted() -> Result<PathBuf, BpfError> {
     const MOUNTS: &str = "/proc/self/mounts";
     let mounts = std::fs::read_to_string(MOUNTS).map_err(|source| BpfError::Directory {
         call: "read",

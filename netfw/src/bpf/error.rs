@@ -121,6 +121,12 @@ pub enum BpfError {
     #[error(transparent)]
     Look { source: crate::net::NetError },
 
+    #[error("cannot ask for the programs on {interface}: {source}")]
+    Query {
+        interface: String,
+        source: Box<ProgramError>,
+    },
+
     #[error("cannot pin {}: {source}", path.display())]
     PinLink { path: PathBuf, source: io::Error },
 

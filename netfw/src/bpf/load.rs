@@ -85,24 +85,58 @@ const SHARED: [(&str, u32, u32); 5] = [
 ];
 
 /// The sizes of maps that are not what the object says.
-fn sizes(options: &Options, cpus: u32) -> impl Iterator<Item = (&'static str, u32)> {
+fn sizes(max_flows: u32, max_embryos: u32) -> Result<Vec<(&'static str, u32)>, BpfError> {
+    let cpus = nr_cpus().map_err(|(path, source)| BpfError::Cpus { path, source })? as u32;
     let flows = SIZED.map(|(name, option)| {
         let flows = match option {
-            MAX_FLOWS => options.max_flows,
-            _ => options.max_embryos,
+            MAX_FLOWS => max_flows,
+            _ => max_embryos,
         };
         // Two entries a flow, one for each direction.
         (name, flows.saturating_mul(2))
     });
     // A multiple, or the kernel makes one of it.
     let shared = SHARED.map(|(name, least, each)| (name, cpus * each.max(least.div_ceil(cpus))));
-    flows.into_iter().chain(shared)
+    Ok(flows.into_iter().chain(shared).collect())
+}
+
+/// What the programs are told as they are loaded.
+struct Globals {
+    /// aya's log filter: 0 is off, and the verifier then removes the log calls as dead code.
+    log_level: u8,
+    voucher: u64,
+    netns: u64,
+    says_why: u8,
+    v6only_bit: u32,
+}
+
+impl Globals {
+    fn find(log_level: Option<log::Level>) -> Result<Self, BpfError> {
+        let globals = Self {
+            log_level: log_level.map_or(0u8, |level| level as u8),
+            // Without one the guard looks at every packet.
+            voucher: getrandom::u64().unwrap_or(0),
+            netns: cgroup::netns_cookie().map_err(|source| BpfError::Cookie { source })?,
+            says_why: u8::from(cgroup::may_say_why()),
+            v6only_bit: cgroup::v6only_bit().unwrap_or(0),
+        };
+        let (says_why, v6only_bit) = (globals.says_why, globals.v6only_bit);
+        tracing::debug!(says_why, v6only_bit, "of sockets that are refused a port");
+        Ok(globals)
+    }
+
+    fn set<'a>(&'a self, loader: &mut EbpfLoader<'a>) {
+        loader.override_global("AYA_LOG_LEVEL", &self.log_level, false);
+        loader.override_global("NODE_NETNS", &self.netns, true);
+        loader.override_global("VOUCHER", &self.voucher, true);
+        loader.override_global("SAYS_WHY", &self.says_why, true);
+        loader.override_global("V6ONLY_BIT", &self.v6only_bit, true);
+    }
 }
 
 /// Loads maps and programs of an instance; its directories must be there.
 pub fn load(options: &Options, pins: &Pins) -> Result<Ebpf, BpfError> {
-    let cpus = nr_cpus().map_err(|(path, source)| BpfError::Cpus { path, source })?;
-    let sizes: Vec<_> = sizes(options, cpus as u32).collect();
+    let sizes = sizes(options.max_flows, options.max_embryos)?;
     let directory = pins.maps();
     // Each parses for a tenth of a second: the object here, the kernel's BTF there.
     let (checked, mut loader) = thread::scope(|scope| {
@@ -113,19 +147,8 @@ pub fn load(options: &Options, pins: &Pins) -> Result<Ebpf, BpfError> {
     });
     checked?;
 
-    // aya's log filter: 0 is off, and the verifier then removes the log calls as dead code.
-    let log_level = options.log_level.map_or(0u8, |level| level as u8);
-    // Without one the guard looks at every packet.
-    let voucher = getrandom::u64().unwrap_or(0);
-    let netns = cgroup::netns_cookie().map_err(|source| BpfError::Cookie { source })?;
-    let says_why = u8::from(cgroup::may_say_why());
-    let v6only_bit = cgroup::v6only_bit().unwrap_or(0);
-    tracing::debug!(says_why, v6only_bit, "of sockets that are refused a port");
-    loader.override_global("AYA_LOG_LEVEL", &log_level, false);
-    loader.override_global("NODE_NETNS", &netns, true);
-    loader.override_global("VOUCHER", &voucher, true);
-    loader.override_global("SAYS_WHY", &says_why, true);
-    loader.override_global("V6ONLY_BIT", &v6only_bit, true);
+    let globals = Globals::find(options.log_level)?;
+    globals.set(&mut loader);
     for (name, size) in sizes {
         loader.map_max_entries(name, size);
     }
@@ -137,12 +160,32 @@ pub fn load(options: &Options, pins: &Pins) -> Result<Ebpf, BpfError> {
     Ok(ebpf)
 }
 
-/// Loads the programs that every node needs; others are loaded when they are first attached. The verifier
-/// takes most of a start, and goes through two programs at a time where there are two CPUs.
+/// The object as an agent has it, but with room for next to nothing, and pinned nowhere: it goes with the value.
+pub fn load_unpinned() -> Result<Ebpf, BpfError> {
+    let globals = Globals::find(None)?;
+    let mut loader = EbpfLoader::new();
+    globals.set(&mut loader);
+    for (name, size) in sizes(64, 64)? {
+        loader.map_max_entries(name, size);
+    }
+    loader.load(PROGRAMS_OBJECT).map_err(BpfError::object)
+}
+
+/// Loads the programs that every node needs; others are loaded when they are first attached.
 fn load_programs(ebpf: &mut Ebpf) -> Result<(), BpfError> {
     // The longest first.
     let hooks = [Hook::Container, Hook::Uplink, Hook::Guard].map(Hook::program);
     let names: Vec<_> = hooks.into_iter().chain(cgroup::PROGRAMS).collect();
+    let mut loaded = verify(ebpf, &names).into_iter();
+    loaded.try_for_each(|(_, result)| result)
+}
+
+/// Loads these programs, in this order. The verifier takes most of a start, and goes through two programs at
+/// a time where there are two CPUs. Goes on past those that it refuses.
+pub fn verify(
+    ebpf: &mut Ebpf,
+    names: &[&'static str],
+) -> Vec<(&'static str, Result<(), BpfError>)> {
     let mut waiting: Vec<_> = ebpf
         .programs_mut()
         .filter_map(|(found, program)| {
@@ -157,30 +200,40 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<(), BpfError> {
         waiting.next()
     };
     let work = || {
+        let mut done = Vec::new();
         while let Some((rank, program)) = next() {
-            let name = names[rank];
-            let loaded = match program {
-                Program::SchedClassifier(program) => program.load(),
-                Program::CgroupSockAddr(program) => program.load(),
-                _ => {
-                    return Err(BpfError::Lacks {
-                        kind: "program",
-                        name,
-                    });
-                }
-            };
-            loaded.map_err(|source| BpfError::Load {
-                program: name,
-                source: Box::new(source),
-            })?;
+            done.push((rank, verify_one(program, names[rank])));
         }
-        Ok(())
+        done
     };
-    thread::scope(|scope| {
+    let mut done = thread::scope(|scope| {
         let second = scope.spawn(work);
-        let first = work();
-        let second = second.join().unwrap_or_else(|panic| resume_unwind(panic));
-        first.and(second)
+        let mut done = work();
+        done.extend(second.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        done
+    });
+    done.sort_by_key(|(rank, _)| *rank);
+    done.into_iter()
+        .map(|(rank, result)| (names[rank], result))
+        .collect()
+}
+
+fn verify_one(program: &mut Program, name: &'static str) -> Result<(), BpfError> {
+    let loaded = match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::Xdp(program) => program.load(),
+        Program::SkLookup(program) => program.load(),
+        _ => {
+            return Err(BpfError::Lacks {
+                kind: "program",
+                name,
+            });
+        }
+    };
+    loaded.map_err(|source| BpfError::Load {
+        program: name,
+        source: Box::new(source),
     })
 }
 

@@ -29,7 +29,7 @@ use super::{
     table::{Table, take},
 };
 
-const PROGRAM: &str = "netfw_resolver";
+pub(super) const PROGRAM: &str = "netfw_resolver";
 const SOCKETS: &str = "RESOLVER_SOCKETS";
 
 /// Hands queries to sockets, for as long as it lives.

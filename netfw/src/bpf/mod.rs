@@ -16,6 +16,9 @@
 //! | `cgroup` | socket programs on the root cgroup |
 //! | `lookup` | which socket a DNS query to a gateway is for |
 //! | `btf` | where the kernel keeps what they have no helper for |
+//! | `trial` | what the kernel can do, tried out |
+//! | `insn` | instructions, for programs of a few |
+//! | `company` | what else is on an interface's hooks |
 //! | `pin` | the directories in bpffs |
 //! | `family` | what the maps of IPv4 and IPv6 have in common |
 //! | `table` | a hash map, by batches |
@@ -30,9 +33,11 @@ mod allow;
 mod attach;
 mod btf;
 mod cgroup;
+mod company;
 mod error;
 mod family;
 mod flows;
+mod insn;
 mod load;
 mod lookup;
 mod maps;
@@ -43,6 +48,7 @@ mod stats;
 mod sys;
 mod table;
 mod taken;
+mod trial;
 mod xdp;
 
 use aya::Ebpf;
@@ -50,15 +56,18 @@ use netfw_common::record::Config;
 
 pub use self::{
     attach::{Attachment, Hook},
+    cgroup::mounted as cgroup_root,
+    company::{At, OnHook, on_hooks},
     error::BpfError,
     family::Family,
     flows::{FlowWalk, Part, Visit, now},
     load::PROGRAMS_OBJECT,
     lookup::Lookup,
     maps::Epoch,
-    pin::BPFFS,
+    pin::{BPFFS, is_mounted as is_bpffs_mounted},
     sockets::Connected,
     stats::{ProgramStats, enable_stats},
+    trial::{Features, Tried, features},
     xdp::XdpMode,
 };
 
@@ -133,6 +142,11 @@ impl DataPlane {
     /// Is anything of this instance in the kernel, such as an agent that died leaves?
     pub fn exists(instance: &str) -> bool {
         pin::Pins::of(instance).is_ok_and(|pins| pins.exist())
+    }
+
+    /// The socket programs of the instance that are not attached.
+    pub fn missing_sockets(instance: &str) -> Result<Vec<&'static str>, BpfError> {
+        Ok(cgroup::missing(&pin::Pins::of(instance)?.links()))
     }
 
     /// Removes all of the instance: links, maps, directories, of any layout version, past whatever is

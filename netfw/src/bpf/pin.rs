@@ -184,11 +184,16 @@ fn note(errors: &mut Vec<BpfError>, call: &'static str, path: &Path, done: io::R
     }
 }
 
+/// Is the BPF file system mounted where it belongs?
+pub fn is_mounted() -> bool {
+    statfs(BPFFS).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC)
+}
+
 fn mount_bpffs() -> Result<(), BpfError> {
-    let path = Path::new(BPFFS);
-    if statfs(path).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC) {
+    if is_mounted() {
         return Ok(());
     }
+    let path = Path::new(BPFFS);
     mount(
         Some("bpf"),
         path,

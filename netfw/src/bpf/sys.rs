@@ -1,5 +1,5 @@
 //! The only raw `bpf(2)`: what aya 0.14 lacks. Batch operations on maps, in-place swap and detach of
-//! a link found under its pin, which interface a link is on, and whether programs may call a helper. An
+//! a link found under its pin, which interface a link is on, and what the kernel makes of a few instructions. An
 //! XDP link, too: where the kernel refuses one, aya attaches the program without a link, and nobody would
 //! find it again.
 //!
@@ -11,7 +11,7 @@ use std::{
     ffi::CString,
     io,
     os::{
-        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
     path::Path,
@@ -25,6 +25,7 @@ use nix::libc;
 const PROG_LOAD: libc::c_int = 5;
 const OBJ_PIN: libc::c_int = 6;
 const OBJ_GET: libc::c_int = 7;
+const PROG_TEST_RUN: libc::c_int = 10;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const MAP_LOOKUP_BATCH: libc::c_int = 24;
 const MAP_UPDATE_BATCH: libc::c_int = 26;
@@ -36,6 +37,8 @@ const LINK_DETACH: libc::c_int = 34;
 /// The kernel's `ENOTSUPP`, which escapes to user space from maps without batch operations.
 const ENOTSUPP: i32 = 524;
 
+/// `BPF_PROG_TYPE_SCHED_CLS`.
+const SCHED_CLS: u32 = 3;
 /// `BPF_PROG_TYPE_CGROUP_SOCK_ADDR`, and `BPF_CGROUP_INET6_BIND` of enum bpf_attach_type.
 const SOCK_ADDR: u32 = 18;
 const ATTACH_BIND6: u32 = 9;
@@ -56,6 +59,23 @@ struct ProgLoad {
     prog_name: [u8; 16],
     prog_ifindex: u32,
     expected_attach_type: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct TestRun {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    ctx_size_in: u32,
+    ctx_size_out: u32,
+    ctx_in: u64,
+    ctx_out: u64,
 }
 
 #[repr(C)]
@@ -147,8 +167,28 @@ fn raw(fd: BorrowedFd<'_>) -> u32 {
 
 /// Does the kernel take this program for a `bind` of IPv6? It is not kept.
 pub fn takes_bind_program(instructions: &[bpf_insn]) -> bool {
+    load(SOCK_ADDR, ATTACH_BIND6, instructions).is_ok()
+}
+
+/// What a program of TC returns on a packet of zeros.
+pub fn run_on_packet(instructions: &[bpf_insn]) -> io::Result<u32> {
+    let program = load(SCHED_CLS, 0, instructions)?;
+    // Long enough for any header that the kernel looks for.
+    let packet = [0u8; 64];
+    let mut attr = TestRun {
+        prog_fd: raw(program.as_fd()),
+        data_size_in: packet.len() as u32,
+        data_in: packet.as_ptr() as u64,
+        ..TestRun::default()
+    };
+    // SAFETY: BPF_PROG_TEST_RUN reads as many bytes as the packet has, and writes to the attribute itself.
+    unsafe { bpf(PROG_TEST_RUN, &mut attr) }?;
+    Ok(attr.retval)
+}
+
+fn load(kind: u32, attach_type: u32, instructions: &[bpf_insn]) -> io::Result<OwnedFd> {
     let mut attr = ProgLoad {
-        prog_type: SOCK_ADDR,
+        prog_type: kind,
         insn_cnt: instructions.len() as u32,
         insns: instructions.as_ptr() as u64,
         license: c"GPL".as_ptr() as u64,
@@ -159,17 +199,12 @@ pub fn takes_bind_program(instructions: &[bpf_insn]) -> bool {
         prog_flags: 0,
         prog_name: [0; 16],
         prog_ifindex: 0,
-        expected_attach_type: ATTACH_BIND6,
+        expected_attach_type: attach_type,
     };
     // SAFETY: BPF_PROG_LOAD reads a string, and as many instructions as the slice has.
-    match unsafe { bpf(PROG_LOAD, &mut attr) } {
-        Ok(fd) => {
-            // SAFETY: the kernel has just opened it for us.
-            drop(unsafe { OwnedFd::from_raw_fd(fd as i32) });
-            true
-        }
-        Err(_) => false,
-    }
+    let fd = unsafe { bpf(PROG_LOAD, &mut attr) }?;
+    // SAFETY: the kernel has just opened it for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
 /// Opens what is pinned at `path`.

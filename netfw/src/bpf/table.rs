@@ -116,6 +116,14 @@ impl<K: Pod + Eq + Hash, V: Pod> Table<K, V> {
         Err(failure)
     }
 
+    /// Has the kernel batch operations for it? It does without, one by one.
+    pub fn has_batches(&self) -> bool {
+        let mut walk = Walk::<K, V>::default();
+        walk.room(READ);
+        let read = sys::lookup_batch(self.fd(), None, &mut walk.keys, &mut walk.values);
+        !read.is_err_and(|error: std::io::Error| sys::lacks_batch(&error))
+    }
+
     fn full(&self, asked: usize) -> BpfError {
         BpfError::Full {
             map: self.name,

@@ -42,7 +42,7 @@ pub enum XdpMode {
 }
 
 impl XdpMode {
-    fn flags(self) -> u32 {
+    pub(super) fn flags(self) -> u32 {
         match self {
             Self::Native => XDP_FLAGS_DRV_MODE,
             Self::Generic => XDP_FLAGS_SKB_MODE,
@@ -106,7 +106,7 @@ fn loaded<'a>(ebpf: &'a mut Ebpf, refused: &mut Option<String>) -> Result<&'a mu
 }
 
 /// Of an error that may hold the verifier's log, thousands of lines.
-fn first_line(text: &str) -> String {
+pub(super) fn first_line(text: &str) -> String {
     text.lines().next().unwrap_or_default().to_owned()
 }
 

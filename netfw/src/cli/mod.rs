@@ -6,6 +6,7 @@
 mod agent;
 mod completions;
 mod demo;
+mod doctor;
 mod down;
 mod endpoint;
 mod exec;
@@ -97,6 +98,7 @@ enum Command {
     /// Check, save and replace what the agent keeps on disk.
     #[command(subcommand)]
     Store(store::Command),
+    Doctor(doctor::Args),
     /// Print what makes a shell complete netfw's commands.
     Completions(completions::Completions),
     /// Write the manual pages.
@@ -126,6 +128,7 @@ pub fn main() -> ExitCode {
         Command::Status => status::run(&global),
         Command::Stats(args) => stats::run(&global, args),
         Command::Store(command) => store::run(&global, command),
+        Command::Doctor(args) => doctor::run(&global, args),
         Command::Completions(args) => {
             completions::completions(&args);
             Ok(())

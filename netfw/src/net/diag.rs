@@ -11,10 +11,12 @@ use std::{
     sync::LazyLock,
 };
 
-use nix::{libc, sys::utsname::uname};
+use nix::libc;
 
 use super::{
+    attribute::Attributes,
     exchange::exchange_bytes,
+    release,
     socket::{Entry, Protocol},
 };
 
@@ -58,15 +60,26 @@ pub(super) fn sockets(proto: Protocol) -> io::Result<Vec<Entry>> {
 
 /// Does the kernel tell of sockets that are bound and no more? From 6.8 on; asked before that, it walks the
 /// table of all connections of the machine, and finds none.
-fn tells_bound() -> bool {
-    static TELLS: LazyLock<bool> = LazyLock::new(|| {
-        let release = uname().map(|name| name.release().to_string_lossy().into_owned());
-        let release = release.unwrap_or_default();
-        let mut numbers = release.split(|c: char| !c.is_ascii_digit());
-        let mut number = || numbers.next().and_then(|n| n.parse::<u32>().ok());
-        (number(), number()) >= (Some(6), Some(8))
-    });
+pub fn tells_bound() -> bool {
+    static TELLS: LazyLock<bool> =
+        LazyLock::new(|| release::version().is_some_and(|version| version >= (6, 8)));
     *TELLS
+}
+
+/// Does the kernel tell of TCP sockets at all, and would it end one (`CONFIG_INET_DIAG`,
+/// `CONFIG_INET_DIAG_DESTROY`)? Asked to end one of no address and no port, which nobody has.
+pub fn abilities() -> (bool, bool) {
+    let knows = |asked: io::Result<()>| match asked {
+        Ok(()) => true,
+        Err(error) => error.raw_os_error() == Some(libc::ENOENT),
+    };
+    let nobody = [0; size_of::<SocketId>()];
+    let (family, ack) = (libc::AF_INET as u8, libc::NLM_F_ACK);
+    let ask = |kind| {
+        let request = request(kind, ack, family, Protocol::Tcp, LISTENING, &nobody);
+        knows(exchange_bytes(NETLINK_SOCK_DIAG, &request, |_| {}))
+    };
+    (ask(SOCK_DIAG_BY_FAMILY), ask(SOCK_DESTROY))
 }
 
 /// Ends those of the sockets, by their cookie and peer, that are connected: their processes get
@@ -169,20 +182,10 @@ fn parse(message: &[u8]) -> Option<Entry> {
         addr: address(head[0], &head[8..])?,
         port: u16::from_be_bytes(*head[4..].first_chunk()?),
         inode: u32::from_ne_bytes(*head[68..].first_chunk()?).into(),
-        v6only: attribute(attributes, INET_DIAG_SKV6ONLY) == Some(1),
+        v6only: Attributes::of(attributes)
+            .get(INET_DIAG_SKV6ONLY)
+            .is_some_and(|value| value.starts_with(&[1])),
     })
-}
-
-/// The first byte of an attribute: length (u16, with header) and type (u16), both host order.
-fn attribute(mut bytes: &[u8], wanted: u16) -> Option<u8> {
-    while let Some((&[l0, l1, t0, t1], value)) = bytes.split_first_chunk::<4>() {
-        if u16::from_ne_bytes([t0, t1]) == wanted {
-            return value.first().copied();
-        }
-        let length = usize::from(u16::from_ne_bytes([l0, l1])).max(4);
-        bytes = bytes.get(length.next_multiple_of(4)..)?;
-    }
-    None
 }
 
 #[cfg(test)]
@@ -193,16 +196,6 @@ mod tests {
         #[test]
         fn any_message_is_parsed_or_not(bytes: Vec<u8>) {
             let _ = (parse(&bytes), connection(&bytes));
-        }
-    }
-
-    #[test]
-    fn attributes_are_found() {
-        let bytes = [5, 0, 8, 0, 7, 0, 0, 0, 5, 0, 11, 0, 1, 0, 0, 0];
-        if cfg!(target_endian = "little") {
-            assert_eq!(attribute(&bytes, INET_DIAG_SKV6ONLY), Some(1));
-            assert_eq!(attribute(&bytes, 8), Some(7));
-            assert_eq!(attribute(&bytes, 9), None);
         }
     }
 }

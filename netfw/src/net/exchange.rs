@@ -43,7 +43,8 @@ pub(super) fn get_link(ifindex: u32) -> io::Result<Option<LinkMessage>> {
     }
 }
 
-fn exchange_route(
+/// As [`exchange`], and gives the payload of each message of the answer to `visit`.
+pub(super) fn exchange_route(
     message: RouteNetlinkMessage,
     flags: u16,
     visit: impl FnMut(&[u8]),

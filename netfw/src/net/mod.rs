@@ -13,12 +13,15 @@
 //! | [`ethtool`] | drivers and offloads |
 //! | [`peer`] | the other end of a veth pair |
 //! | [`xdp`] | which XDP program an interface runs, and how |
+//! | [`nftables`] | rules of nftables, iptables' among them |
 //! | [`monitor`] | being told of changes |
 //! | [`mounts`] | whether others see what we mount |
 //! | [`sysctl`] | `/proc/sys` |
+//! | [`release`] | which kernel it is |
 //! | [`socket`] | who holds a port |
 //! | [`subnet`] | the choice of a subnet that is in nobody's way |
 
+mod attribute;
 pub mod clsact;
 pub mod diag;
 pub mod error;
@@ -28,8 +31,10 @@ pub mod monitor;
 pub mod mounts;
 pub mod namespace;
 pub mod netlink;
+pub mod nftables;
 pub mod peer;
 pub mod record;
+pub mod release;
 pub mod socket;
 pub mod subnet;
 pub mod sysctl;

@@ -8,6 +8,7 @@ mod attachments;
 mod bind;
 mod bulk;
 mod dns_lookup;
+mod doctor;
 mod exec;
 mod fixtures;
 mod floods;

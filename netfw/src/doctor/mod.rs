@@ -1,0 +1,240 @@
+//! `netfw doctor`: what in the kernel, on the node and between netfw and others is not as netfw needs it, which
+//! way is taken instead, and what to do.
+//!
+//! | file | area |
+//! |---|---|
+//! | [`kernel`] | features, tried out |
+//! | [`node`] | namespace, mounts, sysctls, the agent |
+//! | [`hooks`] | uplinks, and what else is on their hooks |
+//! | [`firewall`] | rules of nftables and iptables |
+//! | [`networks`] | MTUs, subnets, bridges, endpoints |
+//!
+//! Each looks (facts, by way of `bpf` and `net`) and judges (pure: facts in, findings out). Nothing is changed:
+//! what has to be tried is tried in a namespace of its own, which goes with the trial.
+
+mod firewall;
+mod hooks;
+mod kernel;
+mod networks;
+mod node;
+
+use serde::Serialize;
+
+use crate::{
+    agent::run::instance_option,
+    api::types::{Endpoint, Status},
+    bpf::on_hooks,
+    name::Name,
+    net::{Address, Link, Namespace, NetError, Netlink, Route, nftables},
+};
+
+/// What a finding is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Area {
+    Kernel,
+    Node,
+    Hooks,
+    Firewall,
+    Networks,
+}
+
+impl Area {
+    pub const ALL: [Self; 5] = [
+        Self::Kernel,
+        Self::Node,
+        Self::Hooks,
+        Self::Firewall,
+        Self::Networks,
+    ];
+
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Node => "node",
+            Self::Hooks => "hooks",
+            Self::Firewall => "firewall",
+            Self::Networks => "networks",
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    Ok,
+    /// Good to know; all works.
+    Note,
+    /// Something of netfw does not work, or will not.
+    Warn,
+    /// netfw does not work.
+    Fail,
+}
+
+impl State {
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Note => "note",
+            Self::Warn => "warn",
+            Self::Fail => "fail",
+        }
+    }
+}
+
+/// What was found; `-o json` prints it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Finding {
+    pub area: Area,
+    /// What was looked at.
+    pub check: String,
+    pub state: State,
+    pub found: String,
+    /// What netfw does in place of what is missing.
+    pub instead: Option<String>,
+    /// What to do. Null where all is well.
+    pub remedy: Option<String>,
+}
+
+impl Finding {
+    fn ok(area: Area, check: impl Into<String>, found: impl Into<String>) -> Self {
+        Self {
+            area,
+            check: check.into(),
+            state: State::Ok,
+            found: found.into(),
+            instead: None,
+            remedy: None,
+        }
+    }
+
+    /// It is worse than that, and this is what to do.
+    fn but(self, state: State, remedy: impl Into<String>) -> Self {
+        Self {
+            state,
+            remedy: Some(remedy.into()),
+            ..self
+        }
+    }
+
+    fn instead(self, instead: impl Into<String>) -> Self {
+        Self {
+            instead: Some(instead.into()),
+            ..self
+        }
+    }
+}
+
+/// What an agent says of itself.
+pub struct Told {
+    pub status: Status,
+    pub endpoints: Vec<Endpoint>,
+}
+
+impl Told {
+    /// The node that it serves.
+    fn namespace(&self) -> Result<Namespace, NetError> {
+        match &self.status.netns {
+            Some(path) => Namespace::at_path(path),
+            None => Namespace::of_pid(self.status.pid),
+        }
+    }
+}
+
+/// What is examined.
+pub struct Subject {
+    pub instance: Name,
+    /// None: the agent's node, or where we are.
+    pub netns: Option<Namespace>,
+    /// None where no agent runs; an error where it does not answer.
+    pub agent: Result<Option<Told>, String>,
+}
+
+/// The node as netlink shows it.
+struct Node {
+    links: Vec<Link>,
+    addresses: Vec<Address>,
+    routes: Vec<Route>,
+}
+
+impl Node {
+    async fn look() -> Result<Self, NetError> {
+        let netlink = Netlink::current()?;
+        Ok(Self {
+            links: netlink.links().await?,
+            addresses: netlink.addresses().await?,
+            routes: netlink.routes().await?,
+        })
+    }
+
+    fn link(&self, name: &str) -> Option<&Link> {
+        self.links.iter().find(|link| link.name == name)
+    }
+}
+
+/// Examines all. Enters the node's namespace, so the calling thread must be the process's only one.
+pub fn examine(subject: Subject) -> Result<Vec<Finding>, NetError> {
+    let Subject {
+        instance,
+        netns,
+        agent,
+    } = subject;
+    let mut findings = kernel::judge(&kernel::Facts::look());
+    let (namespace, label) = match (netns, &agent) {
+        (Some(netns), _) => labelled(netns),
+        (None, Ok(Some(told))) => labelled(told.namespace()?),
+        (None, _) => (Namespace::current()?, "the one of this command".into()),
+    };
+    // One that serves another node has nothing to say of this one.
+    let (told, presence) = match agent {
+        Ok(Some(told)) => match told.namespace() {
+            Ok(served) if served == namespace => {
+                let presence = node::Presence::Here {
+                    version: told.status.version.clone(),
+                    pid: told.status.pid,
+                };
+                (Some(told), presence)
+            }
+            Ok(served) => (None, node::Presence::Elsewhere(served.label().into())),
+            Err(error) => (None, node::Presence::Silent(crate::chain(&error))),
+        },
+        Ok(None) => (None, node::Presence::None),
+        Err(error) => (None, node::Presence::Silent(error)),
+    };
+    namespace.enter()?;
+    let seen = crate::block_on(Node::look())?;
+    findings.extend(node::judge(&node::Facts::look(
+        &instance,
+        &label,
+        presence,
+        &seen,
+        told.as_ref(),
+    )));
+    for uplink in hooks::uplinks(&seen, told.as_ref()) {
+        let found = uplink.ifindex.map(|ifindex| {
+            on_hooks(&instance, ifindex, &uplink.name).map_err(|error| crate::chain(&error))
+        });
+        findings.extend(hooks::judge(&uplink, found));
+    }
+    findings.extend(firewall::judge(
+        &nftables::ruleset()?,
+        &firewall::legacy(),
+        told.as_ref(),
+    ));
+    if let Some(told) = &told {
+        findings.extend(networks::judge(&networks::Facts::look(
+            &instance, &seen, told,
+        )));
+    }
+    Ok(findings)
+}
+
+fn labelled(namespace: Namespace) -> (Namespace, String) {
+    let label = namespace.label().to_owned();
+    (namespace, label)
+}
+
+/// A command of ours, as it is to be typed.
+fn command(instance: &str, words: &str) -> String {
+    format!("`netfw {words}{}`", instance_option(instance))
+}

@@ -1,0 +1,428 @@
+//! The agent's networks: their MTUs, their subnets and who else has them, their bridges, and endpoints.
+
+use ipnet::IpNet;
+
+use super::{Area, Finding, Node, State, Told, command};
+use crate::{
+    agent::{
+        network::DEFAULT_NETWORK,
+        plan::{self, Obstacle},
+        record::object_of,
+    },
+    api::types::{Endpoint, EndpointState, Network},
+    dns::resolv,
+    name::Name,
+    net::{Link, subnet, sysctl},
+};
+
+/// A network, and what the node has of it.
+struct Seen {
+    network: Network,
+    bridge: Option<Link>,
+    /// Host sides of its endpoints.
+    ports: Vec<Link>,
+    /// Keys that are not as the agent has set them.
+    unset: Vec<String>,
+}
+
+/// An interface, and its MTU.
+type Mtu = (String, u32);
+
+pub struct Facts {
+    instance: Name,
+    networks: Vec<Seen>,
+    endpoints: Vec<Endpoint>,
+    /// The narrowest of the uplinks that are served.
+    narrowest: Option<Mtu>,
+    /// What of the node may be in a subnet's way.
+    obstacles: Vec<Obstacle>,
+}
+
+impl Facts {
+    pub fn look(instance: &Name, seen: &Node, told: &Told) -> Self {
+        let own = |ifindex: u32| {
+            let mut links = seen.links.iter().filter(|link| link.index == ifindex);
+            links.any(|link| object_of(instance, link.alias.as_deref()).is_some())
+        };
+        let routes: Vec<_> = seen
+            .routes
+            .iter()
+            .filter(|r| !r.oif.is_some_and(own))
+            .copied()
+            .collect();
+        let others = seen
+            .addresses
+            .iter()
+            .filter(|address| !own(address.ifindex));
+        let addresses: Vec<_> = others.copied().collect();
+        let resolvers = resolv::Config::of_file(resolv::PATH.as_ref()).servers;
+        let served = |link: &&Link| {
+            let mut uplinks = told.status.uplinks.iter();
+            link.up && uplinks.any(|uplink| uplink.served && uplink.ifindex == Some(link.index))
+        };
+        let narrowest = seen.links.iter().filter(served).min_by_key(|link| link.mtu);
+        let networks = told.status.networks.iter().map(|network| Seen {
+            network: network.clone(),
+            bridge: seen.link(&network.bridge).cloned(),
+            ports: ports(network, &told.endpoints, seen),
+            unset: unset(network),
+        });
+        Self {
+            instance: instance.clone(),
+            networks: networks.collect(),
+            endpoints: told.endpoints.clone(),
+            narrowest: narrowest.map(|link| (link.name.clone(), link.mtu)),
+            obstacles: plan::of_node(
+                &routes,
+                &addresses,
+                resolvers.iter().map(|server| server.ip()),
+            ),
+        }
+    }
+}
+
+fn ports(network: &Network, endpoints: &[Endpoint], seen: &Node) -> Vec<Link> {
+    let attachments = endpoints.iter().flat_map(|endpoint| &endpoint.networks);
+    attachments
+        .filter(|attachment| attachment.network == network.name)
+        .filter_map(|attachment| seen.link(&attachment.host_interface).cloned())
+        .collect()
+}
+
+/// What `bpf_fib_lookup` goes by (`Agent::ensure_bridge`).
+fn unset(network: &Network) -> Vec<String> {
+    let families = [("ipv4", network.subnet), ("ipv6", network.subnet6)];
+    families
+        .into_iter()
+        .filter(|(_, subnet)| subnet.is_some())
+        .map(|(family, _)| format!("net/{family}/conf/{}/forwarding", network.bridge))
+        .filter(|key| sysctl::get(key).is_ok_and(|value| value == "0"))
+        .collect()
+}
+
+fn ok(check: String, found: impl Into<String>) -> Finding {
+    Finding::ok(Area::Networks, check, found)
+}
+
+pub fn judge(facts: &Facts) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for seen in &facts.networks {
+        let name = &seen.network.name;
+        findings.push(bridge(seen));
+        findings.push(mtu(seen, facts.narrowest.as_ref(), &facts.instance));
+        findings.push(
+            match subnets(&seen.network, &facts.obstacles, &facts.instance) {
+                Some(finding) => finding,
+                None => {
+                    let nets = nets(&seen.network).map(|net| net.to_string());
+                    let nets: Vec<String> = nets.collect();
+                    ok(
+                        format!("subnets of {name}"),
+                        format!("{}; nobody else has them", nets.join(", ")),
+                    )
+                }
+            },
+        );
+    }
+    findings.extend(
+        facts
+            .endpoints
+            .iter()
+            .flat_map(|endpoint| of_endpoint(endpoint, &facts.instance)),
+    );
+    findings
+}
+
+fn bridge(seen: &Seen) -> Finding {
+    let Network { name, bridge, .. } = &seen.network;
+    let check = |found: String| ok(format!("bridge of {name}"), found);
+    match &seen.bridge {
+        None => check(format!("{bridge} is not there")).but(
+            State::Warn,
+            "wait for 30 s: the agent makes it again; its log says why, where it does not",
+        ),
+        Some(link) if !link.up => check(format!("{bridge} is down"))
+            .but(State::Warn, format!("`ip link set dev {bridge} up`")),
+        Some(_) if !seen.unset.is_empty() => {
+            let set: Vec<String> = seen.unset.iter().map(|key| format!("{key}=1")).collect();
+            check(format!("{bridge} does not forward: {} is 0", seen.unset.join(", "))).but(
+                State::Warn,
+                format!(
+                    "`sysctl -w {}`: whoever writes to net.ipv4.ip_forward changes it on all interfaces",
+                    set.join(" ")
+                ),
+            )
+        }
+        Some(_) => check(format!("{bridge} is up and forwards")),
+    }
+}
+
+fn mtu(seen: &Seen, narrowest: Option<&Mtu>, instance: &Name) -> Finding {
+    let Network { name, mtu, .. } = &seen.network;
+    let check = |found: String| ok(format!("mtu of {name}"), found);
+    let again = |interface: &str| format!("`ip link set dev {interface} mtu {mtu}`");
+    if let Some((uplink, narrow)) = narrowest
+        && mtu > narrow
+    {
+        return check(format!("{mtu}, more than the {narrow} of uplink {uplink}")).but(
+            State::Warn,
+            format!(
+                "`ip link set dev {uplink} mtu {mtu}` if that link carries it, or make the network again: {}, {}",
+                command(instance, &format!("network rm {name}")),
+                command(instance, &format!("network create {name} --mtu {narrow}"))
+            ),
+        );
+    }
+    // A bridge follows the narrowest of its ports.
+    let links = || seen.ports.iter().chain(&seen.bridge);
+    if let Some(link) = links().find(|link| link.mtu > *mtu) {
+        let found = format!("{mtu}, less than the {} of {}", link.mtu, link.name);
+        return check(found).but(
+            State::Warn,
+            format!(
+                "{}; for a container's end, remove the endpoint and add it again",
+                again(&link.name)
+            ),
+        );
+    }
+    if let Some(link) = links().find(|link| link.mtu < *mtu) {
+        let found = format!("{mtu}, more than the {} of {}", link.mtu, link.name);
+        return check(found).but(
+            State::Note,
+            format!(
+                "{}, to have what is sent in as few packets as there may be",
+                again(&link.name)
+            ),
+        );
+    }
+    check(match narrowest {
+        Some((uplink, narrow)) => format!("{mtu}; the narrowest uplink, {uplink}, has {narrow}"),
+        None => format!("{mtu}; no uplink is up"),
+    })
+}
+
+fn nets(network: &Network) -> impl Iterator<Item = IpNet> {
+    [network.subnet, network.subnet6].into_iter().flatten()
+}
+
+/// Who else has addresses of the network's.
+fn subnets(network: &Network, obstacles: &[Obstacle], instance: &Name) -> Option<Finding> {
+    let mut wider = Vec::new();
+    let mut within = Vec::new();
+    for net in nets(network) {
+        let overlapping = obstacles
+            .iter()
+            .filter(|other| other.net.prefix_len() > 0 && subnet::overlap(&other.net, &net));
+        for other in overlapping {
+            // A route for more than the network is no route for what is in it.
+            let list = match other.net.prefix_len() < net.prefix_len() {
+                true => &mut wider,
+                false => &mut within,
+            };
+            list.push(format!("{net} and {}, {}", other.net, other.what));
+        }
+    }
+    let name = &network.name;
+    let check = |all: &[String]| ok(format!("subnets of {name}"), all.join("; "));
+    let elsewhere = match name.as_str() {
+        DEFAULT_NETWORK => format!(
+            "{}, and the next start chooses other subnets",
+            command(instance, "down")
+        ),
+        _ => format!(
+            "{}, {}",
+            command(instance, &format!("network rm {name}")),
+            command(instance, &format!("network create {name}"))
+        ),
+    };
+    if !within.is_empty() {
+        return Some(check(&within).but(
+            State::Warn,
+            format!("`ip route show table all` lists routes; take that one away, or move the network: {elsewhere}"),
+        ));
+    }
+    (!wider.is_empty()).then(|| {
+        check(&wider).but(
+            State::Note,
+            format!("nothing, unless hosts with such addresses are to be reached: then move the network: {elsewhere}"),
+        )
+    })
+}
+
+fn of_endpoint(endpoint: &Endpoint, instance: &Name) -> Vec<Finding> {
+    let name = &endpoint.name;
+    let check = |found: String| ok(format!("endpoint {name}"), found);
+    let mut findings = Vec::new();
+    if endpoint.state == EndpointState::Gone {
+        findings.push(
+            check("gone: its namespace or veth pair was deleted".into()).but(
+                State::Warn,
+                format!(
+                    "{} clears it away",
+                    command(instance, &format!("endpoint rm {name}"))
+                ),
+            ),
+        );
+    }
+    // That nobody of a family may use a publish is its maker's will as a rule.
+    findings.extend(endpoint.warnings.iter().map(|warning| {
+        let inspect = command(instance, &format!("endpoint inspect {name}"));
+        check(warning.clone()).but(State::Note, format!("{inspect} shows all of it"))
+    }));
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::Rules;
+
+    fn network() -> Network {
+        Network {
+            name: "back".parse().unwrap(),
+            bridge: "netfw1".into(),
+            subnet: Some("172.19.0.0/16".parse().unwrap()),
+            gateway: None,
+            subnet6: Some("fd00:19::/64".parse().unwrap()),
+            gateway6: None,
+            mac: "02:00:00:00:00:01".parse().unwrap(),
+            mtu: 1500,
+            rules: Rules::default(),
+            labels: Default::default(),
+            endpoints: 1,
+        }
+    }
+
+    fn link(name: &str, mtu: u32) -> Link {
+        Link {
+            index: 2,
+            name: name.into(),
+            mac: None,
+            mtu,
+            up: true,
+            kind: None,
+            alias: None,
+            master: None,
+            loopback: false,
+            point_to_point: false,
+            no_arp: false,
+            peer: None,
+            operational: true,
+        }
+    }
+
+    fn seen() -> Seen {
+        Seen {
+            network: network(),
+            bridge: Some(link("netfw1", 1500)),
+            ports: vec![link("nf01", 1500)],
+            unset: Vec::new(),
+        }
+    }
+
+    fn name() -> Name {
+        "netfw".parse().unwrap()
+    }
+
+    fn obstacle(net: &str) -> Obstacle {
+        Obstacle {
+            net: net.parse().unwrap(),
+            what: "a route of the node".into(),
+        }
+    }
+
+    #[test]
+    fn mtus_that_do_not_fit_are_told() {
+        for (uplink, bridge, port, state, words) in [
+            (
+                1500,
+                1500,
+                1500,
+                State::Ok,
+                "the narrowest uplink, up0, has 1500",
+            ),
+            (9000, 1500, 1500, State::Ok, "9000"),
+            (
+                1400,
+                1500,
+                1500,
+                State::Warn,
+                "more than the 1400 of uplink up0",
+            ),
+            (1500, 1500, 9000, State::Warn, "less than the 9000 of nf01"),
+            (
+                1500,
+                1400,
+                1500,
+                State::Note,
+                "more than the 1400 of netfw1",
+            ),
+        ] {
+            let seen = Seen {
+                bridge: Some(link("netfw1", bridge)),
+                ports: vec![link("nf01", port)],
+                ..seen()
+            };
+            let found = mtu(&seen, Some(&("up0".into(), uplink)), &name());
+            assert_eq!(found.state, state, "{found:?}");
+            assert!(found.found.contains(words), "{found:?}");
+        }
+        assert_eq!(mtu(&seen(), None, &name()).state, State::Ok);
+    }
+
+    #[test]
+    fn subnets_that_others_have_are_told() {
+        let judged = |net: &str| subnets(&network(), &[obstacle(net)], &name());
+        for (net, state) in [
+            ("172.19.7.0/24", State::Warn),
+            ("172.19.0.0/16", State::Warn),
+            ("172.19.0.9/32", State::Warn),
+            ("172.16.0.0/12", State::Note),
+            ("fd00:19::/64", State::Warn),
+            ("fd00::/8", State::Note),
+        ] {
+            let found = judged(net).unwrap();
+            assert_eq!(found.state, state, "{found:?}");
+            assert!(found.found.contains(net), "{found:?}");
+            assert!(found.remedy.unwrap().contains("`netfw network rm back`"));
+        }
+        for net in ["0.0.0.0/0", "::/0", "172.20.0.0/16", "fd00:20::/64"] {
+            assert_eq!(judged(net), None, "{net}");
+        }
+    }
+
+    #[test]
+    fn a_bridge_must_be_there_and_forward() {
+        assert_eq!(bridge(&seen()).state, State::Ok);
+        let gone = Seen {
+            bridge: None,
+            ..seen()
+        };
+        assert_eq!(bridge(&gone).state, State::Warn);
+        let down = Seen {
+            bridge: Some(Link {
+                up: false,
+                ..link("netfw1", 1500)
+            }),
+            ..seen()
+        };
+        assert!(
+            bridge(&down)
+                .remedy
+                .unwrap()
+                .contains("ip link set dev netfw1 up")
+        );
+        let unset = Seen {
+            unset: vec!["net/ipv4/conf/netfw1/forwarding".into()],
+            ..seen()
+        };
+        let found = bridge(&unset);
+        assert_eq!(found.state, State::Warn);
+        assert!(
+            found
+                .remedy
+                .unwrap()
+                .contains("net/ipv4/conf/netfw1/forwarding=1")
+        );
+    }
+}
