@@ -14,7 +14,7 @@ use nix::{
     sys::{
         ptrace,
         signal::{Signal, kill},
-        wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid},
+        wait::{Id, WaitPidFlag, WaitStatus, waitid},
     },
     unistd::Pid,
 };
@@ -76,7 +76,11 @@ fn seize(pid: Pid) {
         for tid in new {
             // EPERM: one that we seized has started it, so it is ours already. ESRCH: it has ended.
             match ptrace::seize(tid, options) {
-                Ok(()) => ptrace::interrupt(tid).expect("it is ours"),
+                // It may end before that.
+                Ok(()) => match ptrace::interrupt(tid) {
+                    Ok(()) | Err(Errno::ESRCH) => {}
+                    Err(errno) => panic!("thread {tid} does not stop: {errno}"),
+                },
                 Err(Errno::EPERM | Errno::ESRCH) => {}
                 Err(errno) => panic!("thread {tid} cannot be traced: {errno}"),
             }
@@ -104,7 +108,12 @@ fn follow(pid: Pid, step: usize) -> End {
             Err(Errno::ECHILD) => return late_end(steps),
             Err(errno) => panic!("waiting for the threads of {pid}: {errno}"),
         };
-        let (tid, signal) = match waitpid(next, Some(mine)) {
+        // It may have been killed since.
+        let what = match next == pid {
+            true => WaitPidFlag::WSTOPPED,
+            false => WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED,
+        };
+        let (tid, signal) = match waitid(Id::Pid(next), mine | what | WaitPidFlag::WNOHANG) {
             Ok(WaitStatus::PtraceSyscall(tid)) => {
                 if let Some(what) = change(tid) {
                     if steps == step {

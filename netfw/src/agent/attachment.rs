@@ -27,7 +27,7 @@ use super::{
     network::SETTINGS6,
     plan::family,
     purge::{Doomed, Then},
-    record::{Attachment, Endpoint, Family, Mode, Network, alias, host_mac},
+    record::{Attachment, Endpoint, Family, Mode, Network, alias, host_mac, new_host_interface},
     store::Change,
 };
 use crate::{
@@ -57,7 +57,7 @@ pub(super) struct Ends {
 /// A veth pair that is down, of this index in the node.
 pub(super) struct Plugged {
     host: u32,
-    prepared: Prepared,
+    prepared: Option<Prepared>,
 }
 
 /// A container's namespace, and a netlink socket in it.
@@ -534,12 +534,9 @@ impl Agent {
         }
     }
 
-    /// `nf` and eight hex digits: short enough for IFNAMSIZ, and nobody else's.
     async fn free_host_interface(&self, name: &Name) -> Result<String, AgentError> {
-        use std::hash::{BuildHasher, RandomState};
         for _ in 0..16 {
-            let hash = RandomState::new().hash_one(name) as u32;
-            let candidate = format!("nf{hash:08x}");
+            let candidate = new_host_interface(name);
             let mut all = self.wanted.attachments();
             let wanted = all.any(|(_, a)| a.host_interface == candidate);
             if !wanted && self.netlink.link(&candidate).await?.is_none() {
@@ -607,7 +604,7 @@ impl Agent {
             .attach_container(host, &attachment.host_interface)?;
         self.netlink.set_up(host).await?;
         let peer = self
-            .configure_container(attachment, host, inside, Some(prepared))
+            .configure_container(attachment, host, inside, prepared)
             .await?;
         self.prepare_endpoint(endpoint, host, &inside.namespace);
         self.note_up(place(endpoint, attachment), host);
@@ -668,24 +665,23 @@ impl Agent {
         }))
     }
 
-    /// Inside, only our address and our default route count.
+    /// Inside, only our address and our default route count. None where there is no IPv6.
     fn prepare_ipv6(
         &self,
         attachment: &Attachment,
         inside: &Inside,
-    ) -> Result<Prepared, AgentError> {
+    ) -> Result<Option<Prepared>, AgentError> {
         let directory = format!("net/ipv6/conf/{}", attachment.interface);
-        let has_ipv6 = self.given(attachment)?.any(|(_, ip)| ip.is_ipv6());
-        Ok(inside.namespace.start(move || {
-            if !has_ipv6 {
-                return Ok(());
-            }
+        if !self.given(attachment)?.any(|(_, ip)| ip.is_ipv6()) {
+            return Ok(None);
+        }
+        Ok(Some(inside.namespace.start(move || {
             let directory = sysctl::Directory::open(&directory)?;
             for (key, value) in SETTINGS6 {
                 directory.set(key, value)?;
             }
             Ok(())
-        })?)
+        })?))
     }
 
     /// Inside: addresses, and up. Idempotent. `host_ifindex` is the other end; `prepared` is where its
@@ -710,8 +706,13 @@ impl Agent {
             })?;
         if !link.up {
             // First, or a router's advertisement could come before.
-            let begun = prepared.map_or_else(|| self.prepare_ipv6(attachment, inside), Ok)?;
-            begun.wait()??;
+            let prepared = match prepared {
+                None => self.prepare_ipv6(attachment, inside)?,
+                begun => begun,
+            };
+            if let Some(prepared) = prepared {
+                prepared.wait()??;
+            }
             netlink.set_up(link.index).await?;
         }
         for (pool, ip) in self.given(attachment)? {

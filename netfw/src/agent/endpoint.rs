@@ -116,6 +116,10 @@ impl Agent {
                 let name = endpoint.name.clone();
                 let mut endpoint = endpoint;
                 endpoint.removing = true;
+                // The name went to somebody else meanwhile, and is his.
+                if matches!(error, AgentError::Net(NetError::NamespaceExists { .. })) {
+                    endpoint.namespace.made = false;
+                }
                 if let Err(error) = self.store.commit(&[Change::Endpoint(&endpoint)]) {
                     tracing::error!(endpoint = %name, error = %crate::chain(&error), "undoing");
                 }
@@ -128,7 +132,8 @@ impl Agent {
         }
     }
 
-    /// What the endpoint will be, or why it cannot be. Touches nothing.
+    /// What the endpoint will be, or why it cannot be. Touches nothing; a namespace that is to be made is
+    /// begun, and goes by itself where it is not used.
     async fn decide(
         &mut self,
         request: &EndpointRequest,
@@ -366,22 +371,28 @@ impl Agent {
             }
             check_held(&published)
         });
-        let mut up = Vec::new();
-        for (attachment, plugged) in plugged {
-            let ends = self
-                .bring_up(endpoint, attachment, &inside, plugged)
-                .await?;
-            up.push((attachment, ends));
-        }
-        if !up.is_empty() {
-            self.set_ways(endpoint, &inside).await?;
-        }
-        for (attachment, ends) in up {
-            self.wait_usable(&endpoint.name, attachment, ends, &inside.netlink)
-                .await?;
-        }
-        held.await
-            .map_err(|join| AgentError::Fault(join.to_string()))?
+        let rest = async {
+            let mut up = Vec::new();
+            for (attachment, plugged) in plugged {
+                let ends = self
+                    .bring_up(endpoint, attachment, &inside, plugged)
+                    .await?;
+                up.push((attachment, ends));
+            }
+            if !up.is_empty() {
+                self.set_ways(endpoint, &inside).await?;
+            }
+            for (attachment, ends) in up {
+                self.wait_usable(&endpoint.name, attachment, ends, &inside.netlink)
+                    .await?;
+            }
+            Ok(())
+        };
+        let rest: Result<(), AgentError> = rest.await;
+        // In any case: what is undone must not be written after that.
+        let held = held.await;
+        rest?;
+        held.map_err(|join| AgentError::Fault(join.to_string()))?
     }
 
     /// Takes the endpoint out of the kernel, whatever of it is there; goes on past errors. Its flows

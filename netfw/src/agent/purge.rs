@@ -89,7 +89,8 @@ impl Shadows {
 impl Doomed {
     pub fn endpoint(endpoint: &Endpoint) -> Self {
         Self::Endpoint {
-            counters: endpoint.counters().collect(),
+            // 0 is nobody's.
+            counters: endpoint.counters().filter(|c| *c != 0).collect(),
             ips: endpoint.ips().collect(),
         }
     }

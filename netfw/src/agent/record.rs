@@ -351,6 +351,12 @@ pub fn is_object(instance: &Name, link: &Link, object: &Name, mac: Mac) -> bool 
     }
 }
 
+/// `nf` and eight hex digits, chosen at random: short enough for IFNAMSIZ, and nobody else's.
+pub fn new_host_interface(endpoint: &Name) -> String {
+    use std::hash::{BuildHasher, RandomState};
+    format!("nf{:08x}", RandomState::new().hash_one(endpoint) as u32)
+}
+
 /// The MAC address of the host side of a veth pair: high, so that a bridge without one of its own
 /// would not choose it.
 pub fn host_mac(host_interface: &str) -> Mac {

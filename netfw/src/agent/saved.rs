@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     counter::ENTRIES,
     ipam::Pool,
-    record::{Attachment, Endpoint, Mode, Network, Node, Wanted},
+    record::{Attachment, Endpoint, Mode, Network, Node, Wanted, new_host_interface},
     store::VERSION,
 };
 use crate::{name::Name, net::namespace, publish::Publish};
@@ -110,32 +110,50 @@ impl Saved {
 
 /// `new` in the place of `old`: an endpoint that only `old` has is on its way out, and the next start
 /// finishes its removal. What else nothing wants a start removes in any case. The node stays that of `old`,
-/// which is about this machine; of a document from elsewhere only the prefix for IPv6 counts.
-pub fn replacing(old: Option<&Wanted>, mut new: Wanted) -> Wanted {
-    let elsewhere = new.node.take().map(|node| Node {
-        // No namespace is that, at no time: as after a reboot.
-        id: (0, 0),
-        boot: String::new(),
-        ..node
+/// which is about this machine. One of another `boot`, or machine, says nothing of namespaces here: only its
+/// prefix for IPv6 counts.
+pub fn replacing(old: Option<&Wanted>, mut new: Wanted, boot: &str) -> Wanted {
+    let own = new.node.take().map(|node| match node.boot == boot {
+        true => node,
+        false => Node {
+            id: (0, 0),
+            boot: String::new(),
+            ..node
+        },
     });
-    new.node = old.and_then(|old| old.node.clone()).or(elsewhere);
-    for (name, endpoint) in old.iter().flat_map(|old| &old.endpoints) {
-        new.endpoints
-            .entry(name.clone())
-            .or_insert_with(|| Endpoint {
+    new.node = old.and_then(|old| old.node.clone()).or(own);
+    for (name, before) in old.iter().flat_map(|old| &old.endpoints) {
+        let Some(endpoint) = new.endpoints.get_mut(name) else {
+            // Its ports and counters may be another's in `new`.
+            let leaving = Endpoint {
                 removing: true,
-                ..endpoint.clone()
-            });
+                publishes: Vec::new(),
+                counter: 0,
+                ..before.clone()
+            };
+            new.endpoints.insert(name.clone(), leaving);
+            continue;
+        };
+        // A start keeps a veth pair as it is. Another address, or namespace, takes another pair.
+        let moved = endpoint.namespace != before.namespace;
+        for attachment in &mut endpoint.attachments {
+            let mut all = before.attachments.iter();
+            let same = all.find(|a| a.host_interface == attachment.host_interface);
+            if same.is_some_and(|same| moved || same != attachment) {
+                attachment.host_interface = new_host_interface(name);
+            }
+        }
     }
     new
 }
 
-/// What contradicts itself in `wanted`; sentences for people. Nothing of it can be unless somebody wrote to
+/// What contradicts itself in `wanted`, apart from what is on its way out; sentences for people. Nothing of it can be unless somebody wrote to
 /// the store who is not netfw.
 pub fn faults(wanted: &Wanted) -> Vec<String> {
     let mut faults = Vec::new();
     let networks: Vec<&Network> = wanted.networks.values().collect();
-    let endpoints: Vec<&Endpoint> = wanted.endpoints.values().collect();
+    let stays = |endpoint: &&Endpoint| !endpoint.removing;
+    let endpoints: Vec<&Endpoint> = wanted.endpoints.values().filter(stays).collect();
     for (n, network) in networks.iter().enumerate() {
         for other in &networks[..n] {
             let overlap = network
@@ -176,7 +194,7 @@ pub fn faults(wanted: &Wanted) -> Vec<String> {
     for endpoint in &endpoints {
         faults.extend(endpoint_faults(wanted, endpoint));
     }
-    let attachments = || wanted.attachments();
+    let attachments = || wanted.attachments().filter(|(endpoint, _)| stays(endpoint));
     let interfaces = attachments().map(|(e, a)| (&a.host_interface, of(e)));
     twice(&mut faults, "interface", interfaces);
     let addresses = attachments().flat_map(|(e, a)| {
@@ -219,7 +237,7 @@ fn endpoint_faults(wanted: &Wanted, endpoint: &Endpoint) -> Vec<String> {
         faults.push(format!("endpoint \"{}\" {what}", endpoint.name));
     };
     match &endpoint.mode {
-        Mode::Networks if endpoint.attachments.is_empty() && !endpoint.removing => {
+        Mode::Networks if endpoint.attachments.is_empty() => {
             fault("is in no network".into());
         }
         Mode::Container(other) if !wanted.endpoints.contains_key(other) => {
@@ -240,8 +258,7 @@ fn endpoint_faults(wanted: &Wanted, endpoint: &Endpoint) -> Vec<String> {
     {
         fault(format!("has a counter that is not in 1..{ENTRIES}"));
     }
-    // Of one that goes its network may be gone already.
-    for attachment in endpoint.attachments.iter().filter(|_| !endpoint.removing) {
+    for attachment in &endpoint.attachments {
         let Some(network) = wanted.networks.get(&attachment.network) else {
             let network = &attachment.network;
             fault(format!("is in network \"{network}\", which is not there"));
@@ -441,13 +458,39 @@ mod tests {
         let (mut old, mut new) = (wanted(), wanted());
         (old.node, new.node) = (Some(node((4, 5))), Some(node((6, 7))));
         new.endpoints.remove(&"b".parse::<Name>().unwrap());
-        let merged = replacing(Some(&old), new.clone());
+        // It has what the other had.
+        let mut taken = old.endpoints[&"b".parse::<Name>().unwrap()].clone();
+        taken.name = "c".parse().unwrap();
+        taken.namespace.path = "/run/netns/c".into();
+        taken.attachments[0].host_interface = "nf9".into();
+        new.endpoints.insert(taken.name.clone(), taken);
+        assert_eq!(faults(&new), [""; 0]);
+        let merged = replacing(Some(&old), new.clone(), "b");
         assert_eq!(merged.node, old.node);
         let removing: Vec<_> = merged.endpoints.values().map(|e| e.removing).collect();
-        assert_eq!(removing, [false, true]);
+        assert_eq!(removing, [false, true, false]);
+        assert_eq!(faults(&merged), [""; 0]);
         // Elsewhere: no namespace is the document's, and the prefix stays.
-        let moved = replacing(None, new.clone()).node.unwrap();
+        let moved = replacing(None, new.clone(), "c").node.unwrap();
         assert_eq!((moved.id, moved.boot.as_str()), ((0, 0), ""));
-        assert_eq!(moved.prefix6, new.node.unwrap().prefix6);
+        assert_eq!(moved.prefix6, new.node.as_ref().unwrap().prefix6);
+        // The store was lost, and nothing else.
+        assert_eq!(replacing(None, new.clone(), "b").node, new.node);
+    }
+
+    #[test]
+    fn another_address_takes_another_interface() {
+        let (old, mut new) = (wanted(), wanted());
+        let b: Name = "b".parse().unwrap();
+        let attachment = &mut new.endpoints.get_mut(&b).unwrap().attachments[0];
+        attachment.ip4 = Some([172, 18, 0, 9].into());
+        let merged = replacing(Some(&old), new, "b");
+        let of = |wanted: &Wanted, name: &str| {
+            wanted.endpoints[&name.parse::<Name>().unwrap()].attachments[0].clone()
+        };
+        assert_eq!(of(&merged, "a"), of(&old, "a"));
+        let (was, is) = (of(&old, "b"), of(&merged, "b"));
+        assert_ne!(was.host_interface, is.host_interface);
+        assert_eq!(is.ip4, Some([172, 18, 0, 9].into()));
     }
 }

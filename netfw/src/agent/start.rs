@@ -292,7 +292,9 @@ impl Agent {
         match self.open_target(endpoint) {
             Err(AgentError::Net(error)) if endpoint.namespace.made && error.is_gone() => {}
             // Killed between making the file and binding the namespace to it.
-            Err(AgentError::Net(NetError::NotANamespace { .. })) if endpoint.namespace.made => {
+            Err(AgentError::Net(NetError::NotANamespace { .. }))
+                if endpoint.namespace.made && Namespace::is_bare(&endpoint.name) =>
+            {
                 Namespace::delete(&endpoint.name)?;
             }
             other => return other,
@@ -376,17 +378,22 @@ impl Agent {
 }
 
 fn this_node(config: &Config) -> Result<Node, AgentError> {
-    let boot_file = Path::new("/proc/sys/kernel/random/boot_id");
-    let boot = std::fs::read_to_string(boot_file).map_err(|source| AgentError::Io {
-        path: boot_file.to_owned(),
-        source,
-    })?;
     Ok(Node {
         netns: config.netns.clone(),
         id: Namespace::current()?.id(),
-        boot: boot.trim().to_owned(),
+        boot: boot()?,
         prefix6: None,
     })
+}
+
+/// Which boot of which machine this is: [`Node::boot`].
+pub fn boot() -> Result<String, AgentError> {
+    let path = Path::new("/proc/sys/kernel/random/boot_id");
+    let boot = std::fs::read_to_string(path).map_err(|source| AgentError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(boot.trim().to_owned())
 }
 
 /// Every data plane takes each packet for itself, and knows no ports but those that it gave away.

@@ -6,6 +6,7 @@
 
 use std::{
     io,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
@@ -22,9 +23,11 @@ use crate::name::Name;
 /// uses their publishes, which an older netfw would let everybody do.
 pub const VERSION: u32 = 3;
 
-const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
-const NETWORKS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("networks");
-const ENDPOINTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("endpoints");
+const META: TableDefinition<'static, &'static str, &'static [u8]> = TableDefinition::new("meta");
+const NETWORKS: TableDefinition<'static, &'static str, &'static [u8]> =
+    TableDefinition::new("networks");
+const ENDPOINTS: TableDefinition<'static, &'static str, &'static [u8]> =
+    TableDefinition::new("endpoints");
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -39,7 +42,18 @@ pub enum StoreError {
     },
     #[error("the directory {path} cannot be made or written to: {source}")]
     Directory { path: PathBuf, source: io::Error },
-    #[error("the store {path} is damaged, and can be mended: the next start of the agent does")]
+    #[error(
+        "the store {path} was closed after trouble with the disk, and cannot be opened again: {source}. \
+         Nothing is changed until it can"
+    )]
+    Closed {
+        path: PathBuf,
+        source: Box<redb::Error>,
+    },
+    #[error(
+        "the store {path} is damaged: `netfw store export --salvage` saves what can be read, `netfw store \
+         import` makes a sound one of that"
+    )]
     Damaged { path: PathBuf },
     #[error("the store {path} cannot be read or written: {source}")]
     Access {
@@ -75,20 +89,48 @@ pub struct Store {
     /// None after trouble with the disk: redb takes nothing more then, not even when there is room again.
     /// The next access opens it anew.
     database: Option<Database>,
+    /// What was there before the commit that failed so. It may be on disk all the same, where only the
+    /// flush failed; it is taken back before anything else.
+    doubtful: Vec<Before>,
     path: PathBuf,
 }
 
+/// A table, a key in it, and its value; none where it had none.
+type Before = (
+    TableDefinition<'static, &'static str, &'static [u8]>,
+    String,
+    Option<Vec<u8>>,
+);
+
 impl Store {
-    /// Opens the store, or makes one.
+    /// Opens the store, or makes one, which is there at once or not at all: a file that redb has only begun
+    /// is none.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent).map_err(|source| StoreError::Directory {
-                path: parent.to_owned(),
-                source,
-            })?;
+        if !path.exists() {
+            Self::replace(path, &Wanted::default())?;
         }
+        Self::at(path)
+    }
+
+    fn at(path: &Path) -> Result<Self, StoreError> {
+        if let Some(parent) = path.parent() {
+            // Who may use what, and what is where, is not for everybody.
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(parent)
+                .map_err(|source| StoreError::Directory {
+                    path: parent.to_owned(),
+                    source,
+                })?;
+        }
+        let database = Database::create(path).map_err(|e| StoreError::Open {
+            path: path.to_owned(),
+            source: Box::new(e.into()),
+        })?;
         let mut store = Self {
-            database: None,
+            database: Some(database),
+            doubtful: Vec::new(),
             path: path.to_owned(),
         };
         store.check_version()?;
@@ -105,11 +147,20 @@ impl Store {
     fn database(&mut self) -> Result<&Database, StoreError> {
         let database = match self.database.take() {
             Some(database) => database,
-            None => Database::create(&self.path).map_err(|e| StoreError::Open {
-                path: self.path.clone(),
-                source: Box::new(e.into()),
-            })?,
+            None => {
+                // No other in its place: without a file it fails.
+                let opened = Database::open(&self.path).map_err(redb::Error::from);
+                let opened = opened.and_then(|database| {
+                    take_back(&database, &self.doubtful)?;
+                    Ok(database)
+                });
+                opened.map_err(|source| StoreError::Closed {
+                    path: self.path.clone(),
+                    source: Box::new(source),
+                })?
+            }
         };
+        self.doubtful.clear();
         Ok(self.database.insert(database))
     }
 
@@ -236,6 +287,7 @@ impl Store {
         // Errors name the file that they are about.
         let mut store = Self {
             database: Some(Database::open(&copy).map_err(open)?),
+            doubtful: Vec::new(),
             path: path.to_owned(),
         };
         store.check_version()?;
@@ -266,7 +318,7 @@ impl Store {
         let networks = wanted.networks.values().map(Change::Network);
         let endpoints = wanted.endpoints.values().map(Change::Endpoint);
         let all: Vec<Change<'_>> = node.chain(networks).chain(endpoints).collect();
-        Self::open(&new)?.commit(&all)?;
+        Self::at(&new)?.commit(&all)?;
         // At every moment there is one of them.
         let mut kept = None;
         if path.exists() {
@@ -284,25 +336,31 @@ impl Store {
 
     /// All of `changes` or, where an error is returned, none.
     pub fn commit(&mut self, changes: &[Change<'_>]) -> Result<(), StoreError> {
-        let committed = self.try_commit(changes);
+        let mut before = Vec::with_capacity(changes.len());
+        let committed = self.try_commit(changes, &mut before);
         if let Err(StoreError::Access { source, .. }) = &committed
             && matches!(**source, redb::Error::Io(_) | redb::Error::PreviousIo)
         {
             self.database = None;
+            self.doubtful = before;
         }
         committed
     }
 
-    fn try_commit(&mut self, changes: &[Change<'_>]) -> Result<(), StoreError> {
+    fn try_commit(
+        &mut self,
+        changes: &[Change<'_>],
+        before: &mut Vec<Before>,
+    ) -> Result<(), StoreError> {
         let transaction = self.begin_write()?;
         for change in changes {
-            match change {
+            before.push(match change {
                 Change::Node(node) => self.put(&transaction, META, "node", node)?,
                 Change::Network(n) => self.put(&transaction, NETWORKS, &n.name, n)?,
                 Change::NoNetwork(name) => self.delete(&transaction, NETWORKS, name)?,
                 Change::Endpoint(e) => self.put(&transaction, ENDPOINTS, &e.name, e)?,
                 Change::NoEndpoint(name) => self.delete(&transaction, ENDPOINTS, name)?,
-            }
+            });
         }
         transaction.commit().map_err(|e| self.access(e))
     }
@@ -310,36 +368,47 @@ impl Store {
     fn put(
         &self,
         transaction: &WriteTransaction,
-        table: TableDefinition<'_, &str, &[u8]>,
+        table: TableDefinition<'static, &'static str, &'static [u8]>,
         key: &str,
         record: &impl Serialize,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Before, StoreError> {
         let bytes = serde_json::to_vec(record).map_err(|source| StoreError::Record {
             path: self.path.clone(),
             key: key.to_owned(),
             source,
         })?;
-        transaction
-            .open_table(table)
-            .map_err(|e| self.access(e))?
-            .insert(key, bytes.as_slice())
-            .map_err(|e| self.access(e))?;
-        Ok(())
+        let mut open = transaction.open_table(table).map_err(|e| self.access(e))?;
+        let old = open.insert(key, bytes.as_slice());
+        let old = old.map_err(|e| self.access(e))?;
+        Ok((table, key.to_owned(), old.map(|old| old.value().to_vec())))
     }
 
     fn delete(
         &self,
         transaction: &WriteTransaction,
-        table: TableDefinition<'_, &str, &[u8]>,
+        table: TableDefinition<'static, &'static str, &'static [u8]>,
         key: &str,
-    ) -> Result<(), StoreError> {
-        transaction
-            .open_table(table)
-            .map_err(|e| self.access(e))?
-            .remove(key)
-            .map_err(|e| self.access(e))?;
-        Ok(())
+    ) -> Result<Before, StoreError> {
+        let mut open = transaction.open_table(table).map_err(|e| self.access(e))?;
+        let old = open.remove(key).map_err(|e| self.access(e))?;
+        Ok((table, key.to_owned(), old.map(|old| old.value().to_vec())))
     }
+}
+
+/// Puts values back, the last change first.
+fn take_back(database: &Database, before: &[Before]) -> Result<(), redb::Error> {
+    if before.is_empty() {
+        return Ok(());
+    }
+    let transaction = database.begin_write()?;
+    for (table, key, value) in before.iter().rev() {
+        let mut table = transaction.open_table(*table)?;
+        match value {
+            Some(value) => table.insert(key.as_str(), value.as_slice())?,
+            None => table.remove(key.as_str())?,
+        };
+    }
+    Ok(transaction.commit()?)
 }
 
 #[cfg(test)]
@@ -557,6 +626,33 @@ pub mod tests {
         ));
         std::fs::write(&path, b"not a store").unwrap();
         assert!(matches!(Store::open(&path), Err(StoreError::Open { .. })));
+    }
+
+    /// As where only the flush of a commit failed.
+    #[test]
+    fn what_was_refused_is_taken_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.redb");
+        let mut store = Store::open(&path).unwrap();
+        let (a, b) = (endpoint("a"), endpoint("b"));
+        let leaving = Endpoint {
+            removing: true,
+            ..a.clone()
+        };
+        store.commit(&[Change::Endpoint(&a)]).unwrap();
+        let wanted = store.load().unwrap();
+        let mut before = Vec::new();
+        let changes = [Change::Endpoint(&leaving), Change::Endpoint(&b)];
+        store.try_commit(&changes, &mut before).unwrap();
+        assert_ne!(store.load().unwrap(), wanted);
+        (store.database, store.doubtful) = (None, before);
+        assert_eq!(store.load().unwrap(), wanted);
+        // And no empty one takes the place of one that is gone.
+        store.database = None;
+        std::fs::remove_file(&path).unwrap();
+        let refused = store.commit(&[Change::Endpoint(&b)]);
+        assert!(matches!(refused, Err(StoreError::Closed { .. })));
+        assert!(!path.exists());
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! `netfw store`: what an agent keeps on disk, looked at, saved and replaced.
 
-use std::{io::Read as _, path::PathBuf};
+use std::{
+    io::{Read as _, Write as _},
+    path::PathBuf,
+};
 
 use anyhow::Context as _;
 use serde::Serialize;
@@ -11,6 +14,7 @@ use crate::agent::{
     record::Wanted,
     run::instance_option,
     saved::{Saved, faults, replacing},
+    start::boot,
     store::{Store, StoreError},
 };
 
@@ -88,8 +92,8 @@ fn export(global: &Global, salvage: bool) -> anyhow::Result<()> {
         }
         eprintln!("netfw: warning: left out: {}", crate::chain(&error));
     }
-    println!("{}", serde_json::to_string_pretty(&Saved::of(&wanted))?);
-    Ok(())
+    let text = serde_json::to_string_pretty(&Saved::of(&wanted))?;
+    writeln!(std::io::stdout(), "{text}").context("the document is not written")
 }
 
 /// What `netfw store import -o json` prints.
@@ -119,15 +123,19 @@ fn import(global: &Global, file: &PathBuf) -> anyhow::Result<()> {
         true => Store::examine(&paths.store()).map(Some),
         false => Ok(None),
     };
-    let old = old.unwrap_or_else(|error| {
+    let (old, lost) = match old {
+        Ok(Some((old, broken))) => (Some(old), broken),
+        Ok(None) => (None, Vec::new()),
+        Err(error) => (None, vec![error]),
+    };
+    for error in &lost {
         eprintln!(
-            "netfw: warning: {}; namespaces that netfw made and that are not in the new one may remain (`ip \
-             netns` lists all)",
-            crate::chain(&error)
+            "netfw: warning: {}; namespaces that netfw made for what is lost by that may remain (`ip netns` \
+             lists all)",
+            crate::chain(error)
         );
-        None
-    });
-    let wanted = replacing(old.as_ref().map(|(old, _)| old), new);
+    }
+    let wanted = replacing(old.as_ref(), new, &boot()?);
     let kept = Store::replace(&paths.store(), &wanted)?;
     let removing = wanted.endpoints.values().filter(|e| e.removing);
     let imported = Imported {

@@ -154,6 +154,19 @@ impl Namespace {
         }
     }
 
+    /// Is there a name with no namespace, as a kill between the two leaves it? A file in [`DIRECTORY`]
+    /// itself, that is, with nothing in it.
+    pub fn is_bare(name: &str) -> bool {
+        let Ok(path) = path_of(name) else {
+            return false;
+        };
+        let (Ok(file), Ok(directory)) = (fs::symlink_metadata(path), fs::metadata(DIRECTORY))
+        else {
+            return false;
+        };
+        file.is_file() && file.len() == 0 && file.dev() == directory.dev()
+    }
+
     fn open(path: &Path, label: String) -> Result<Self, NetError> {
         let asked = || format!("open network namespace {}", path.display());
         // Non-blocking: the path may be anything, a pipe too.

@@ -6,7 +6,7 @@ use std::{
     io::Write as _,
     path::Path,
     process::{Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use netfw_tests::{
@@ -25,6 +25,7 @@ const KILLS: &str = "NETFW_KILLS";
 const SAMPLE: usize = 3;
 /// A start, traced, on a busy machine.
 const LONG: Duration = Duration::from_secs(120);
+const STAYS: Duration = Duration::from_millis(1100);
 
 /// A node with a network `app` and an endpoint in it, in a namespace that netfw has made.
 struct Site {
@@ -105,6 +106,20 @@ impl Site {
         }
         state.sort();
         state
+    }
+
+    /// The state once it stays: the kernel acts on a carrier within a second.
+    fn settled(&self, namespaces: &[&str]) -> Vec<String> {
+        let mut last = self.state(namespaces);
+        let mut since = Instant::now();
+        wait_until("the state to stay", LONG, || {
+            let now = self.state(namespaces);
+            if now != last {
+                (last, since) = (now, Instant::now());
+            }
+            since.elapsed() > STAYS
+        });
+        last
     }
 
     /// Which of `wanted` it is, or soon will be: carriers and the like come and go in the kernel's own time.
@@ -241,7 +256,7 @@ fn stable(text: &str) -> String {
 
 /// Goes through the steps of `change`, which `undo` takes back.
 fn killed_at_each_step(site: &mut Site, namespaces: &[&str], change: &[&str], undo: &[&str]) {
-    let before = site.state(namespaces);
+    let before = site.settled(namespaces);
     let run = |site: &mut Site, step: usize| -> (bool, End) {
         let fate = Fate::of(site.agent.process().pid(), step);
         let done = site.agent.output(change).status.success();
@@ -253,7 +268,7 @@ fn killed_at_each_step(site: &mut Site, namespaces: &[&str], change: &[&str], un
     // Killed when it is done: that is a step too, and tells how many there are.
     let (done, End { steps, struck }) = run(site, usize::MAX);
     assert!(done && struck.is_none(), "{change:?} is done");
-    let after = site.state(namespaces);
+    let after = site.settled(namespaces);
     assert_ne!(before, after, "{change:?} changes something");
     site.agent.netfw(undo);
     site.comes_to(namespaces, &[&before], &format!("{undo:?}"));
@@ -389,7 +404,7 @@ fn creating_and_removing_a_network() {
 fn starting() {
     let mut site = Site::new();
     let name = site.endpoint.clone();
-    let mut before = site.state(&[&name]);
+    let mut before = site.settled(&[&name]);
     let node = site.lab.node.path().display().to_string();
     let command = site.agent.command(&["agent", "--netns", &node]);
     let start = |site: &Site, step| {
@@ -398,10 +413,13 @@ fn starting() {
         })
     };
     site.agent.kill();
-    let steps = start(&site, usize::MAX).steps;
-    for step in chosen(steps) {
-        // What is there, and what is to be made.
-        for fresh in [false, true] {
+    // What is there, and what is to be made.
+    for fresh in [false, true] {
+        if fresh {
+            site.agent.netfw(&["down"]);
+        }
+        let steps = start(&site, usize::MAX).steps;
+        for step in chosen(steps) {
             if fresh {
                 site.agent.netfw(&["down"]);
             }
@@ -414,7 +432,7 @@ fn starting() {
                 site.agent.start_again();
                 site.fill();
                 // Its prefix of IPv6 is another.
-                before = site.state(&[&name]);
+                before = site.settled(&[&name]);
             } else {
                 site.agent.start_again();
                 site.comes_to(&[&name], &[&before], &place);

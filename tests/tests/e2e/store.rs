@@ -281,6 +281,24 @@ fn what_an_imported_store_does_not_want_goes() {
 }
 
 #[test]
+fn an_address_that_was_changed_in_the_document_is_had() {
+    let mut site = Site::new(&["8080:80"]);
+    let saved = site.agent.netfw(&["store", "export"]);
+    let mut document: Value = serde_json::from_str(&saved).expect("JSON");
+    let ip = &mut document["endpoints"][0]["attachments"][0]["ip4"];
+    let (network, _) = text(ip).rsplit_once('.').expect("an address");
+    let moved = format!("{network}.77");
+    *ip = json!(moved);
+    site.agent.stop();
+    imports(&site.agent, &document.to_string());
+    site.agent.start_again();
+    assert!(is_served(&site));
+    let addresses = site.web.ip(&["-4", "-o", "addr", "show", "dev", "eth0"]);
+    assert_eq!(addresses.lines().count(), 1, "{addresses}");
+    assert!(addresses.contains(&moved), "{addresses}");
+}
+
+#[test]
 fn a_node_that_was_lost_is_had_again_elsewhere() {
     let labs = [Lab::new(), Lab::new()];
     let agent = Agent::start(&labs[0]);
