@@ -738,15 +738,16 @@ impl Agent {
         };
         // What is in one network has never had rules, or had them deleted when it left the others.
         let several = endpoint.attachments.len() > 1;
+        let left_alone = endpoint.attached().count() == 1;
         for attachment in endpoint.attached().filter(|_| several) {
             let table = attachment.table();
-            if endpoint.attached().count() == 1 {
+            if left_alone {
                 for route in routes.iter().filter(|route| route.table == table) {
                     netlink.delete_route(route).await?;
                 }
             }
             for (pool, ip) in self.given(attachment)? {
-                if endpoint.attached().count() == 1 {
+                if left_alone {
                     netlink.delete_source_rule(ip, table).await?;
                 } else if let Some(index) = index(attachment) {
                     let subnet = Route::to(pool.subnet, index, table);

@@ -15,7 +15,10 @@ use netfw_tests::{
     netns,
     wait::{wait_at_most, wait_until},
 };
-use nix::unistd::Pid;
+use nix::{
+    mount::{MntFlags, umount2},
+    unistd::Pid,
+};
 use serde_json::Value;
 
 use crate::setting::SOON;
@@ -398,6 +401,27 @@ fn creating_and_removing_a_network() {
     killed_at_each_step(&mut site, &[], &create, &remove);
     site.agent.netfw(&create);
     killed_at_each_step(&mut site, &[], &remove, &create);
+}
+
+/// What a kill leaves between two steps, made by hand: by chance the others come by seldom.
+#[test]
+fn what_was_half_made_is_finished() {
+    let mut site = Site::new();
+    let name = site.endpoint.clone();
+    let before = site.settled(&[&name]);
+    let path = Path::new("/run/netns").join(&name);
+    site.agent.kill();
+    for link in site.lab.node.links() {
+        if link.starts_with("netfw") || link.starts_with("nf") {
+            site.lab.node.ip(&["link", "set", &link, "alias", ""]);
+        }
+    }
+    site.agent.start_again();
+    site.comes_to(&[&name], &[&before], "interfaces without alias");
+    site.agent.kill();
+    umount2(&path, MntFlags::MNT_DETACH).expect("a namespace is mounted there");
+    site.agent.start_again();
+    site.comes_to(&[&name], &[&before], "a name without its namespace");
 }
 
 #[test]
