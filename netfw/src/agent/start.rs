@@ -20,7 +20,7 @@ use super::{
     store::{Change, Store},
 };
 use crate::{
-    bpf::{DataPlane, Family, Options},
+    bpf::{self, DataPlane, Family, Options},
     name::Name,
     net::{Link, Namespace, NetError, Netlink, sysctl::Directory},
 };
@@ -52,6 +52,7 @@ impl Agent {
                 mappings: wanted.has_mappings().into(),
                 ..config.dataplane
             },
+            steps: bpf::STEPS,
         })?;
         let counters = Indexes::new(wanted.counters(), counter::ENTRIES);
         let mut agent = Self {

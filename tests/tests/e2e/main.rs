@@ -37,6 +37,7 @@ mod sockets;
 mod store;
 mod tunnel;
 mod tutorial;
+mod upgrade;
 mod vlan;
 mod walks;
 mod xdp;
