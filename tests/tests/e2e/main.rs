@@ -9,6 +9,7 @@ mod bind;
 mod bulk;
 mod dns_lookup;
 mod doctor;
+mod endurance;
 mod exec;
 mod fixtures;
 mod floods;
