@@ -13,6 +13,7 @@
 //! | [`net`] | interfaces, addresses, routes, namespaces, sockets |
 //! | [`doctor`] | what is not as netfw needs it, and what to do |
 //! | [`demo`] | a lab in namespaces that shows it all at work |
+//! | [`document`] | the wanted state as one TOML document |
 //! | [`publish`], [`source`], [`name`], [`mode`], [`rules`], [`filter`] | what people write: port mappings, who may use them, names and MAC addresses, networks and ways to do without, rules of networks, which flows they want to see |
 
 pub mod agent;
@@ -22,6 +23,7 @@ pub mod cli;
 pub mod demo;
 pub mod dns;
 pub mod doctor;
+pub mod document;
 pub mod filter;
 pub mod mode;
 pub mod name;

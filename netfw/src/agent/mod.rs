@@ -24,10 +24,12 @@
 //! is decided first (nothing touched yet), then written to the store, then made in the kernel; what
 //! fails on the way is undone in both.
 
+mod apply;
 pub mod attachment;
 pub mod capability;
 pub mod config;
 pub mod counter;
+mod described;
 pub mod down;
 pub mod endpoint;
 pub mod error;
@@ -42,13 +44,16 @@ mod notify;
 pub mod observe;
 pub mod paths;
 pub mod plan;
+mod ports;
 pub mod publish;
 pub mod purge;
 pub mod record;
 pub mod run;
 pub mod saved;
 pub mod start;
+mod steps;
 pub mod store;
+mod target;
 pub mod view;
 mod xdp;
 

@@ -249,14 +249,21 @@ impl Agent {
         }
     }
 
-    /// All that are due, with the lock held: at the start, when nobody waits for it.
-    pub(super) fn purge_now(&mut self) -> Result<usize, AgentError> {
-        let mut flows = 0;
+    /// All that are due, with the lock held: at the start, when nobody waits for it, and within an `apply`.
+    /// Goes on past errors; returns the first.
+    pub(super) fn purge_now(&mut self) -> Result<(), AgentError> {
+        let mut first = Ok(());
         for mut purge in self.take_purges() {
-            while !self.purge_step(&mut purge)? {}
-            flows += self.end_purge(purge)?;
+            let walked = loop {
+                match self.purge_step(&mut purge) {
+                    Ok(true) => break self.end_purge(purge),
+                    Ok(false) => {}
+                    Err(error) => break Err(error),
+                }
+            };
+            first = first.and(walked.map(drop));
         }
-        Ok(flows)
+        first
     }
 
     /// True at the end.

@@ -196,18 +196,26 @@ impl Agent {
         for name in names {
             let endpoint = self.wanted.endpoints[&name].clone();
             if !endpoint.removing {
-                self.ensure_endpoint(&endpoint, &links).await;
+                // Told in the log, and by its state.
+                let _ = self.ensure_endpoint(&endpoint, &links).await;
             }
         }
         Ok(())
     }
 
-    /// One endpoint's trouble (its namespace is gone) is not the others'.
-    async fn ensure_endpoint(&mut self, endpoint: &record::Endpoint, links: &[Link]) {
+    /// What is missing of an endpoint. Its trouble (its namespace is gone) is not the others': it is logged,
+    /// all else is made, and the first error returned.
+    pub(super) async fn ensure_endpoint(
+        &mut self,
+        endpoint: &record::Endpoint,
+        links: &[Link],
+    ) -> Result<(), AgentError> {
+        let mut first = Ok(());
         if endpoint.mode == record::Mode::None
             && let Err(error) = self.ensure_namespace(endpoint)
         {
             tracing::warn!(endpoint = %endpoint.name, error = %crate::chain(&error), "gone");
+            first = Err(error);
         }
         for attachment in endpoint.attached() {
             let kept = links.iter().find(|l| {
@@ -233,6 +241,7 @@ impl Agent {
                     error = %crate::chain(&error),
                     "gone"
                 );
+                first = first.and(Err(error));
             }
         }
         // What the container made of its interfaces since is its own business.
@@ -241,8 +250,10 @@ impl Agent {
             && let Err(error) = self.set_ways(endpoint, &inside).await
         {
             tracing::warn!(endpoint = %endpoint.name, error = %crate::chain(&error), "its routes are left as they are");
+            first = first.and(Err(error));
         }
         self.write_files(endpoint);
+        first
     }
 
     /// An attachment whose veth pair is there: make sure of the rest.
@@ -310,6 +321,7 @@ impl Agent {
         let namespace = self.ensure_namespace(endpoint)?;
         let made = async {
             let inside = Inside::of(namespace)?;
+            inside.raise_loopback().await?;
             let ends = self.attach(endpoint, attachment, &inside).await?;
             self.wait_usable(&endpoint.name, attachment, ends, &inside.netlink)
                 .await

@@ -4,6 +4,7 @@
 //! to stdout, errors and logs to stderr.
 
 mod agent;
+mod apply;
 mod completions;
 mod demo;
 mod doctor;
@@ -95,6 +96,7 @@ enum Command {
     Status,
     /// Packets and bytes of endpoints and publishes, drops by reason.
     Stats(stats::Args),
+    Apply(apply::Args),
     /// Check, save and replace what the agent keeps on disk.
     #[command(subcommand)]
     Store(store::Command),
@@ -127,6 +129,7 @@ pub fn main() -> ExitCode {
         Command::Flow(command) => flow::run(&global, command),
         Command::Status => status::run(&global),
         Command::Stats(args) => stats::run(&global, args),
+        Command::Apply(args) => apply::run(&global, args),
         Command::Store(command) => store::run(&global, command),
         Command::Doctor(args) => doctor::run(&global, args),
         Command::Completions(args) => {
@@ -227,6 +230,8 @@ mod tests {
             "netfw unpublish x 80:80 --allow-from 10.0.0.0/8",
             "netfw endpoint add x --allow-from 10.0.0.0/33",
             "netfw endpoint add x --allow-from",
+            "netfw apply",
+            "netfw apply x.toml",
             "netfw exec x --",
             "netfw exec x",
             "netfw agent --uplink a/b",
