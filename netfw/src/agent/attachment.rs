@@ -553,6 +553,8 @@ impl Agent {
             .configure_container(attachment, host, inside, prepared)
             .await?;
         self.prepare_endpoint(endpoint, host, &inside.namespace);
+        let id = inside.namespace.id();
+        self.namespaces.insert(endpoint.name.clone(), id);
         self.note_up(place(endpoint, attachment), host);
         Ok(Ends { host, peer })
     }

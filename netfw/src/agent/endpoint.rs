@@ -474,6 +474,7 @@ impl Agent {
         self.remove_files(name);
         self.store.commit(&[Change::NoEndpoint(name)])?;
         self.wanted.endpoints.remove(name);
+        self.namespaces.remove(name);
         for counter in endpoint.counters() {
             self.counters.give_back(counter);
         }

@@ -278,8 +278,7 @@ impl Agent {
         for pool in &pools {
             self.dataplane.set_subnet(pool.subnet, subnet)?;
         }
-        // bpf_fib_lookup asks as if the packet had come in here. What is set here goes with the
-        // bridge, so there is nothing to put back.
+        // What is set here goes with the bridge, so there is nothing to put back.
         let set = |family: &str, key: &str, value: &str| {
             sysctl::set(
                 &format!("net/{family}/conf/{}/{key}", network.bridge),
@@ -292,7 +291,6 @@ impl Agent {
             for (key, value) in SETTINGS6 {
                 set("ipv6", key, value)?;
             }
-            set("ipv6", "forwarding", "1")?;
             // In place of the kernel's, which has to wait for a carrier and for duplicates.
             set("ipv6", "addr_gen_mode", "1")?;
         }
@@ -305,8 +303,28 @@ impl Agent {
             let own = IpNet::new_assert(subnet::link_local(network.mac.0).into(), 64);
             self.netlink.add_address(ifindex, own).await?;
         }
-        set("ipv4", "forwarding", "1")?;
+        Ok(self.set_forwarding(&network)?)
+    }
+
+    /// `net.FAMILY.conf.BRIDGE.forwarding`, of the families that the network has. The stack has it for IPv4
+    /// in any case.
+    fn forwarding(&self, network: &Network) -> impl Iterator<Item = String> {
+        let six = self.pools(network).any(|pool| pool.gateway.is_ipv6());
+        let families = ["ipv4"].into_iter().chain(six.then_some("ipv6"));
+        families.map(|family| format!("net/{family}/conf/{}/forwarding", network.bridge))
+    }
+
+    /// bpf_fib_lookup asks as if the packet had come in by the bridge.
+    pub(super) fn set_forwarding(&self, network: &Network) -> Result<(), NetError> {
+        for key in self.forwarding(network) {
+            sysctl::set(&key, "1")?;
+        }
         Ok(())
+    }
+
+    pub(super) fn forwards(&self, network: &Network) -> bool {
+        let mut keys = self.forwarding(network);
+        keys.all(|key| sysctl::get(&key).is_ok_and(|value| value != "0"))
     }
 }
 

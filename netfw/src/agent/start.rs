@@ -3,7 +3,11 @@
 //! It runs at every start, whatever the last agent left: nothing (first start, reboot), everything
 //! (restart; then no packet notices), or half of a change (killed).
 
-use std::{collections::HashSet, path::Path, time::Instant};
+use std::{
+    collections::HashSet,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use ipnet::IpNet;
 use netfw_common::addr::{Ip4, Ip6};
@@ -70,6 +74,10 @@ impl Agent {
             locals: Default::default(),
             conf6: Directory::open("net/ipv6/conf").ok(),
             ipv6: network::ipv6(),
+            namespaces: Default::default(),
+            lost: Default::default(),
+            patience: Default::default(),
+            unfiltered: Default::default(),
             purges: Vec::new(),
             later: Vec::new(),
             purger: Default::default(),
@@ -101,6 +109,7 @@ impl Agent {
         self.attach_guards(&links);
         self.start_names();
         self.ensure_endpoints().await?;
+        self.sweep_lost(Duration::ZERO).await?;
         self.report_held();
         self.set_names();
         self.forget_strangers()?;
@@ -284,10 +293,13 @@ impl Agent {
         }
         // Killed between making the pair and giving it its address?
         let configured = match self.open_target(endpoint).map(Inside::of) {
-            Ok(Ok(inside)) => self
-                .configure_container(attachment, link.index, &inside, None)
-                .await
-                .map(drop),
+            Ok(Ok(inside)) => {
+                let id = inside.namespace.id();
+                self.namespaces.insert(endpoint.name.clone(), id);
+                self.configure_container(attachment, link.index, &inside, None)
+                    .await
+                    .map(drop)
+            }
             Ok(Err(error)) => Err(error.into()),
             Err(_) => Ok(()),
         };

@@ -52,6 +52,7 @@ pub(super) fn target(
     ports: Ports<'_>,
 ) -> Result<Wanted, Vec<Fault>> {
     let mut making = Making {
+        document,
         present,
         around,
         wanted: Wanted {
@@ -60,14 +61,14 @@ pub(super) fn target(
         },
         faults: Vec::new(),
     };
-    making.networks(document);
-    making.endpoints(document);
-    making.addresses(document);
-    making.sharing(document);
+    making.networks();
+    making.endpoints();
+    making.addresses();
+    making.sharing();
     making.check_names();
     // Whatever is wrong with the rest would be said once more about them.
     if making.faults.is_empty() {
-        making.publishes(document, ports);
+        making.publishes(ports);
     }
     match making.faults.is_empty() {
         true => Ok(making.wanted),
@@ -76,6 +77,7 @@ pub(super) fn target(
 }
 
 struct Making<'a> {
+    document: &'a Document,
     present: &'a Wanted,
     around: &'a Around<'a>,
     wanted: Wanted,
@@ -106,11 +108,11 @@ impl Making<'_> {
         });
     }
 
-    fn networks(&mut self, document: &Document) {
+    fn networks(&mut self) {
         let (bridge, unsaid) = (default_network(), document::Network::default());
-        let implied = (!document.networks.contains_key(&bridge)).then_some((&bridge, &unsaid));
+        let implied = (!self.document.networks.contains_key(&bridge)).then_some((&bridge, &unsaid));
         let mut open = Vec::new();
-        for (name, said) in implied.into_iter().chain(&document.networks) {
+        for (name, said) in implied.into_iter().chain(&self.document.networks) {
             if mode::RESERVED.contains(&name.as_str()) {
                 self.fault(&["networks", name], NetworkError::Reserved(name.clone()));
                 continue;
@@ -225,9 +227,9 @@ impl Making<'_> {
     }
 
     /// The endpoints, with attachments whose addresses may be open.
-    fn endpoints(&mut self, document: &Document) {
+    fn endpoints(&mut self) {
         let mut folded: BTreeMap<String, &Name> = BTreeMap::new();
-        for (name, said) in &document.endpoints {
+        for (name, said) in &self.document.endpoints {
             // Letters of either case are the same where a name is asked for.
             if let Some(other) = folded.insert(name.to_ascii_lowercase(), name) {
                 let other = AgentError::EndpointExists(other.clone());
@@ -252,7 +254,7 @@ impl Making<'_> {
                 },
                 mode,
                 attachments: Vec::new(),
-                counter: before.map_or(0, |e| e.counter),
+                counter: 0,
                 publishes: Vec::new(),
                 exposed: said.expose.clone(),
                 allow_from: said.allow_from.clone(),
@@ -262,6 +264,7 @@ impl Making<'_> {
             if let Some(before) = before.filter(|before| !is_another(before, &endpoint)) {
                 // With the identity of what was attached.
                 endpoint.namespace.clone_from(&before.namespace);
+                endpoint.counter = before.counter;
             }
             self.wanted.endpoints.insert(name.clone(), endpoint);
         }
@@ -323,7 +326,7 @@ impl Making<'_> {
     }
 
     /// Who has which address: those that are asked for or kept first, then the others get free ones.
-    fn addresses(&mut self, document: &Document) {
+    fn addresses(&mut self) {
         let names: Vec<Name> = self.wanted.endpoints.keys().cloned().collect();
         let mut taken: BTreeMap<Name, BTreeSet<IpAddr>> = BTreeMap::new();
         let mut open = Vec::new();
@@ -333,7 +336,7 @@ impl Making<'_> {
             if endpoint.mode != Mode::Networks {
                 continue;
             }
-            let said = &document.endpoints[&name];
+            let said = &self.document.endpoints[&name];
             let implied = said.networks.is_empty();
             let asked = if implied {
                 &default[..]
@@ -381,6 +384,10 @@ impl Making<'_> {
     ) -> Result<(), (&'static str, AgentError)> {
         let network = &asked.network;
         if !self.wanted.networks.contains_key(network) {
+            if self.document.networks.contains_key(network) {
+                // What is wrong with it was said.
+                return Ok(());
+            }
             let has = self.wanted.networks.keys().cloned().collect();
             let name = network.clone();
             return Err(("network", NetworkError::None { name, has }.into()));
@@ -403,7 +410,7 @@ impl Making<'_> {
             ip6: None,
             mac: Mac([0; 6]),
             host_interface: String::new(),
-            interface: before.map(|a| a.interface.clone()).unwrap_or_default(),
+            interface: String::new(),
             aliases: asked.aliases.clone(),
             removing: false,
         };
@@ -459,12 +466,12 @@ impl Making<'_> {
         taken: &mut BTreeMap<Name, BTreeSet<IpAddr>>,
     ) -> Result<(), AgentError> {
         let network = &asked.network;
-        let pools = self.pools(network);
-        let taken = taken.entry(network.clone()).or_default();
         let made = self.wanted.endpoints[name].attachment(network);
         let Some(mut made) = made.cloned() else {
             return Ok(());
         };
+        let pools = self.pools(network);
+        let taken = taken.entry(network.clone()).or_default();
         for pool in pools {
             let lacks = match pool.gateway {
                 IpAddr::V4(_) => made.ip4.is_none(),
@@ -512,10 +519,12 @@ impl Making<'_> {
             before.mac == made.mac && network.is_some_and(|network| !is_replaced(network, after))
         };
         let endpoint = &self.wanted.endpoints[name];
-        if present.is_some_and(|before| !is_another(before, endpoint))
-            && let Some(before) = same.filter(stays)
-        {
+        let stays_here = present.is_some_and(|before| !is_another(before, endpoint));
+        if stays_here && let Some(before) = same.filter(stays) {
             made.host_interface.clone_from(&before.host_interface);
+        }
+        if let (true, Some(before)) = (stays_here, before) {
+            made.interface.clone_from(&before.interface);
         }
         let other = self
             .wanted
@@ -540,7 +549,7 @@ impl Making<'_> {
     }
 
     /// Who has whose namespace.
-    fn sharing(&mut self, document: &Document) {
+    fn sharing(&mut self) {
         let names: Vec<Name> = self.wanted.endpoints.keys().cloned().collect();
         for name in &names {
             let endpoint = &self.wanted.endpoints[name];
@@ -567,7 +576,7 @@ impl Making<'_> {
                 }
                 continue;
             }
-            let said = &document.endpoints[name];
+            let said = &self.document.endpoints[name];
             let key = if said.pid.is_some() { "pid" } else { "netns" };
             let path = &endpoint.namespace.path;
             let mut others = self.wanted.endpoints.values().filter(|other| {
@@ -643,12 +652,13 @@ impl Making<'_> {
 
     /// What is published: what is there and wanted first, then ports that are named, then the others get free
     /// ones.
-    fn publishes(&mut self, document: &Document, mut ports: Ports<'_>) {
+    fn publishes(&mut self, mut ports: Ports<'_>) {
         let mut slots: BTreeMap<(Name, usize, IpAddr), Published> = BTreeMap::new();
         let mut open: Vec<(Name, usize, crate::publish::Spec, Vec<IpAddr>)> = Vec::new();
         for (name, endpoint) in &self.wanted.endpoints {
-            let said = &document.endpoints[name].publish;
+            let said = &self.document.endpoints[name].publish;
             let before = self.present.endpoints.get(name);
+            let is_new = before.is_none_or(|before| is_another(before, endpoint));
             let mut had: Vec<&Published> = before.iter().flat_map(|e| &e.publishes).collect();
             let families = self.wanted.families(endpoint);
             // A port that is named is not taken by a spec that leaves it open.
@@ -671,9 +681,12 @@ impl Making<'_> {
                         missing.push(*host_ip);
                         continue;
                     };
+                    let had = had.swap_remove(found);
                     let kept = Published {
+                        publish: had.publish,
+                        // Another one's are given back.
+                        counter: if is_new { 0 } else { had.counter },
                         allow_from: said[n].allow_from.clone(),
-                        ..had.swap_remove(found).clone()
                     };
                     ports.take(Some(name), kept.publish);
                     slots.insert((name.clone(), n, *host_ip), kept);
@@ -689,7 +702,7 @@ impl Making<'_> {
         }
         open.sort_by_key(|(_, _, spec, _)| spec.host_ports.is_none());
         for (name, n, spec, missing) in open {
-            let said = &document.endpoints[&name].publish[n];
+            let said = &self.document.endpoints[&name].publish[n];
             match self.resolve(&name, spec, missing, &mut ports) {
                 Ok(publishes) => {
                     for publish in publishes {

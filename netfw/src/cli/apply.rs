@@ -34,7 +34,7 @@ pub struct Args {
 
 pub fn run(global: &Global, args: Args) -> anyhow::Result<()> {
     let text = String::from_utf8(read(&args.file)?)
-        .with_context(|| format!("{} is no text", args.file.display()))?;
+        .with_context(|| format!("{} is no text", called(&args.file)))?;
     let document: Document = text.parse().map_err(|source| Syntax {
         file: args.file.clone(),
         source,
@@ -69,7 +69,7 @@ pub fn run(global: &Global, args: Args) -> anyhow::Result<()> {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("{} is no document for `netfw apply`, and nothing was changed: {source}", .file.display())]
+#[error("{} is no document for `netfw apply`, and nothing was changed: {source}", called(.file))]
 pub struct Syntax {
     file: PathBuf,
     source: toml::de::Error,
@@ -80,6 +80,13 @@ pub struct Syntax {
     "not all of it could be done, the rest was; `netfw apply` tries it again:\n  {}", .0.failures.join("\n  ")
 )]
 struct Incomplete(Applied);
+
+fn called(file: &Path) -> String {
+    match file.as_os_str() == "-" {
+        true => "the document".into(),
+        false => file.display().to_string(),
+    }
+}
 
 /// Faults with their lines.
 fn locate(error: ClientError, file: &Path, text: &str) -> ClientError {
@@ -96,7 +103,7 @@ fn locate(error: ClientError, file: &Path, text: &str) -> ClientError {
             ClientError::Refused {
                 error: format!(
                     "{} cannot be applied, and nothing was changed:\n  {}",
-                    file.display(),
+                    called(file),
                     lines.join("\n  ")
                 ),
                 kind,

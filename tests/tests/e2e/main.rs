@@ -3,6 +3,7 @@
 mod agent;
 mod allow;
 mod ambiguity;
+mod apply;
 mod at_once;
 mod attachments;
 mod bind;
@@ -37,6 +38,7 @@ mod sockets;
 mod store;
 mod tunnel;
 mod tutorial;
+mod undone;
 mod vlan;
 mod walks;
 mod xdp;
