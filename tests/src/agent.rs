@@ -30,6 +30,7 @@ pub const FAILED: i32 = 1;
 pub const USAGE: i32 = 2;
 
 pub struct Agent {
+    binary: PathBuf,
     instance: String,
     node: String,
     running: Option<Running>,
@@ -78,6 +79,7 @@ impl Agent {
             binary().display()
         ));
         let mut agent = Self {
+            binary: binary(),
             instance,
             node: node.path().display().to_string(),
             running: None,
@@ -99,7 +101,7 @@ impl Agent {
     /// Starts the agent where it was stopped or killed, with the options it had.
     #[track_caller]
     pub fn start_again(&mut self) {
-        let mut command = Command::new(binary());
+        let mut command = Command::new(&self.binary);
         command
             .args(["agent", "--netns", &self.node, "--instance", &self.instance])
             .args(&self.options)
@@ -122,6 +124,11 @@ impl Agent {
     /// Options for `netfw agent` from the next start on.
     pub fn set_options(&mut self, options: &[&str]) {
         self.options = options.iter().map(|&option| option.to_owned()).collect();
+    }
+
+    /// Another netfw, from the next start or command on.
+    pub fn set_binary(&mut self, binary: &Path) {
+        self.binary = binary.into();
     }
 
     pub fn instance(&self) -> &str {
@@ -165,7 +172,7 @@ impl Agent {
     /// `netfw ARGUMENTS`, to be started by the caller.
     pub fn command(&self, arguments: &[&str]) -> Command {
         // Before the arguments: what follows a `--` is not netfw's.
-        let mut command = Command::new(binary());
+        let mut command = Command::new(&self.binary);
         command
             .args(["--instance", &self.instance])
             .args(arguments)

@@ -8,6 +8,7 @@
 //! * [`topology`]: [`Lab`], a client, a node and the outside world in one line
 //! * [`agent`]: a `netfw agent` that serves a lab's node, and the command line towards it
 //! * [`programs`]: nginx, echo servers, tcpdump and the like, in a namespace
+//! * [`load`]: traffic that says what it missed
 //! * [`raw`]: sockets of any IP protocol
 //! * [`sctp`]: an SCTP stack in user space
 //! * [`site`]: the programs, and a small world in their maps
@@ -29,6 +30,7 @@ pub mod crowd;
 pub mod fate;
 pub mod files;
 pub mod flood;
+pub mod load;
 pub mod netns;
 pub mod packet;
 pub mod programs;

@@ -10,13 +10,14 @@ use std::{
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use crate::{
+    load::pace,
     netns::{Namespace, Running},
     reaper,
     wait::{wait_for, wait_until},
@@ -322,14 +323,27 @@ pub struct Drinking {
 }
 
 impl Drinking {
-    pub fn start(mut drinker: Drinker) -> Self {
+    /// As fast as it comes.
+    pub fn start(drinker: Drinker) -> Self {
+        Self::paced(drinker, u64::MAX)
+    }
+
+    /// At most so many bits a second.
+    pub fn paced(mut drinker: Drinker, bits_per_second: u64) -> Self {
         let end = Arc::new(AtomicBool::new(false));
         let blocks = Arc::new(AtomicU32::new(0));
         let (told, count) = (end.clone(), blocks.clone());
         let thread = thread::spawn(move || {
-            while !told.load(Ordering::Relaxed) {
-                drinker.drink(1);
-                count.fetch_add(1, Ordering::Relaxed);
+            let start = Instant::now();
+            for mebibyte in 0.. {
+                for _ in 0..128 {
+                    if told.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    drinker.drink(1);
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+                pace(start, mebibyte, (bits_per_second >> 23).max(1));
             }
         });
         Self {

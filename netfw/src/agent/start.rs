@@ -24,7 +24,7 @@ use super::{
     store::{Change, Store},
 };
 use crate::{
-    bpf::{DataPlane, Family, Options},
+    bpf::{self, DataPlane, Family, Options},
     name::Name,
     net::{Link, Namespace, NetError, Netlink, sysctl::Directory},
 };
@@ -56,6 +56,7 @@ impl Agent {
                 mappings: wanted.has_mappings().into(),
                 ..config.dataplane
             },
+            steps: bpf::STEPS,
         })?;
         let counters = Indexes::new(wanted.counters(), counter::ENTRIES);
         let mut agent = Self {

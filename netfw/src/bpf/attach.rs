@@ -215,10 +215,7 @@ fn swap(
     let Some((link, info)) = open_link(pin)? else {
         return Ok(false);
     };
-    let here = info.ifindex == ifindex
-        && SchedClassifier::query_tcx(name, hook.direction())
-            .is_ok_and(|(_, programs)| programs.iter().any(|found| found.id() == info.program));
-    if here {
+    if is_on(&info, hook, ifindex, name) {
         let swapped = program
             .fd()
             .map_err(io::Error::other)
@@ -239,6 +236,13 @@ fn swap(
     detach_link(&link, hook.program(), ifindex)?;
     pin::remove(pin)?;
     Ok(false)
+}
+
+/// Does the kernel run this link's program on the interface?
+fn is_on(link: &sys::LinkInfo, hook: Hook, ifindex: u32, name: &str) -> bool {
+    link.ifindex == ifindex
+        && SchedClassifier::query_tcx(name, hook.direction())
+            .is_ok_and(|(_, programs)| programs.iter().any(|found| found.id() == link.program))
 }
 
 enum TcxError {
@@ -497,8 +501,31 @@ pub(super) fn open_link(path: &Path) -> Result<Option<(OwnedFd, sys::LinkInfo)>,
     Ok(Some((link, info)))
 }
 
+/// Where the kernel runs programs of ours on interfaces of the calling thread's namespace, by what is pinned.
+pub fn running(links: &Path) -> Vec<(Hook, u32, String, Attachment)> {
+    let mut found = Vec::new();
+    for ifindex in pinned(links) {
+        let Some(name) = name_of(ifindex) else {
+            continue;
+        };
+        for hook in Hook::ALL {
+            if let Ok(Some((_, info))) = open_link(&tcx_pin(links, ifindex, hook))
+                && is_on(&info, hook, ifindex, &name)
+            {
+                found.push((hook, ifindex, name.clone(), Attachment::Tcx));
+            }
+            if clsact_pin(links, ifindex, hook).exists()
+                && matches!(has_filter(ifindex, hook), Ok(true))
+            {
+                found.push((hook, ifindex, name.clone(), Attachment::Clsact));
+            }
+        }
+    }
+    found
+}
+
 /// The interface of an index in the calling thread's namespace.
-fn name_of(ifindex: u32) -> Option<String> {
+pub(super) fn name_of(ifindex: u32) -> Option<String> {
     let mut name = [0u8; libc::IF_NAMESIZE];
     // SAFETY: the function writes a string of at most IF_NAMESIZE bytes with its NUL.
     let found = unsafe { libc::if_indextoname(ifindex, name.as_mut_ptr().cast()) };

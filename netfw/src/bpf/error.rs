@@ -60,14 +60,16 @@ pub enum BpfError {
 
     /// Two data planes on one interface would both translate.
     #[error(
-        "the data plane of another version of netfw is in use ({}; this netfw has layout v{own}), \
-         and its flows cannot be taken over: `netfw down --instance {instance}` removes it, and all \
-         flows with it",
-        path.display()
+        "the data plane of {} netfw is in use ({}; this netfw has layout v{own}), and its flows cannot be \
+         taken over: {}`netfw down --instance {instance}` removes it, and all flows with it",
+        if *newer { "a newer" } else { "a much older" },
+        path.display(),
+        if *newer { "install that one again, or " } else { "" }
     )]
     OtherLayout {
         path: PathBuf,
         own: u32,
+        newer: bool,
         instance: String,
     },
 

@@ -5,6 +5,7 @@
 //! wants before aya sees it, and one that differs is an error that says how to get rid of it.
 
 use std::{
+    collections::HashMap,
     panic::resume_unwind,
     path::Path,
     sync::{Mutex, PoisonError},
@@ -19,14 +20,19 @@ use aya::{
 };
 use aya_obj::Object;
 
-use super::{BpfError, Options, attach::Hook, cgroup, pin::Pins};
+use super::{
+    BpfError, Options,
+    attach::Hook,
+    carry, cgroup,
+    pin::{Layout, Pins},
+};
 
 /// The eBPF programs, built by the build script.
 pub static PROGRAMS_OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netfw-ebpf"));
 
 /// The maps that are pinned. Others (the programs' log, read-only data) go with the programs.
-const PINNED: &[&str] = &[
+pub const PINNED: &[&str] = &[
     "FLOWS4",
     "FLOWS6",
     "EMBRYOS4",
@@ -134,18 +140,30 @@ impl Globals {
     }
 }
 
-/// Loads maps and programs of an instance; its directories must be there.
-pub fn load(options: &Options, pins: &Pins) -> Result<Ebpf, BpfError> {
+/// Loads maps and programs of an instance; its directories must be there. What an `older` layout has pinned
+/// and this one has the same of is used by both then.
+pub fn load(options: &Options, pins: &Pins, older: &[Layout]) -> Result<Ebpf, BpfError> {
     let sizes = sizes(options.max_flows, options.max_embryos)?;
     let directory = pins.maps();
+    let adopt = || {
+        let wanted = shapes(&sizes)?;
+        // All are looked at before any is shared.
+        check_pins(&wanted, PINNED, &directory, pins.instance())?;
+        let shared = |layout| carry::shared(options.steps, layout);
+        for layout in older {
+            check_pins(&wanted, &shared(layout), &layout.maps(), pins.instance())?;
+        }
+        let mut older = older.iter();
+        older.try_for_each(|layout| carry::share(&shared(layout), layout, pins))
+    };
     // Each parses for a tenth of a second: the object here, the kernel's BTF there.
-    let (checked, mut loader) = thread::scope(|scope| {
-        let checked = scope.spawn(|| check_pins(&sizes, pins));
+    let (adopted, mut loader) = thread::scope(|scope| {
+        let adopted = scope.spawn(adopt);
         let loader = EbpfLoader::new();
-        let checked = checked.join();
-        (checked.unwrap_or_else(|panic| resume_unwind(panic)), loader)
+        let adopted = adopted.join();
+        (adopted.unwrap_or_else(|panic| resume_unwind(panic)), loader)
     });
-    checked?;
+    adopted?;
 
     let globals = Globals::find(options.log_level)?;
     globals.set(&mut loader);
@@ -237,25 +255,35 @@ fn verify_one(program: &mut Program, name: &'static str) -> Result<(), BpfError>
     })
 }
 
-/// Is each pin that is there what the object wants?
-fn check_pins(sizes: &[(&str, u32)], pins: &Pins) -> Result<(), BpfError> {
+/// What the object wants each map to be that is pinned.
+fn shapes(sizes: &[(&str, u32)]) -> Result<HashMap<&'static str, Shape>, BpfError> {
     let object = Object::parse(PROGRAMS_OBJECT).map_err(|error| BpfError::object(error.into()))?;
-    let directory = pins.maps();
-    for &name in PINNED {
-        let Some(map) = object.maps.get(name) else {
-            return Err(BpfError::Lacks { kind: "map", name });
-        };
+    let shape = |name: &'static str| {
+        let map = object.maps.get(name);
+        let map = map.ok_or(BpfError::Lacks { kind: "map", name })?;
         let size = sizes.iter().find(|(sized, _)| *sized == name);
-        let wanted = Shape {
+        let shape = Shape {
             kind: map.map_type(),
             key: map.key_size(),
             value: map.value_size(),
             entries: size.map_or(map.max_entries(), |(_, size)| *size),
             flags: map.map_flags(),
         };
-        check(name, &directory.join(name), &wanted, pins.instance())?;
-    }
-    Ok(())
+        Ok((name, shape))
+    };
+    PINNED.iter().copied().map(shape).collect()
+}
+
+/// Is each of these that is pinned in `directory` what the object wants?
+fn check_pins(
+    wanted: &HashMap<&str, Shape>,
+    names: &[&str],
+    directory: &Path,
+    instance: &str,
+) -> Result<(), BpfError> {
+    names
+        .iter()
+        .try_for_each(|name| check(name, &directory.join(name), &wanted[name], instance))
 }
 
 /// The program of a hook, loaded.

@@ -11,6 +11,7 @@
 //! |---|---|
 //! | `load` | the object, checked against what is pinned |
 //! | `attach` | links on interfaces: TCX, or clsact |
+//! | `carry` | an older layout's data plane, taken over |
 //! | `xdp` | XDP on interfaces |
 //! | `napi` | the veths that XDP may send to |
 //! | `cgroup` | socket programs on the root cgroup |
@@ -32,6 +33,7 @@
 mod allow;
 mod attach;
 mod btf;
+mod carry;
 mod cgroup;
 mod company;
 mod error;
@@ -56,6 +58,7 @@ use netfw_common::record::Config;
 
 pub use self::{
     attach::{Attachment, Hook},
+    carry::{Change, Convert, STEPS, Step},
     cgroup::mounted as cgroup_root,
     company::{At, OnHook, on_hooks},
     error::BpfError,
@@ -83,6 +86,8 @@ pub struct Options {
     /// What the programs log; None: nothing, at no cost.
     pub log_level: Option<log::Level>,
     pub config: Config,
+    /// How an older layout's maps become these: [`STEPS`], but for tests.
+    pub steps: &'static [Step],
 }
 
 /// The data plane of one instance.
@@ -98,23 +103,35 @@ pub struct DataPlane {
 
 impl DataPlane {
     /// Loads the programs over the maps that are pinned, or makes those. Attaches nothing: programs
-    /// that are attached stay what they are until `attach_*` swaps them.
+    /// that are attached stay what they are until `attach_*` swaps them. But the data plane of an older
+    /// layout is carried over, its programs swapped and its pins removed.
     pub fn load(options: &Options) -> Result<Self, BpfError> {
-        Self::check_layout(&options.instance)?;
         let pins = pin::Pins::of(&options.instance)?;
-        let fresh = !pins.exist();
+        let older = carry::older(&pins)?;
+        let fresh = !pins.own().is_used();
         let loaded = pins
             .prepare()
-            .and_then(|()| Self::load_pinned(options, &pins));
+            .and_then(|()| Self::load_pinned(options, &pins, &older));
         if loaded.is_err() && fresh {
-            // Nothing was there before; so nothing stays.
-            pins.remove();
+            // Nothing of this layout was there before; so nothing stays.
+            pins.remove_own();
         }
-        loaded
+        let mut plane = loaded?;
+        for layout in &older {
+            plane.take_over(options.steps, layout)?;
+        }
+        Ok(plane)
     }
 
-    fn load_pinned(options: &Options, pins: &pin::Pins) -> Result<Self, BpfError> {
-        let mut ebpf = load::load(options, pins)?;
+    fn load_pinned(
+        options: &Options,
+        pins: &pin::Pins,
+        older: &[pin::Layout],
+    ) -> Result<Self, BpfError> {
+        let mut ebpf = load::load(options, pins, older)?;
+        for layout in older {
+            carry::convert(options.steps, layout, pins, carry::Pass::First)?;
+        }
         let mut plane = Self {
             maps: maps::Maps::take(&mut ebpf)?,
             flows: flows::Flows::take(&mut ebpf)?,
@@ -127,16 +144,9 @@ impl DataPlane {
         Ok(plane)
     }
 
-    /// Fails where a data plane of another layout is there, beside which ours must not be attached.
+    /// Fails where a data plane is there that can neither be taken over nor have ours attached beside it.
     pub fn check_layout(instance: &str) -> Result<(), BpfError> {
-        match pin::Pins::of(instance)?.other_layout() {
-            Some(path) => Err(BpfError::OtherLayout {
-                path,
-                own: netfw_common::ABI,
-                instance: instance.into(),
-            }),
-            None => Ok(()),
-        }
+        carry::older(&pin::Pins::of(instance)?).map(drop)
     }
 
     /// Is anything of this instance in the kernel, such as an agent that died leaves?
@@ -154,8 +164,8 @@ impl DataPlane {
     pub fn remove(instance: &str) -> Result<(), Vec<BpfError>> {
         let pins = pin::Pins::of(instance).map_err(|error| vec![error])?;
         let mut errors = Vec::new();
-        for version in pins.versions() {
-            let links = version.join("links");
+        for layout in pins.layouts() {
+            let links = layout.links();
             errors.extend(cgroup::detach(&links));
             for ifindex in attach::pinned(&links) {
                 errors.extend(attach::detach(&links, ifindex));

@@ -6,6 +6,7 @@
 //! bpffs refuses names with a dot, so an instance's name must not have one.
 
 use std::{
+    cmp::Reverse,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -57,16 +58,17 @@ impl Pins {
         &self.instance
     }
 
-    fn version(&self) -> PathBuf {
-        self.root.join(format!("v{ABI}"))
+    /// What is pinned by this version of the layout.
+    pub fn own(&self) -> Layout {
+        Layout::new(&self.root, ABI)
     }
 
     pub fn maps(&self) -> PathBuf {
-        self.version().join("maps")
+        self.own().maps()
     }
 
     pub fn links(&self) -> PathBuf {
-        self.version().join("links")
+        self.own().links()
     }
 
     /// Mounts bpffs where it is missing and makes the directories.
@@ -85,77 +87,106 @@ impl Pins {
         Ok(())
     }
 
-    /// The directories of all layout versions, also those of older or newer netfw.
-    pub fn versions(&self) -> Vec<PathBuf> {
+    /// All versions of the layout that have a directory, also those of older or newer netfw; the newest first.
+    pub fn layouts(&self) -> Vec<Layout> {
         let Ok(entries) = fs::read_dir(&self.root) else {
             return Vec::new();
         };
-        entries
-            .flatten()
-            .filter(|entry| {
-                entry.file_name().to_str().is_some_and(|name| {
-                    name.strip_prefix('v')
-                        .is_some_and(|number| number.parse::<u32>().is_ok())
-                })
-            })
-            .map(|entry| entry.path())
-            .collect()
+        let version = |entry: fs::DirEntry| {
+            let name = entry.file_name();
+            name.to_str()?.strip_prefix('v')?.parse().ok()
+        };
+        let versions = entries.flatten().filter_map(version);
+        let mut layouts: Vec<_> = versions.map(|v| Layout::new(&self.root, v)).collect();
+        layouts.sort_unstable_by_key(|layout| Reverse(layout.version));
+        layouts
     }
 
     /// Is anything pinned?
     pub fn exist(&self) -> bool {
-        self.versions().iter().any(|version| is_used(version))
+        self.layouts().iter().any(Layout::is_used)
     }
 
-    /// The directory of another layout's data plane, if one is there: it may run.
-    pub fn other_layout(&self) -> Option<PathBuf> {
-        let own = self.version();
-        self.versions()
-            .into_iter()
-            .find(|version| *version != own && is_used(version))
+    /// The data planes of other layouts that are there, the newest first: they may run.
+    pub fn others(&self) -> Vec<Layout> {
+        let mut others = self.layouts();
+        others.retain(|layout| layout.version != ABI && layout.is_used());
+        others
     }
 
     /// Removes all files and directories of the instance, past errors. Links must have been
     /// detached before: unlinking does that only where nobody else holds them.
     pub fn remove(&self) -> Vec<BpfError> {
+        let mut errors: Vec<_> = self.layouts().iter().flat_map(Layout::remove).collect();
+        errors.extend(self.remove_root());
+        errors
+    }
+
+    /// Removes those of this version of the layout alone, past errors.
+    pub fn remove_own(&self) {
+        self.own().remove();
+        self.remove_root();
+    }
+
+    fn remove_root(&self) -> Option<BpfError> {
+        match fs::remove_dir(&self.root) {
+            // Others' files lie beside ours.
+            Err(error) if error.raw_os_error() == Some(Errno::ENOTEMPTY as i32) => None,
+            done => failure("remove directory", &self.root, done),
+        }
+    }
+}
+
+/// The pins of one version of the layout.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    pub version: u32,
+    pub path: PathBuf,
+}
+
+impl Layout {
+    fn new(root: &Path, version: u32) -> Self {
+        Self {
+            version,
+            path: root.join(format!("v{version}")),
+        }
+    }
+
+    pub fn maps(&self) -> PathBuf {
+        self.path.join("maps")
+    }
+
+    pub fn links(&self) -> PathBuf {
+        self.path.join("links")
+    }
+
+    /// Is anything pinned here?
+    pub fn is_used(&self) -> bool {
+        let mut parts = [self.maps(), self.links()].into_iter();
+        parts.any(|part| !entries(&part).is_empty())
+    }
+
+    /// Removes its files and directories, past errors.
+    pub fn remove(&self) -> Vec<BpfError> {
         let mut errors = Vec::new();
-        for version in self.versions() {
-            for part in ["links", "maps"] {
-                let directory = version.join(part);
-                for path in entries(&directory) {
-                    note(&mut errors, "remove", &path, fs::remove_file(&path));
-                }
-                remove_directory(&mut errors, &directory);
+        for part in [self.links(), self.maps()] {
+            for path in entries(&part) {
+                errors.extend(failure("remove", &path, fs::remove_file(&path)));
             }
-            remove_directory(&mut errors, &version);
+            errors.extend(failure("remove directory", &part, fs::remove_dir(&part)));
         }
-        // Others' files may lie beside ours.
-        if let Err(source) = fs::remove_dir(&self.root)
-            && source.raw_os_error() != Some(Errno::ENOTEMPTY as i32)
-        {
-            note(&mut errors, "remove directory", &self.root, Err(source));
-        }
+        errors.extend(failure(
+            "remove directory",
+            &self.path,
+            fs::remove_dir(&self.path),
+        ));
         errors
     }
 }
 
-/// Is anything pinned in the directory of this layout version?
-fn is_used(version: &Path) -> bool {
-    ["maps", "links"].iter().any(|part| {
-        fs::read_dir(version.join(part)).is_ok_and(|mut entries| entries.next().is_some())
-    })
-}
-
 /// Removes one pin, if it is there.
 pub fn remove(path: &Path) -> Result<(), BpfError> {
-    match fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(BpfError::Directory {
-            call: "remove",
-            path: path.into(),
-            source,
-        }),
-        _ => Ok(()),
-    }
+    failure("remove", path, fs::remove_file(path)).map_or(Ok(()), Err)
 }
 
 /// The paths in a directory; none where there is no such directory.
@@ -166,21 +197,15 @@ pub fn entries(directory: &Path) -> Vec<PathBuf> {
     entries.flatten().map(|entry| entry.path()).collect()
 }
 
-fn remove_directory(errors: &mut Vec<BpfError>, path: &Path) {
-    note(errors, "remove directory", path, fs::remove_dir(path));
-}
-
-/// Notes a failure, unless the thing was gone already.
-fn note(errors: &mut Vec<BpfError>, call: &'static str, path: &Path, done: io::Result<()>) {
+/// What went wrong; nothing did where the thing was gone already.
+fn failure(call: &'static str, path: &Path, done: io::Result<()>) -> Option<BpfError> {
     match done {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            errors.push(BpfError::Directory {
-                call,
-                path: path.into(),
-                source,
-            });
-        }
-        _ => {}
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Some(BpfError::Directory {
+            call,
+            path: path.into(),
+            source,
+        }),
+        _ => None,
     }
 }
 

@@ -22,6 +22,7 @@ use aya_obj::generated::bpf_insn;
 use nix::libc;
 
 // enum bpf_cmd (linux/bpf.h).
+const MAP_UPDATE_ELEM: libc::c_int = 2;
 const PROG_LOAD: libc::c_int = 5;
 const OBJ_PIN: libc::c_int = 6;
 const OBJ_GET: libc::c_int = 7;
@@ -90,6 +91,15 @@ struct Info {
     bpf_fd: u32,
     info_len: u32,
     info: u64,
+}
+
+#[repr(C)]
+struct Element {
+    map_fd: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
 }
 
 #[repr(C)]
@@ -352,21 +362,57 @@ pub fn lookup_batch<K: Pod, V: Pod>(
     values: &mut [V],
 ) -> io::Result<(usize, Cursor)> {
     let room = keys.len().min(values.len());
+    // SAFETY: the slices have room for that many; `Pod` types take any bytes.
+    unsafe {
+        lookup_batch_at(
+            map,
+            cursor,
+            keys.as_mut_ptr().cast(),
+            values.as_mut_ptr().cast(),
+            room,
+        )
+    }
+}
+
+/// The same of a hash map or an array whose records no type of ours describes: `sizes` are the map's, of a
+/// key and a value in bytes.
+pub fn lookup_batch_bytes(
+    map: BorrowedFd<'_>,
+    sizes: (usize, usize),
+    cursor: Cursor,
+    keys: &mut [u8],
+    values: &mut [u8],
+) -> io::Result<(usize, Cursor)> {
+    let room = (keys.len() / sizes.0).min(values.len() / sizes.1);
+    // SAFETY: the slices have room for that many records of these sizes.
+    unsafe { lookup_batch_at(map, cursor, keys.as_mut_ptr(), values.as_mut_ptr(), room) }
+}
+
+/// # Safety
+///
+/// `keys` and `values` must have room for `room` keys and values of the map, which must be a hash map or an
+/// array.
+unsafe fn lookup_batch_at(
+    map: BorrowedFd<'_>,
+    cursor: Cursor,
+    keys: *mut u8,
+    values: *mut u8,
+    room: usize,
+) -> io::Result<(usize, Cursor)> {
     let from = cursor.unwrap_or(0);
     let mut next = 0u32;
     let mut attr = Batch {
         in_batch: cursor.map_or(0, |_| std::ptr::from_ref(&from) as u64),
         out_batch: std::ptr::from_mut(&mut next) as u64,
-        keys: keys.as_mut_ptr() as u64,
-        values: values.as_mut_ptr() as u64,
+        keys: keys as u64,
+        values: values as u64,
         count: room as u32,
         map_fd: raw(map),
         elem_flags: 0,
         flags: 0,
     };
     // SAFETY: the kernel reads and writes a u32 at the batch addresses (hash maps count in
-    // buckets), and writes at most `count` keys and values, for which the slices have room; `Pod`
-    // types take any bytes.
+    // buckets, arrays in elements); the rest is the caller's promise.
     match unsafe { bpf(MAP_LOOKUP_BATCH, &mut attr) } {
         Ok(_) => Ok(((attr.count as usize).min(room), Some(next))),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
@@ -374,6 +420,31 @@ pub fn lookup_batch<K: Pod, V: Pod>(
         }
         Err(error) => Err(error),
     }
+}
+
+/// Writes one element. `sizes` are the map's, of a key and a value in bytes; `flags` are `BPF_ANY` (0) or
+/// `BPF_NOEXIST` (1: `EEXIST` where there is one).
+///
+/// # Panics
+///
+/// Where key or value are of another size.
+pub fn update_bytes(
+    map: BorrowedFd<'_>,
+    sizes: (usize, usize),
+    key: &[u8],
+    value: &[u8],
+    flags: u64,
+) -> io::Result<()> {
+    assert_eq!(sizes, (key.len(), value.len()), "the map's record");
+    let mut attr = Element {
+        map_fd: raw(map),
+        padding: 0,
+        key: key.as_ptr() as u64,
+        value: value.as_ptr() as u64,
+        flags,
+    };
+    // SAFETY: the kernel reads a key and a value of the map's sizes, which the slices have.
+    unsafe { bpf(MAP_UPDATE_ELEM, &mut attr) }.map(drop)
 }
 
 /// A value of zeros, for buffers.

@@ -19,7 +19,7 @@ use netfw_common::{
 use crate::{instance::Instance, lab::root};
 
 /// Both halves of a flow from client `n` to a container.
-fn flow(n: u32, state: u8, seen: u32) -> [(Tuple4, Flow4); 2] {
+pub fn flow(n: u32, state: u8, seen: u32) -> [(Tuple4, Flow4); 2] {
     let client = Ip4::new((0x0b00_0000 + n).to_be_bytes());
     let key = Tuple4 {
         src: client,

@@ -1,6 +1,6 @@
 //! An instance's pins.
 
-use netfw::bpf::{DataPlane, Options};
+use netfw::bpf::{DataPlane, Options, STEPS};
 use netfw_common::record::Config;
 
 use crate::lab::unique;
@@ -20,6 +20,7 @@ impl Instance {
             max_embryos: 1 << 10,
             log_level: None,
             config: Config::default(),
+            steps: STEPS,
         }
     }
 }

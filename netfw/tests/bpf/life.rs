@@ -248,7 +248,10 @@ fn beside_the_data_plane_of_another_layout_a_second_one_was_attached() {
     DataPlane::check_layout(&instance.0).unwrap();
     std::fs::rename(own.join("maps/CONFIG"), other.join("maps/CONFIG")).unwrap();
     let error = DataPlane::load(&instance.options()).map(drop).unwrap_err();
-    assert!(matches!(error, BpfError::OtherLayout { .. }), "{error}");
+    assert!(
+        matches!(error, BpfError::OtherLayout { newer: true, .. }),
+        "{error}"
+    );
     let down = format!("netfw down --instance {}", instance.0);
     assert!(error.to_string().contains(&down), "{error}");
     assert!(other.join("maps/CONFIG").exists(), "it stays as it was");
@@ -268,7 +271,7 @@ fn tc(words: &str) -> String {
 
 /// The links that are pinned, by name: the number that the kernel gave each, and its program's. None
 /// for what stands for a filter under clsact.
-fn links(instance: &str) -> HashMap<String, Option<(u32, u32)>> {
+pub fn links(instance: &str) -> HashMap<String, Option<(u32, u32)>> {
     let links = Path::new(BPFFS)
         .join(instance)
         .join(format!("v{}/links", netfw_common::ABI));
@@ -287,7 +290,7 @@ fn links(instance: &str) -> HashMap<String, Option<(u32, u32)>> {
         .collect()
 }
 
-fn publish_key(port: u16) -> PublishKey4 {
+pub fn publish_key(port: u16) -> PublishKey4 {
     PublishKey4 {
         addr: Ip4::new([0; 4]),
         port: Be16::new(port),
@@ -296,7 +299,7 @@ fn publish_key(port: u16) -> PublishKey4 {
     }
 }
 
-fn publish(port: u16) -> Publish4 {
+pub fn publish(port: u16) -> Publish4 {
     Publish4 {
         addr: Ip4::new([172, 18, 0, 2]),
         counter: 1,

@@ -22,7 +22,7 @@ use aya::{
 };
 use netfw_common::{
     addr::{Address, Be16, Ip4, Ip6},
-    flow::{Flow, queries},
+    flow::{Flow, holdings},
     fragment::{Datagram, FragmentKey, Held, HeldKey},
     record::{
         Allowed, Config, Counter, Endpoint, IsAllowed, Local, Mapping, MappingKey, Permit, Publish,
@@ -131,14 +131,13 @@ impl Site {
         for name in ["FLOWS", "EMBRYOS"] {
             self.clear::<Tuple<A>, Flow<A>>(&format!("{name}{digit}"));
         }
-        let mut queries: Array<&mut MapData, u64> = Array::try_from(
-            self.ebpf
-                .map_mut(&format!("QUERIES{digit}"))
-                .expect("a map"),
-        )
-        .expect("an array");
-        for element in [queries::MADE, queries::REMOVED] {
-            queries.set(element, 0, 0).expect("a count");
+        let name = format!("HOLDINGS{digit}");
+        let map = self.ebpf.map_mut(&name).expect("a map");
+        let mut holdings: Array<&mut MapData, u64> = Array::try_from(map).expect("an array");
+        for element in 0..holdings::ELEMENTS {
+            if holdings.get(&element, 0) != Ok(0) {
+                holdings.set(element, 0, 0).expect("a count");
+            }
         }
         self.clear::<FragmentKey<A>, [u8; size_of::<Datagram>()]>(&format!("FRAGMENTS{digit}"));
         self.clear::<Tuple<A>, u32>(&format!("TALKS{digit}"));

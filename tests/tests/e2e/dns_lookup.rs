@@ -16,7 +16,7 @@ use std::{
 };
 
 use netfw::{
-    bpf::{DataPlane, Lookup, Options as DataPlaneOptions},
+    bpf::{DataPlane, Lookup, Options as DataPlaneOptions, STEPS},
     dns::{Bridge, Member, Network, Options, Server, View},
 };
 use netfw_common::record::Config;
@@ -193,6 +193,7 @@ impl Names {
                     max_embryos: 1 << 10,
                     log_level: None,
                     config: Config::default(),
+                    steps: STEPS,
                 })
                 .expect("the programs load");
                 let lookup = plane.attach_lookup().expect("it is the first");
