@@ -23,7 +23,7 @@ use crate::{
     api::types::{Action, Applied, ApplyRequest, Fault, Object, Step},
     document::Document,
     name::Name,
-    net::Namespace,
+    net::{Link, Namespace},
 };
 
 impl Agent {
@@ -158,7 +158,20 @@ impl Agent {
                     });
                 }
             }
-            taken = links.into_iter().map(|link| link.name).collect();
+            // What goes is gone by then.
+            let goes = |link: &Link| {
+                let mut up = self.up.iter();
+                up.any(|((name, network), host)| {
+                    let (before, after) =
+                        (self.wanted.endpoints.get(name), target.endpoints.get(name));
+                    let stays = before.zip(after).is_some_and(|(before, after)| {
+                        !is_another(before, after) && after.attachment(network).is_some()
+                    });
+                    link.peer == Some(*host) && !stays
+                })
+            };
+            let links = links.into_iter().filter(|link| !goes(link));
+            taken = links.map(|link| link.name).collect();
         }
         for n in 0..endpoint.attachments.len() {
             if endpoint.attachments[n].interface.is_empty() {
