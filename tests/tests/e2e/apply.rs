@@ -181,7 +181,8 @@ fn a_network_moves_with_its_endpoints() {
         let all = [&["exec", &name, "--"], words].concat();
         site.agent.netfw(&all)
     };
-    inside(&["ip", "link", "add", "own", "type", "dummy"]);
+    let other = ["type", "veth", "peer", "name", "own2"];
+    inside(&[&["ip", "link", "add", "own"], &other[..]].concat());
     let moved = text.replace("10.77.0.", "10.78.0.");
     let [first, rest @ ..] = &apply(&site.agent, &moved)[..] else {
         panic!("nothing was done");
@@ -189,7 +190,7 @@ fn a_network_moves_with_its_endpoints() {
     assert_eq!(first, "replace network app");
     assert_eq!(rest.len(), 2, "{rest:?}");
     let links = inside(&["ip", "-o", "link"]);
-    assert!(links.contains(": own:"), "{links}");
+    assert!(links.contains(": own@"), "{links}");
     let web = site.agent.json(&["endpoint", "inspect", "web"]);
     assert_eq!(web["ip"], "10.78.0.7");
     assert_eq!(web["state"], "up");
@@ -206,7 +207,7 @@ fn a_network_moves_with_its_endpoints() {
     assert_eq!(page, Some(site.nginx.page(80)));
     assert_eq!(apply(&site.agent, &renamed), NOTHING);
     let links = inside(&["ip", "-o", "link"]);
-    assert!(links.contains(": own:"), "{links}");
+    assert!(links.contains(": own@"), "{links}");
 }
 
 #[test]

@@ -3,6 +3,10 @@
 
 use std::{fs, process::Command};
 
+use aya::programs::{
+    LinkOrder, SchedClassifier, TcAttachType,
+    tc::{NlOptions, TcAttachOptions, TcHandle},
+};
 use netfw_tests::{
     Agent, Lab, Running,
     programs::{Drinker, Drinking, Fountain, Nginx, curl},
@@ -10,7 +14,10 @@ use netfw_tests::{
     wait_until,
 };
 
-use crate::setting::{SOON, Site, attach, text};
+use crate::{
+    doctor::{guard, theirs},
+    setting::{SOON, Site, attach, text},
+};
 
 fn host_interface(agent: &Agent) -> String {
     let web = agent.json(&["endpoint", "inspect", "web"]);
@@ -220,47 +227,55 @@ fn works_in(site: &Site) {
 }
 
 #[test]
-fn filters_of_others_on_the_same_hooks_come_and_go() {
+fn programs_of_others_on_the_same_hooks_come_and_go() {
     let mut site = Site::new(&["8080:80"]);
     let veth = host_interface(&site.agent);
-    let filters = |site: &Site, device: &str, side: &str| {
-        site.lab
-            .node
-            .run(&["tc", "filter", "show", "dev", device, side])
+    let mut ebpf = theirs();
+    let program = guard(&mut ebpf);
+    let id = program.info().expect("loaded").id();
+    let node = &site.lab.node;
+    // Behind netfw's, wherever they are.
+    let last = TcAttachOptions::TcxOrder(LinkOrder::last());
+    let by_tcx = node.enter(|| program.attach_with_options("up0", TcAttachType::Ingress, last));
+    node.enter(|| {
+        let filter = NlOptions {
+            priority: 0xfff0,
+            handle: TcHandle::new(0, 1),
+            classid: None,
+        };
+        let options = TcAttachOptions::Netlink(filter);
+        let link = program
+            .attach_with_options(&veth, TcAttachType::Ingress, options)
+            .and_then(|link| program.take_link(link))
+            .expect("attached");
+        // As in `doctor`.
+        std::mem::forget(link);
+    });
+    let filters = |site: &Site| {
+        let words = ["tc", "filter", "show", "dev", &veth, "ingress"];
+        site.lab.node.run(&words)
     };
-    let theirs = |site: &Site| {
-        [("up0", "ingress"), ("up0", "egress"), (&veth, "ingress")]
-            .map(|(device, side)| filters(site, device, side).contains("matchall"))
+    let are_there = |site: &Site| {
+        assert!(filters(site).contains("pref 65520"), "{}", filters(site));
+        if by_tcx.is_ok() {
+            let query = || SchedClassifier::query_tcx("up0", TcAttachType::Ingress);
+            let (_, programs) = site.lab.node.enter(query).expect("what is attached");
+            assert!(programs.iter().any(|program| program.id() == id));
+        }
+        works(site);
     };
-    // The uplink has the qdisc where netfw goes by it.
-    let qdisc = ["tc", "qdisc", "add", "dev", "up0", "clsact"];
-    let had_one = !site.lab.node.succeeds(&qdisc);
-    for (device, side) in [("up0", "ingress"), ("up0", "egress"), (&veth, "ingress")] {
-        site.lab.node.run(&[
-            "tc", "filter", "add", "dev", device, side, "prio", "7", "matchall", "action",
-            "continue",
-        ]);
-    }
-    assert_eq!(theirs(&site), [true; 3]);
-    works(&site);
+    are_there(&site);
     site.agent.kill();
     site.agent.start_again();
     site.agent.netfw(&["publish", "web", "8081:81"]);
-    assert_eq!(theirs(&site), [true; 3]);
+    are_there(&site);
+    let words = [
+        "tc", "filter", "del", "dev", &veth, "ingress", "pref", "65520",
+    ];
+    site.lab.node.run(&words);
+    drop(ebpf);
     works(&site);
-    for (device, side) in [("up0", "ingress"), ("up0", "egress"), (&veth, "ingress")] {
-        site.lab
-            .node
-            .run(&["tc", "filter", "del", "dev", device, side, "prio", "7"]);
-    }
-    works(&site);
-    if !had_one {
-        site.lab
-            .node
-            .run(&["tc", "qdisc", "del", "dev", "up0", "clsact"]);
-    }
-    works(&site);
-    assert!(filters(&site, &veth, "ingress").contains("netfw_container"));
+    assert!(filters(&site).contains("netfw_container"));
 }
 
 #[test]
