@@ -50,7 +50,7 @@ pub(super) fn steps(
         }
     }
     // The order within what was said of one is kept.
-    all.sort_by_key(|step| rank(step));
+    all.sort_by_key(rank);
     all
 }
 

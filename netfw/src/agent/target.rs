@@ -200,21 +200,9 @@ impl Making<'_> {
         };
         let gateway = v4.iter().chain(&v6).next().map(|pool| pool.gateway);
         let Some(gateway) = gateway else { return };
-        let (number, bridge) = match before {
-            Some(before) => (before.number, before.bridge.clone()),
-            None => {
-                let links = self.around.links.iter().map(String::as_str);
-                let taken = links.chain(all().map(|n| n.bridge.as_str()));
-                let bridge = match free_bridge_name(taken) {
-                    Ok(bridge) => bridge,
-                    Err(error) => return self.fault(&["networks", &request.name], error),
-                };
-                (1 + all().map(|n| n.number).max().unwrap_or(0), bridge)
-            }
-        };
-        let network = Network {
-            number,
-            bridge,
+        let mut network = Network {
+            number: before.map_or(0, |before| before.number),
+            bridge: before.map_or_else(String::new, |before| before.bridge.clone()),
             mac: ipam::mac_for(gateway),
             name: request.name.clone(),
             v4,
@@ -223,6 +211,18 @@ impl Making<'_> {
             rules,
             labels: request.labels,
         };
+        if before.is_none() {
+            network.number = 1 + all().map(|n| n.number).max().unwrap_or(0);
+        }
+        // Another interface goes by another name: one of two that were half made is then known.
+        if before.is_none_or(|before| is_replaced(before, &network)) {
+            let links = self.around.links.iter().map(String::as_str);
+            let taken = links.chain(all().map(|n| n.bridge.as_str()));
+            network.bridge = match free_bridge_name(taken) {
+                Ok(bridge) => bridge,
+                Err(error) => return self.fault(&["networks", &request.name], error),
+            };
+        }
         self.wanted.networks.insert(request.name, network);
     }
 
@@ -354,7 +354,7 @@ impl Making<'_> {
                     Err((key, error)) => {
                         let key = Some(key).filter(|key| !implied && !key.is_empty());
                         let at: Vec<&str> = at.into_iter().chain(key).collect();
-                        self.fault(&at, error);
+                        self.fault(&at, *error);
                     }
                 }
             }
@@ -381,7 +381,7 @@ impl Making<'_> {
         name: &Name,
         asked: &document::Attachment,
         taken: &mut BTreeMap<Name, BTreeSet<IpAddr>>,
-    ) -> Result<(), (&'static str, AgentError)> {
+    ) -> Result<(), (&'static str, Box<AgentError>)> {
         let network = &asked.network;
         if !self.wanted.networks.contains_key(network) {
             if self.document.networks.contains_key(network) {
@@ -390,14 +390,15 @@ impl Making<'_> {
             }
             let has = self.wanted.networks.keys().cloned().collect();
             let name = network.clone();
-            return Err(("network", NetworkError::None { name, has }.into()));
+            let none = NetworkError::None { name, has };
+            return Err(("network", Box::new(none.into())));
         }
         let endpoint = &self.wanted.endpoints[name];
         if endpoint.attachment(network).is_some() {
             let (endpoint, network) = (name.clone(), network.clone());
             return Err((
                 "network",
-                NetworkError::Connected { endpoint, network }.into(),
+                Box::new(NetworkError::Connected { endpoint, network }.into()),
             ));
         }
         let before = self.present.endpoints.get(name);
@@ -426,18 +427,19 @@ impl Making<'_> {
                 (Some(ip), None) => {
                     return Err((
                         key,
-                        AgentError::NoFamily {
+                        Box::new(AgentError::NoFamily {
                             ip,
                             network: network.clone(),
                             family: family(ip),
                             why: self.around.ipv6.clone().err().filter(|_| six),
-                        },
+                        }),
                     ));
                 }
                 (Some(ip), Some(pool)) => {
-                    pool.check(ip, taken).map_err(|error| (key, error.into()))?;
+                    pool.check(ip, taken)
+                        .map_err(|error| (key, Box::new(error.into())))?;
                     if self.around.locals.contains_key(&ip) {
-                        return Err((key, AgentError::NodeAddress { ip }));
+                        return Err((key, Box::new(AgentError::NodeAddress { ip })));
                     }
                     Some(ip)
                 }
