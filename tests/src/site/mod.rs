@@ -22,6 +22,7 @@ use aya::{
 };
 use netfw_common::{
     addr::{Address, Be16, Ip4, Ip6},
+    budget::Budget,
     flow::{Flow, holdings},
     fragment::{Datagram, FragmentKey, Held, HeldKey},
     record::{
@@ -100,6 +101,7 @@ impl Site {
         self.clear::<u32, Endpoint>("ENDPOINTS");
         self.clear::<u32, Uplink>("UPLINKS");
         self.clear::<HeldKey, Held>("HELD");
+        self.clear::<u32, Budget>("BUDGETS");
         let mut counters: PerCpuArray<&mut MapData, Counter> =
             PerCpuArray::try_from(self.ebpf.map_mut("COUNTERS").expect("a map")).expect("an array");
         let cpus = nr_cpus().expect("CPUs");
@@ -135,7 +137,7 @@ impl Site {
         let map = self.ebpf.map_mut(&name).expect("a map");
         let mut holdings: Array<&mut MapData, u64> = Array::try_from(map).expect("an array");
         for element in 0..holdings::ELEMENTS {
-            if holdings.get(&element, 0) != Ok(0) {
+            if holdings.get(&element, 0).expect("a count") != 0 {
                 holdings.set(element, 0, 0).expect("a count");
             }
         }
