@@ -14,6 +14,7 @@
 //! | [`metrics`] | what Prometheus is told |
 //! | [`doctor`] | what is not as netfw needs it, and what to do |
 //! | [`demo`] | a lab in namespaces that shows it all at work |
+//! | [`document`] | the wanted state as one TOML document |
 //! | [`publish`], [`source`], [`name`], [`mode`], [`rules`], [`filter`] | what people write: port mappings, who may use them, names and MAC addresses, networks and ways to do without, rules of networks, which flows they want to see |
 
 pub mod agent;
@@ -23,6 +24,7 @@ pub mod cli;
 pub mod demo;
 pub mod dns;
 pub mod doctor;
+pub mod document;
 pub mod filter;
 pub mod metrics;
 pub mod mode;

@@ -24,6 +24,7 @@ use super::{
     endpoint::place,
     error::NetworkError,
     ipam::{self, Pool},
+    names,
     network::SETTINGS6,
     plan::family,
     purge::{Doomed, Then},
@@ -94,15 +95,6 @@ impl Inside {
             _ => Ok(()),
         }
     }
-}
-
-/// Is that `NAME.NETWORK`? Letters of either case are the same in names (RFC 4343).
-fn is_full_name(alias: &Name, name: &Name, network: &Name) -> bool {
-    let rest = alias
-        .get(name.len()..)
-        .and_then(|rest| rest.strip_prefix('.'));
-    rest.is_some_and(|rest| rest.eq_ignore_ascii_case(network))
-        && alias[..name.len()].eq_ignore_ascii_case(name)
 }
 
 impl Agent {
@@ -290,12 +282,18 @@ impl Agent {
         inside: Option<&Inside>,
         path: &Path,
     ) -> Result<Attachment, AgentError> {
-        self.check_aliases(name, &asked.aliases, network)?;
+        names::check(&self.wanted, name, &asked.aliases, &network.name)?;
         let mut interface = "eth0".into();
         if let Some(inside) = inside {
             let links = inside.netlink.links().await?;
-            self.check_not_attached(path, inside, &links, network)?;
-            interface = free_interface(&links)?;
+            if let Some(other) = self.attached_from(inside, &links, &network.name) {
+                return Err(AgentError::AlreadyAttached {
+                    netns: path.to_owned(),
+                    network: network.name.clone(),
+                    endpoint: other.name.clone(),
+                });
+            }
+            interface = free_interface(links.iter().map(|link| link.name.as_str()))?;
         }
         let (ip4, ip6) = self.addresses_for(asked, network)?;
         let first = ip4.map(IpAddr::V4).or(ip6.map(IpAddr::V6));
@@ -321,31 +319,23 @@ impl Agent {
         })
     }
 
-    /// `links` are what the namespace has. Only who has the other end of one is asked for its
-    /// namespace: with a thousand endpoints, looking at all their files takes milliseconds.
-    fn check_not_attached(
+    /// Who is attached to the network from this very namespace. `links` are what the namespace has. Only who
+    /// has the other end of one is asked for its namespace: with a thousand endpoints, looking at all their
+    /// files takes milliseconds.
+    pub(super) fn attached_from(
         &self,
-        path: &Path,
         inside: &Inside,
         links: &[Link],
-        network: &Network,
-    ) -> Result<(), AgentError> {
+        network: &Name,
+    ) -> Option<&Endpoint> {
         let others = self.up.iter().filter(|((_, of), host)| {
-            *of == network.name && links.iter().any(|link| link.peer == Some(**host))
+            of == network && links.iter().any(|link| link.peer == Some(**host))
         });
         let mut others = others.filter_map(|((name, _), _)| self.wanted.endpoints.get(name));
-        let same = |e: &&Endpoint| {
+        others.find(|e| {
             std::fs::metadata(&e.namespace.path)
                 .is_ok_and(|file| (file.dev(), file.ino()) == inside.namespace.id())
-        };
-        match others.find(same) {
-            Some(endpoint) => Err(AgentError::AlreadyAttached {
-                netns: path.to_owned(),
-                network: network.name.clone(),
-                endpoint: endpoint.name.clone(),
-            }),
-            None => Ok(()),
-        }
+        })
     }
 
     /// One of each family that the network has.
@@ -459,50 +449,6 @@ impl Agent {
         network.ok_or_else(|| self.no_network(&attachment.network))
     }
 
-    /// A name is either one endpoint's own, plainly or with a network's behind a dot, or an alias that several
-    /// may have.
-    fn check_aliases(
-        &self,
-        name: &Name,
-        aliases: &[Name],
-        network: &Network,
-    ) -> Result<(), AgentError> {
-        for (other, attachment) in self.wanted.attachments() {
-            let at = &attachment.network;
-            if other.name == *name {
-                continue;
-            }
-            let clash = |alias: &Name, of: &Name, name: &Name, at: &Name| {
-                (of == at && alias.eq_ignore_ascii_case(name))
-                    || is_full_name(alias, name, at)
-                    || is_full_name(name, alias, of)
-            };
-            if is_full_name(name, &other.name, at) || is_full_name(&other.name, name, &network.name)
-            {
-                return Err(NetworkError::AliasTaken {
-                    alias: name.clone(),
-                    owner: other.name.clone(),
-                    network: at.clone(),
-                }
-                .into());
-            }
-            let mut ours = aliases.iter();
-            let mut theirs = attachment.aliases.iter();
-            let alias = ours
-                .find(|alias| clash(alias, &network.name, &other.name, at))
-                .or_else(|| theirs.find(|alias| clash(alias, at, name, &network.name)));
-            if let Some(alias) = alias {
-                return Err(NetworkError::AliasTaken {
-                    alias: alias.clone(),
-                    owner: other.name.clone(),
-                    network: at.clone(),
-                }
-                .into());
-            }
-        }
-        Ok(())
-    }
-
     /// Links lead to endpoints of the same network.
     pub(super) fn check_links(
         &self,
@@ -607,6 +553,8 @@ impl Agent {
             .configure_container(attachment, host, inside, prepared)
             .await?;
         self.prepare_endpoint(endpoint, host, &inside.namespace);
+        let id = inside.namespace.id();
+        self.namespaces.insert(endpoint.name.clone(), id);
         self.note_up(place(endpoint, attachment), host);
         Ok(Ends { host, peer })
     }
@@ -884,10 +832,13 @@ fn silence(conf6: Option<&sysctl::Directory>, host_interface: &str) -> Result<()
     }
 }
 
-/// `eth0`, or the next that is not among a namespace's interfaces.
-fn free_interface(links: &[Link]) -> Result<String, AgentError> {
+/// `eth0`, or the next that is not taken.
+pub(super) fn free_interface<'a>(
+    taken: impl Iterator<Item = &'a str>,
+) -> Result<String, AgentError> {
+    let taken: BTreeSet<&str> = taken.collect();
     (0..1000)
         .map(|n| format!("eth{n}"))
-        .find(|name| !links.iter().any(|l| l.name == *name))
+        .find(|name| !taken.contains(name.as_str()))
         .ok_or_else(|| AgentError::Fault("a thousand interfaces named ethN".into()))
 }

@@ -10,7 +10,8 @@ use super::{
     attachment::{Asked, Inside},
     error::ModeError,
     network::DEFAULT_NETWORK,
-    publish::{CHOICES, check_held},
+    ports::check_held,
+    publish::CHOICES,
     purge::{Doomed, Then},
     record::{self, Attachment, Endpoint, Network, Published, Target},
     store::Change,
@@ -322,18 +323,27 @@ impl Agent {
                 Namespace::of_pid(*pid)?,
             ),
         };
+        let target = self.foreign(path, &namespace)?;
+        Ok((target, Some(namespace)))
+    }
+
+    /// A namespace that somebody else made, for an endpoint.
+    pub(super) fn foreign(
+        &self,
+        path: PathBuf,
+        namespace: &Namespace,
+    ) -> Result<Target, AgentError> {
         if self.wanted.node.as_ref().map(|n| n.id) == Some(namespace.id()) {
             return Err(AgentError::NodeNamespace(path));
         }
-        if Namespace::of_machine().is_some_and(|machine| machine == namespace) {
+        if Namespace::of_machine().is_some_and(|machine| machine == *namespace) {
             return Err(AgentError::MachineNamespace(path));
         }
-        let target = Target {
+        Ok(Target {
             id: path.starts_with("/proc").then_some(namespace.id()),
             path,
             made: false,
-        };
-        Ok((target, Some(namespace)))
+        })
     }
 
     pub(super) fn take_counter(&mut self, taken: &mut Vec<u32>) -> Result<u32, AgentError> {
@@ -464,6 +474,7 @@ impl Agent {
         self.remove_files(name);
         self.store.commit(&[Change::NoEndpoint(name)])?;
         self.wanted.endpoints.remove(name);
+        self.namespaces.remove(name);
         for counter in endpoint.counters() {
             self.counters.give_back(counter);
         }

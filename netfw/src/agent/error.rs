@@ -6,7 +6,7 @@ use ipnet::{IpNet, Ipv6Net};
 
 use super::{capability::CapabilityError, ipam::AddressError, paths::LockError, store::StoreError};
 use crate::{
-    api::types::FailureKind,
+    api::types::{FailureKind, Fault},
     bpf::BpfError,
     metrics::serve::ServeError,
     mode::Mode,
@@ -19,6 +19,12 @@ use crate::{
 pub enum AgentError {
     #[error("the request cannot be read: {0}")]
     Request(String),
+    #[error("the document cannot be applied, and nothing was changed:\n  {}", lines(.0))]
+    Document(Vec<Fault>),
+    #[error(
+        "what the node has was changed since the plan was made: have it made again, and look at it"
+    )]
+    Outdated,
     #[error(transparent)]
     Name(NameError),
     #[error("there is no endpoint \"{0}\": `netfw endpoint ls` lists those that exist")]
@@ -169,6 +175,7 @@ impl AgentError {
         use AgentError as E;
         match self {
             E::Request(_)
+            | E::Document(_)
             | E::Name(_)
             | E::NodeNamespace(_)
             | E::NoFamily { .. }
@@ -189,7 +196,8 @@ impl AgentError {
             E::Network(error) => error.kind(),
             E::Mode(error) => error.kind(),
             E::NoEndpoint(_) | E::NotPublished { .. } => FailureKind::NotFound,
-            E::EndpointExists(_)
+            E::Outdated
+            | E::EndpointExists(_)
             | E::EndpointGone(_)
             | E::Removing(_)
             | E::NamespaceExists(_)
@@ -339,6 +347,12 @@ pub enum ModeError {
     Names(Mode),
     #[error("--network {0} takes neither --netns nor --pid: {why}", why = whose(.0))]
     Namespace(Mode),
+    #[error(
+        "network_mode \"{0}\" takes no networks: {why}", why = whose(.0)
+    )]
+    Networks(Mode),
+    #[error("endpoint \"{other}\" is none to share with: it is not in the document")]
+    NotNamed { other: Name },
     #[error("endpoint \"{0}\" cannot share its own namespace: name another one")]
     Own(Name),
     #[error(
@@ -402,6 +416,11 @@ fn held(holder: &Holder) -> String {
         std::net::SocketAddr::new(holder.addr, holder.port),
         holder.proto
     )
+}
+
+fn lines(faults: &[Fault]) -> String {
+    let lines: Vec<String> = faults.iter().map(Fault::to_string).collect();
+    lines.join("\n  ")
 }
 
 fn list<T: ToString>(items: &[T]) -> String {

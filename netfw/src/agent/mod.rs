@@ -8,12 +8,14 @@
 //! | [`paths`] | directories, socket, the lock of an instance |
 //! | [`ipam`], [`plan`], [`counter`], [`node`] | decisions, pure: addresses, networks, counter indexes, uplinks |
 //! | [`start`] | from the store to a running node |
-//! | [`network`], [`endpoint`], [`attachment`], [`publish`], [`flow`] | requests |
+//! | [`network`], [`endpoint`], [`attachment`], [`publish`], [`ports`], [`flow`] | requests |
 //! | [`files`] | what containers find in `/etc` |
 //! | [`names`] | what the name servers are told |
 //! | [`purge`] | flows that must go, in portions |
 //! | [`xdp`] | XDP on uplinks |
-//! | [`observe`] | what happens to the node meanwhile |
+//! | [`observe`], [`mend`] | what happens to the node meanwhile; what of it is undone |
+//! | [`apply`], [`target`], [`steps`] | the node brought to what a document wants: what that is, and what is different |
+//! | [`described`] | the wanted state as such a document |
 //! | [`view`] | answers |
 //! | [`notify`] | telling a service manager |
 //! | [`capability`] | what the agent may do |
@@ -24,10 +26,12 @@
 //! is decided first (nothing touched yet), then written to the store, then made in the kernel; what
 //! fails on the way is undone in both.
 
+mod apply;
 pub mod attachment;
 pub mod capability;
 pub mod config;
 pub mod counter;
+mod described;
 pub mod down;
 pub mod endpoint;
 pub mod error;
@@ -36,6 +40,7 @@ pub mod flow;
 pub mod ipam;
 pub mod measure;
 pub mod memory;
+mod mend;
 mod names;
 pub mod network;
 pub mod node;
@@ -43,13 +48,16 @@ mod notify;
 pub mod observe;
 pub mod paths;
 pub mod plan;
+mod ports;
 pub mod publish;
 pub mod purge;
 pub mod record;
 pub mod run;
 pub mod saved;
 pub mod start;
+mod steps;
 pub mod store;
+mod target;
 pub mod view;
 mod xdp;
 
@@ -67,9 +75,10 @@ pub use self::error::AgentError;
 use self::{
     config::Config,
     counter::Indexes,
+    mend::Patience,
     names::Names,
     purge::Purge,
-    record::{Endpoint, Wanted},
+    record::{Endpoint, NamespaceId, Wanted},
     store::Store,
 };
 use crate::{
@@ -105,6 +114,13 @@ pub struct Agent {
     conf6: Option<Directory>,
     /// Why the node has no IPv6, if so.
     ipv6: Result<(), String>,
+    /// The namespaces of endpoints that are up, or were.
+    namespaces: BTreeMap<Name, NamespaceId>,
+    /// Since when endpoints that cannot come back are gone.
+    lost: BTreeMap<Name, Instant>,
+    patience: Patience,
+    /// Interfaces whose filters are not put back at once.
+    unfiltered: BTreeSet<u32>,
     /// Not carried out yet.
     purges: Vec<Purge>,
     /// Nor these, for which nobody waits; told when there are some.

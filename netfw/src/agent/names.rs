@@ -1,9 +1,17 @@
-//! Names of endpoints: what the name servers are told, and where they serve.
+//! Names of endpoints: who may have which, what the name servers are told, and where they serve.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use super::{Agent, endpoint::place, record::Endpoint};
-use crate::dns::{Bridge, Link, Member, Network, Options, Server, View};
+use super::{
+    Agent,
+    endpoint::place,
+    error::NetworkError,
+    record::{Endpoint, Wanted},
+};
+use crate::{
+    dns::{Bridge, Link, Member, Network, Options, Server, View},
+    name::Name,
+};
 
 /// The name servers as they are.
 #[derive(Default)]
@@ -112,4 +120,54 @@ impl Agent {
         });
         View::of(networks)
     }
+}
+
+/// Is that `NAME.NETWORK`? Letters of either case are the same in names (RFC 4343).
+fn is_full_name(alias: &Name, name: &Name, network: &Name) -> bool {
+    let rest = alias
+        .get(name.len()..)
+        .and_then(|rest| rest.strip_prefix('.'));
+    rest.is_some_and(|rest| rest.eq_ignore_ascii_case(network))
+        && alias[..name.len()].eq_ignore_ascii_case(name)
+}
+
+/// A name is either one endpoint's own, plainly or with a network's behind a dot, or an alias that several
+/// may have.
+pub(super) fn check(
+    wanted: &Wanted,
+    name: &Name,
+    aliases: &[Name],
+    network: &Name,
+) -> Result<(), NetworkError> {
+    for (other, attachment) in wanted.attachments() {
+        let at = &attachment.network;
+        if other.name == *name {
+            continue;
+        }
+        let clash = |alias: &Name, of: &Name, name: &Name, at: &Name| {
+            (of == at && alias.eq_ignore_ascii_case(name))
+                || is_full_name(alias, name, at)
+                || is_full_name(name, alias, of)
+        };
+        if is_full_name(name, &other.name, at) || is_full_name(&other.name, name, network) {
+            return Err(NetworkError::AliasTaken {
+                alias: name.clone(),
+                owner: other.name.clone(),
+                network: at.clone(),
+            });
+        }
+        let mut ours = aliases.iter();
+        let mut theirs = attachment.aliases.iter();
+        let alias = ours
+            .find(|alias| clash(alias, network, &other.name, at))
+            .or_else(|| theirs.find(|alias| clash(alias, at, name, network)));
+        if let Some(alias) = alias {
+            return Err(NetworkError::AliasTaken {
+                alias: alias.clone(),
+                owner: other.name.clone(),
+                network: at.clone(),
+            });
+        }
+    }
+    Ok(())
 }

@@ -93,26 +93,27 @@ impl Agent {
         done
     }
 
-    /// Takes the bridge and the subnets away, past errors.
     async fn dismantle(&mut self, name: &Name) -> Result<(), AgentError> {
-        let mut first: Option<AgentError> = None;
         let Some(network) = self.wanted.networks.remove(name) else {
             return Ok(());
         };
-        if let Err(error) = self.dataplane.set_mappings(self.wanted.has_mappings()) {
-            first.get_or_insert(error.into());
+        let set = self.dataplane.set_mappings(self.wanted.has_mappings());
+        let taken = self.take_down_network(&network).await;
+        Ok(set?).and(taken)
+    }
+
+    /// Takes the bridge and the subnets away, past errors; returns the first.
+    pub(super) async fn take_down_network(&mut self, network: &Network) -> Result<(), AgentError> {
+        let mut first = Ok(());
+        if let Some(bridge) = self.bridges.remove(&network.name) {
+            first = self.netlink.delete_link(bridge.ifindex).await;
         }
-        if let Some(bridge) = self.bridges.remove(name)
-            && let Err(error) = self.netlink.delete_link(bridge.ifindex).await
-        {
-            first.get_or_insert(error.into());
-        }
+        let mut first = first.map_err(AgentError::from);
         for subnet in network.subnets() {
-            if let Err(error) = self.dataplane.remove_subnet(subnet) {
-                first.get_or_insert(error.into());
-            }
+            let removed = self.dataplane.remove_subnet(subnet);
+            first = first.and(removed.map_err(AgentError::from));
         }
-        first.map_or(Ok(()), Err)
+        first
     }
 
     pub(super) fn no_network(&self, name: &Name) -> AgentError {
@@ -181,7 +182,7 @@ impl Agent {
     }
 
     /// The node's /48, chosen once.
-    fn prefix6(&mut self) -> Result<Ipv6Net, AgentError> {
+    pub(super) fn prefix6(&mut self) -> Result<Ipv6Net, AgentError> {
         let Some(node) = &self.wanted.node else {
             return Err(AgentError::Fault("the store knows no node".into()));
         };
@@ -196,24 +197,30 @@ impl Agent {
         Ok(prefix)
     }
 
-    /// Every network there is, every one that the node routes to or has an address in, and the node's
-    /// resolvers.
+    /// Every network there is, and what of the node is in the way.
     async fn obstacles(&self) -> Result<Vec<Obstacle>, AgentError> {
-        let routes = self.netlink.routes().await?;
-        let addresses = self.netlink.addresses().await?;
         let networks = self.wanted.networks.values().flat_map(|network| {
             network.subnets().map(|net| Obstacle {
                 net,
                 what: format!("network \"{}\"", network.name),
             })
         });
+        Ok(networks.chain(self.obstacles_of_node().await?).collect())
+    }
+
+    /// What the node routes to or has an address in, and its resolvers; but for what belongs to networks.
+    pub(super) async fn obstacles_of_node(&self) -> Result<Vec<Obstacle>, AgentError> {
+        let ours = |ifindex| self.bridges.values().any(|b| Some(b.ifindex) == ifindex);
+        let mut routes = self.netlink.routes().await?;
+        routes.retain(|route| !ours(route.oif));
+        let mut addresses = self.netlink.addresses().await?;
+        addresses.retain(|address| !ours(Some(address.ifindex)));
         let resolvers = resolv::Config::of_file(&self.config.resolv_conf).servers;
-        let node = plan::of_node(
+        Ok(plan::of_node(
             &routes,
             &addresses,
             resolvers.iter().map(|server| server.ip()),
-        );
-        Ok(networks.chain(node).collect())
+        ))
     }
 
     /// The subnets that are in use: not those of IPv6 where the node has none.
@@ -271,8 +278,7 @@ impl Agent {
         for pool in &pools {
             self.dataplane.set_subnet(pool.subnet, subnet)?;
         }
-        // bpf_fib_lookup asks as if the packet had come in here. What is set here goes with the
-        // bridge, so there is nothing to put back.
+        // What is set here goes with the bridge, so there is nothing to put back.
         let set = |family: &str, key: &str, value: &str| {
             sysctl::set(
                 &format!("net/{family}/conf/{}/{key}", network.bridge),
@@ -285,7 +291,6 @@ impl Agent {
             for (key, value) in SETTINGS6 {
                 set("ipv6", key, value)?;
             }
-            set("ipv6", "forwarding", "1")?;
             // In place of the kernel's, which has to wait for a carrier and for duplicates.
             set("ipv6", "addr_gen_mode", "1")?;
         }
@@ -298,8 +303,28 @@ impl Agent {
             let own = IpNet::new_assert(subnet::link_local(network.mac.0).into(), 64);
             self.netlink.add_address(ifindex, own).await?;
         }
-        set("ipv4", "forwarding", "1")?;
+        Ok(self.set_forwarding(&network)?)
+    }
+
+    /// `net.FAMILY.conf.BRIDGE.forwarding`, of the families that the network has. The stack has it for IPv4
+    /// in any case.
+    fn forwarding(&self, network: &Network) -> impl Iterator<Item = String> {
+        let six = self.pools(network).any(|pool| pool.gateway.is_ipv6());
+        let families = ["ipv4"].into_iter().chain(six.then_some("ipv6"));
+        families.map(|family| format!("net/{family}/conf/{}/forwarding", network.bridge))
+    }
+
+    /// bpf_fib_lookup asks as if the packet had come in by the bridge.
+    pub(super) fn set_forwarding(&self, network: &Network) -> Result<(), NetError> {
+        for key in self.forwarding(network) {
+            sysctl::set(&key, "1")?;
+        }
         Ok(())
+    }
+
+    pub(super) fn forwards(&self, network: &Network) -> bool {
+        let mut keys = self.forwarding(network);
+        keys.all(|key| sysctl::get(&key).is_ok_and(|value| value != "0"))
     }
 }
 
@@ -335,7 +360,9 @@ pub fn unforwarded() -> Vec<String> {
     .collect()
 }
 
-fn free_bridge_name<'a>(taken: impl Iterator<Item = &'a str>) -> Result<String, AgentError> {
+pub(super) fn free_bridge_name<'a>(
+    taken: impl Iterator<Item = &'a str>,
+) -> Result<String, AgentError> {
     let taken: HashSet<&str> = taken.collect();
     (0..10_000)
         .map(|n| format!("netfw{n}"))

@@ -1,17 +1,18 @@
 //! What happens to the node while the agent runs: interfaces come and go, addresses change,
 //! namespaces are deleted. The agent looks at everything anew and acts on the difference.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Agent, AgentError, Place, UplinkState,
     attachment::Inside,
     endpoint::place,
+    mend::SHOWN,
     node,
     purge::{Doomed, Then},
     record::{Attachment, Endpoint},
 };
-use crate::{metrics::Repair, name::Name, net::Touched};
+use crate::{name::Name, net::Touched};
 
 impl Agent {
     /// Brings uplinks, local addresses and endpoints in line with what the kernel has. Trouble
@@ -49,12 +50,13 @@ impl Agent {
             tracing::warn!(
                 endpoint = %name,
                 %network,
-                "gone: its namespace or veth pair was deleted; `netfw endpoint rm {name}` clears it away"
+                "gone: its namespace or veth pair was deleted"
             );
             self.clear_away(&name, &network).await;
         }
         // Last: it makes interfaces that are not in this view.
-        let mended = self.mend_bridges(&view.present).await;
+        let mended = self.mend(&links).await;
+        self.sweep_lost(SHOWN).await?;
         self.set_names();
         mended
     }
@@ -88,35 +90,6 @@ impl Agent {
         self.write_files(&endpoint);
     }
 
-    /// A bridge that somebody deleted is made again, and endpoints with it; so is the gateway's
-    /// address.
-    async fn mend_bridges(&mut self, present: &HashSet<u32>) -> Result<(), AgentError> {
-        let networks: Vec<Name> = self.wanted.networks.keys().cloned().collect();
-        for name in networks {
-            let there = self
-                .bridges
-                .get(&name)
-                .is_some_and(|bridge| present.contains(&bridge.ifindex));
-            let mut pools = self.pools(&self.wanted.networks[&name]);
-            if there && pools.all(|pool| self.locals.contains_key(&pool.gateway)) {
-                continue;
-            }
-            drop(pools);
-            if !self.bridges.contains_key(&name) {
-                // Not made yet.
-                continue;
-            }
-            tracing::warn!(network = %name, "its bridge or the gateway's address was removed: made again");
-            self.ensure_bridge(&name).await?;
-            self.events.repaired(Repair::Bridge);
-            if !there {
-                self.ensure_endpoints().await?;
-                self.forget_strangers()?;
-            }
-        }
-        Ok(())
-    }
-
     /// Is what happened to interfaces no more than the agent's own doing? Then there is nothing to look at:
     /// with a thousand endpoints, a look at all interfaces takes longer than to add one more.
     pub fn expects(&mut self, touched: &Touched) -> bool {
@@ -136,43 +109,18 @@ impl Agent {
         !self.xdp.is_active()
             && gone.iter().all(|known| *known)
             && touched.links.iter().all(|i| is_veth(i) || is_bridge(i))
+            // What is up stays so, unless somebody else has his way.
+            && !touched.down.iter().any(|i| self.is_own(i))
+            && !touched.left.iter().any(|i| self.up.values().any(|up| up == i))
             && touched
                 .addresses
                 .iter()
                 .all(|i| is_veth(i) && !self.locals.values().any(|at| at == i))
     }
 
-    /// Puts programs back that somebody has taken off these interfaces (`tc qdisc del`).
-    pub fn mend_filters(&mut self, ifindexes: &BTreeSet<u32>) {
-        for &ifindex in ifindexes {
-            if !self.dataplane.lacks_filter(ifindex) {
-                continue;
-            }
-            let (name, mended) = if let Some((_, attachment)) = self.attachment_at(ifindex) {
-                let name = attachment.host_interface.clone();
-                let attached = self.dataplane.attach_container(ifindex, &name);
-                (name, attached.map(drop).map_err(|e| crate::chain(&e)))
-            } else if let Some(UplinkState { uplink, attached }) = self.uplinks.get(&ifindex)
-                && attached.is_ok()
-            {
-                let uplink = uplink.clone();
-                let attached = self.attach_uplink(ifindex, &uplink);
-                (uplink.name, attached.map(drop))
-            } else {
-                continue;
-            };
-            match mended {
-                Ok(()) => {
-                    self.events.repaired(Repair::Filter);
-                    tracing::warn!(
-                        interface = %name,
-                        "somebody took netfw's filter off: it is there again"
-                    );
-                }
-                // The interface may be going as well.
-                Err(error) => tracing::warn!(interface = %name, error, "without netfw's filter"),
-            }
-        }
+    fn is_own(&self, ifindex: &u32) -> bool {
+        self.up.values().any(|up| up == ifindex)
+            || self.bridges.values().any(|b| b.ifindex == *ifindex)
     }
 
     /// Whose host side is that?
@@ -247,7 +195,7 @@ impl Agent {
         attached
     }
 
-    fn attach_uplink(
+    pub(super) fn attach_uplink(
         &mut self,
         ifindex: u32,
         uplink: &node::Uplink,

@@ -126,14 +126,20 @@ pub fn plan(
         *pool = Pool::new(pool.subnet, Some(*gateway))?;
     }
     let [v4, v6] = pools;
-    let least = if v6.is_some() { LEAST_MTU6 } else { LEAST_MTU };
-    match request.mtu {
+    check_mtu(request.mtu, v6.is_some())?;
+    Ok((v4, v6, rules))
+}
+
+/// May a network of these families have it?
+pub fn check_mtu(mtu: Option<u32>, six: bool) -> Result<(), NetworkError> {
+    let least = if six { LEAST_MTU6 } else { LEAST_MTU };
+    match mtu {
         Some(mtu) if !(least..=MOST_MTU).contains(&mtu) => Err(NetworkError::Mtu {
             mtu,
             least,
-            family: if v6.is_some() { "IPv6" } else { "IPv4" },
+            family: if six { "IPv6" } else { "IPv4" },
         }),
-        _ => Ok((v4, v6, rules)),
+        _ => Ok(()),
     }
 }
 
@@ -143,7 +149,8 @@ pub fn pool6(prefix: Ipv6Net, taken: &[IpNet]) -> Result<Pool, NetworkError> {
     Ok(Pool::new(net.into(), None)?)
 }
 
-fn rules(request: &NetworkRequest) -> Result<Rules, NetworkError> {
+/// What the request says of its network, unless it contradicts itself.
+pub fn rules(request: &NetworkRequest) -> Result<Rules, NetworkError> {
     if request.filter.is_some() && request.nat != Nat::EndpointIndependent {
         return Err(NetworkError::Filter);
     }

@@ -1,9 +1,6 @@
-//! Publishes: who may have which port, and the map entries that say so.
+//! Publishes: the map entries that say who has which port. Who may have one: [`super::ports`].
 
-use std::{
-    collections::HashSet,
-    net::{IpAddr, SocketAddr},
-};
+use std::net::{IpAddr, SocketAddr};
 
 use netfw_common::{
     addr::{Be16, Ip4, Ip6},
@@ -13,7 +10,7 @@ use netfw_common::{
 use super::{
     Agent, AgentError,
     error::ModeError,
-    plan::family,
+    ports::{Looks, Ports, check_held},
     purge::{Doomed, Shadows, Then},
     record::{Endpoint, Family, Network, Published},
     store::Change,
@@ -23,11 +20,7 @@ use crate::{
     bpf,
     metrics::Address,
     name::Name,
-    net::{
-        diag,
-        socket::{Holder, Protocol, Sockets},
-        sysctl,
-    },
+    net::{diag, socket::Protocol},
     publish::{Families, PortRange, Publish, Spec},
     source::Sources,
 };
@@ -174,12 +167,17 @@ impl Agent {
         self.wanted.endpoints.insert(name.clone(), after);
         let ips: Vec<IpAddr> = before.ips().collect();
         self.hang_up(name, &ips, &gone);
+        self.purge_publishes(&gone);
+        self.endpoint_view(name)
+    }
+
+    /// Flows that publishes have made, and then their counters are free.
+    pub(super) fn purge_publishes(&mut self, gone: &[Published]) {
         let counters: Vec<u32> = gone.iter().map(|p| p.counter).collect();
         self.purge(
             Doomed::Counters(counters.iter().copied().collect()),
             Then::GiveBack(counters),
         );
-        self.endpoint_view(name)
     }
 
     /// The map entries of some of an endpoint's publishes, which lead to where it reaches the world: all,
@@ -277,6 +275,15 @@ impl Agent {
         }
     }
 
+    /// Those that are free of sockets, publishes not considered yet.
+    pub(super) fn ports(&self) -> Ports<'_> {
+        let own = match self.config.metrics {
+            Some(Address::Tcp(own)) => Some(own),
+            _ => None,
+        };
+        Ports::new(&self.locals, own)
+    }
+
     /// The publishes that `specs` ask for, for a container that has addresses of `families` in
     /// `network`; ports chosen and nobody in the way.
     pub(super) fn resolve_publishes(
@@ -285,102 +292,21 @@ impl Agent {
         families: Families,
         network: &Network,
     ) -> Result<Vec<Publish>, AgentError> {
-        let mut looks = Looks::default();
-        let mut publishes: Vec<Publish> = Vec::with_capacity(2 * specs.len());
+        let mut ports = self.ports();
+        for endpoint in self.wanted.endpoints.values() {
+            for published in &endpoint.publishes {
+                ports.take(Some(&endpoint.name), published.publish);
+            }
+        }
+        let mut publishes = Vec::with_capacity(2 * specs.len());
         for spec in specs {
-            if network.rules.internal {
-                return Err(AgentError::PublishInternal {
-                    spec: *spec,
-                    network: network.name.clone(),
-                });
-            }
-            if let Some(ip) = spec.host_ip {
-                self.check_local(*spec, ip)?;
-            }
-            let host_ips = spec.host_ips(families);
-            if let (Some(ip), None) = (spec.host_ip, host_ips.clone().next()) {
-                return Err(AgentError::PublishFamily {
-                    spec: *spec,
-                    family: family(ip),
-                    network: network.name.clone(),
-                });
-            }
-            match spec.host_ports {
-                Some(ports) => {
-                    for host_ip in host_ips {
-                        let publish = spec.resolve(host_ip, ports);
-                        self.check_free(&publish, &publishes, &mut looks)?;
-                        publishes.push(publish);
-                    }
-                }
-                None => {
-                    let host_ips: Vec<IpAddr> = host_ips.collect();
-                    let ports = self.choose_ports(*spec, &host_ips, &publishes, &mut looks)?;
-                    publishes.extend(host_ips.iter().map(|ip| spec.resolve(*ip, ports)));
-                }
+            let host_ips = ports.host_ips(spec, families, network)?;
+            for publish in ports.resolve(*spec, &host_ips)? {
+                ports.take(None, publish);
+                publishes.push(publish);
             }
         }
         Ok(publishes)
-    }
-
-    /// A publish is for an address that the node has.
-    fn check_local(&self, spec: Spec, ip: IpAddr) -> Result<(), AgentError> {
-        if ip.is_unspecified() || ip.is_loopback() || self.locals.contains_key(&ip) {
-            return Ok(());
-        }
-        let locals = self.locals.keys();
-        let mut has: Vec<_> = locals
-            .copied()
-            .filter(|local| local.is_ipv4() == ip.is_ipv4())
-            .collect();
-        has.sort();
-        Err(AgentError::NotLocal { spec, ip, has })
-    }
-
-    /// `also` are the publishes of the same request, `looks` what sockets there are.
-    fn check_free(
-        &self,
-        publish: &Publish,
-        also: &[Publish],
-        looks: &mut Looks,
-    ) -> Result<(), AgentError> {
-        for endpoint in self.wanted.endpoints.values() {
-            if let Some(other) = endpoint
-                .publishes
-                .iter()
-                .find(|p| p.publish.overlaps(publish))
-            {
-                return Err(AgentError::PublishTaken {
-                    publish: *publish,
-                    existing: other.publish,
-                    endpoint: endpoint.name.clone(),
-                });
-            }
-        }
-        if let Some(other) = also.iter().find(|p| p.overlaps(publish)) {
-            return Err(AgentError::PublishTwice {
-                publish: *publish,
-                existing: *other,
-            });
-        }
-        match self.holds(publish) {
-            Some(holder) => Err(AgentError::PortHeld {
-                publish: *publish,
-                holder,
-            }),
-            None => looks.check(publish),
-        }
-    }
-
-    /// The agent's own socket, for metrics, where a publish would take its packets; those of the name servers
-    /// are in nobody's way.
-    fn holds(&self, publish: &Publish) -> Option<Holder> {
-        let Some(Address::Tcp(own)) = self.config.metrics else {
-            return None;
-        };
-        let ports = publish.host_ports.ports();
-        Holder::this_process(own, ports, publish.host_ip)
-            .filter(|holder| holder.proto == publish.protocol)
     }
 
     /// Says which publishes are in the way of sockets that were there first: after a reboot a process may
@@ -404,56 +330,6 @@ impl Agent {
         }
     }
 
-    /// Host ports for a spec that names none, free on all of `host_ips`.
-    fn choose_ports(
-        &self,
-        spec: Spec,
-        host_ips: &[IpAddr],
-        also: &[Publish],
-        looks: &mut Looks,
-    ) -> Result<PortRange, AgentError> {
-        let count = spec.container_ports.count();
-        let named = spec.choice.into_iter();
-        let free = pools(ephemeral_ports()).filter(|_| spec.choice.is_none());
-        for pool in named.chain(free) {
-            if pool.count() < count {
-                continue;
-            }
-            let sockets = looks.of(spec.protocol)?;
-            let held: HashSet<u16> = host_ips
-                .iter()
-                .flat_map(|host_ip| sockets.ports(pool.ports(), *host_ip))
-                .collect();
-            let blocked = |publish: &Publish| {
-                self.wanted
-                    .endpoints
-                    .values()
-                    .flat_map(|e| e.publishes.iter().map(|p| &p.publish))
-                    .chain(also)
-                    .find(|p| p.overlaps(publish))
-                    .map(|p| p.host_ports.last)
-                    .or_else(|| publish.host_ports.ports().find(|port| held.contains(port)))
-                    .or_else(|| self.holds(publish).map(|holder| holder.port))
-            };
-            let mut first = pool.first;
-            while let Some(last) = first.checked_add((count - 1) as u16)
-                && last <= pool.last
-            {
-                let ports = PortRange { first, last };
-                let mut publishes = host_ips.iter().map(|ip| spec.resolve(*ip, ports));
-                match publishes.find_map(|publish| blocked(&publish)) {
-                    None => return Ok(ports),
-                    Some(u16::MAX) => break,
-                    Some(port) => first = port + 1,
-                }
-            }
-        }
-        Err(match spec.choice {
-            Some(choice) => AgentError::NoFreePortOf { spec, choice },
-            None => AgentError::NoFreePort { spec },
-        })
-    }
-
     /// Forgets masqueraded flows whose answers come to ports that are published now: they would be
     /// found before the publish is. Not at once: to be in somebody's way, one must be a talk with the
     /// very port that he comes from.
@@ -473,74 +349,6 @@ impl Agent {
         let publishes = published.iter().map(|p| p.publish);
         self.purge_later(Doomed::Shadows(Shadows::of(publishes)));
     }
-}
-
-/// [`Agent::resolve_publishes`]'s look once more, when nobody can ask for the ports any longer: somebody may
-/// have come between the first one and that. Not so where the kernel chose the port for him; then he is
-/// found now, or goes without what comes in from outside.
-pub(super) fn check_held(published: &[Published]) -> Result<(), AgentError> {
-    let mut looks = Looks::default();
-    published
-        .iter()
-        .try_for_each(|published| looks.check(&published.publish))
-}
-
-/// The sockets of the node as they were at one moment, by protocol: one look for a whole request.
-#[derive(Default)]
-struct Looks(Vec<Sockets>);
-
-impl Looks {
-    fn of(&mut self, protocol: Protocol) -> Result<&Sockets, AgentError> {
-        let known = self
-            .0
-            .iter()
-            .position(|sockets| sockets.protocol() == protocol);
-        let at = match known {
-            Some(at) => at,
-            None => {
-                self.0.push(Sockets::of_others(protocol)?);
-                self.0.len() - 1
-            }
-        };
-        Ok(&self.0[at])
-    }
-
-    fn check(&mut self, publish: &Publish) -> Result<(), AgentError> {
-        let sockets = self.of(publish.protocol)?;
-        match sockets.holder(publish.host_ports.ports(), publish.host_ip) {
-            Some(holder) => Err(AgentError::PortHeld {
-                publish: *publish,
-                holder,
-            }),
-            None => Ok(()),
-        }
-    }
-}
-
-/// Where free host ports are looked for: first above the ports that the node's own connections
-/// use, because an answer to such a connection would otherwise go to the container; then among
-/// them.
-fn pools(ephemeral: PortRange) -> impl Iterator<Item = PortRange> {
-    let above = ephemeral.last.checked_add(1).map(|first| PortRange {
-        first,
-        last: u16::MAX,
-    });
-    above.into_iter().chain([ephemeral])
-}
-
-fn ephemeral_ports() -> PortRange {
-    let parse = |text: String| {
-        let mut parts = text.split_whitespace().map(|p| p.parse().ok());
-        let (first, last) = (parts.next()??, parts.next()??);
-        (0 < first && first <= last).then_some(PortRange { first, last })
-    };
-    sysctl::get("net/ipv4/ip_local_port_range")
-        .ok()
-        .and_then(parse)
-        .unwrap_or(PortRange {
-            first: 32768,
-            last: 60999,
-        })
 }
 
 /// None where it is for the other family.
@@ -620,27 +428,5 @@ mod tests {
         assert_eq!(six.len(), 1);
         assert_eq!((six[0].0.port.get(), six[0].1.counter), (443, 8));
         assert!(keys::<Ip6>(&all).eq(six.iter().map(|(key, _)| *key)));
-    }
-
-    #[test]
-    fn the_node_s_own_ports_come_last() {
-        let ephemeral = PortRange {
-            first: 32768,
-            last: 60999,
-        };
-        let pools: Vec<_> = pools(ephemeral).collect();
-        assert_eq!(
-            pools[0],
-            PortRange {
-                first: 61000,
-                last: 65535
-            }
-        );
-        assert_eq!(pools[1], ephemeral);
-        let all = PortRange {
-            first: 1024,
-            last: 65535,
-        };
-        assert_eq!(super::pools(all).collect::<Vec<_>>(), [all]);
     }
 }

@@ -122,8 +122,53 @@ pub enum Then {
 /// A walk over all flows, to be carried out.
 pub struct Purge {
     doomed: Doomed,
-    then: Then,
+    /// One for each that it was asked for.
+    then: Vec<Then>,
     walk: FlowWalk,
+}
+
+impl Purge {
+    fn new(doomed: Doomed, then: Then) -> Self {
+        Self {
+            doomed,
+            then: vec![then],
+            walk: FlowWalk::default(),
+        }
+    }
+}
+
+/// Those for endpoints, or what publishes have made, by one walk.
+fn merged(purges: Vec<Purge>) -> Vec<Purge> {
+    let mut all: Vec<Purge> = Vec::new();
+    for purge in purges {
+        let (counters, ips) = match &purge.doomed {
+            Doomed::Counters(counters) => (counters.clone(), Vec::new()),
+            Doomed::Endpoint { counters, ips } => (counters.clone(), ips.clone()),
+            _ => {
+                all.push(purge);
+                continue;
+            }
+        };
+        let one = |purge: &Purge| matches!(purge.doomed, Doomed::Endpoint { .. });
+        let at = all.iter().position(one).unwrap_or_else(|| {
+            let none = Doomed::addresses([]);
+            all.push(Purge {
+                then: Vec::new(),
+                ..Purge::new(none, Then::Nothing)
+            });
+            all.len() - 1
+        });
+        all[at].then.extend(purge.then);
+        if let Doomed::Endpoint {
+            counters: more,
+            ips: others,
+        } = &mut all[at].doomed
+        {
+            more.extend(counters);
+            others.extend(ips);
+        }
+    }
+    all
 }
 
 /// A [`Doomed`], with what it is measured by at this moment.
@@ -212,11 +257,7 @@ fn takes<A: Family>(publish: &Publish, addr: A, port: u16, proto: u8) -> bool {
 impl Agent {
     /// To be carried out when the lock is free: [`carry_out`], or [`Agent::purge_now`].
     pub(super) fn purge(&mut self, doomed: Doomed, then: Then) {
-        self.purges.push(Purge {
-            doomed,
-            then,
-            walk: FlowWalk::default(),
-        });
+        self.purges.push(Purge::new(doomed, then));
     }
 
     /// To be carried out in the background, by [`keep_purging`]. Where one that has not begun looks for
@@ -227,11 +268,7 @@ impl Agent {
                 waiting.extend(more.publishes);
             }
             (Doomed::Foreign, Some(Doomed::Foreign)) => {}
-            (doomed, _) => self.later.push(Purge {
-                doomed,
-                then: Then::Nothing,
-                walk: FlowWalk::default(),
-            }),
+            (doomed, _) => self.later.push(Purge::new(doomed, Then::Nothing)),
         }
         self.purger.notify_one();
     }
@@ -249,14 +286,21 @@ impl Agent {
         }
     }
 
-    /// All that are due, with the lock held: at the start, when nobody waits for it.
-    pub(super) fn purge_now(&mut self) -> Result<usize, AgentError> {
-        let mut flows = 0;
-        for mut purge in self.take_purges() {
-            while !self.purge_step(&mut purge)? {}
-            flows += self.end_purge(purge)?;
+    /// All that are due, with the lock held: at the start, when nobody waits for it, and within an `apply`.
+    /// Goes on past errors; returns the first.
+    pub(super) fn purge_now(&mut self) -> Result<(), AgentError> {
+        let mut first = Ok(());
+        for mut purge in merged(self.take_purges()) {
+            let walked = loop {
+                match self.purge_step(&mut purge) {
+                    Ok(true) => break self.end_purge(purge),
+                    Ok(false) => {}
+                    Err(error) => break Err(error),
+                }
+            };
+            first = first.and(walked.map(drop));
         }
-        Ok(flows)
+        first
     }
 
     /// True at the end.
@@ -305,17 +349,24 @@ impl Agent {
                 _ => tracing::debug!(flows, "forgotten"),
             }
         }
-        match purge.then {
-            Then::Nothing => {}
-            Then::GiveBack(counters) => {
-                for counter in counters {
-                    self.counters.give_back(counter);
+        let mut first = Ok(flows);
+        for then in purge.then {
+            let done = match then {
+                Then::Nothing => Ok(()),
+                Then::GiveBack(counters) => {
+                    for counter in counters {
+                        self.counters.give_back(counter);
+                    }
+                    Ok(())
                 }
+                Then::Forget(name) => self.forget_endpoint(&name),
+                Then::Detach { endpoint, network } => self.forget_attachment(&endpoint, &network),
+            };
+            if let (Err(error), true) = (done, first.is_ok()) {
+                first = Err(error);
             }
-            Then::Forget(name) => self.forget_endpoint(&name)?,
-            Then::Detach { endpoint, network } => self.forget_attachment(&endpoint, &network)?,
         }
-        Ok(flows)
+        first
     }
 }
 
@@ -402,6 +453,40 @@ mod tests {
             zone: zone::WORLD,
             ..Default::default()
         }
+    }
+
+    #[test]
+    fn what_goes_with_endpoints_and_publishes_goes_at_once() {
+        let endpoint = |counter: u32, text: &str| Doomed::Endpoint {
+            counters: HashSet::from([counter]),
+            ips: vec![ip(text)],
+        };
+        let forget = |name: &str| Then::Forget(name.parse().unwrap());
+        let all = merged(vec![
+            Purge::new(endpoint(1, "172.18.0.2"), forget("a")),
+            Purge::new(Doomed::Foreign, Then::Nothing),
+            Purge::new(
+                Doomed::Counters(HashSet::from([3])),
+                Then::GiveBack(vec![3]),
+            ),
+            Purge::new(endpoint(2, "172.18.0.3"), forget("b")),
+        ]);
+        let [
+            one,
+            Purge {
+                doomed: Doomed::Foreign,
+                ..
+            },
+        ] = &all[..]
+        else {
+            panic!("{} purges", all.len());
+        };
+        let Doomed::Endpoint { counters, ips } = &one.doomed else {
+            panic!("{:?}", one.doomed);
+        };
+        assert_eq!(*counters, HashSet::from([1, 2, 3]));
+        assert_eq!(*ips, [ip("172.18.0.2"), ip("172.18.0.3")]);
+        assert_eq!(one.then.len(), 3);
     }
 
     #[test]

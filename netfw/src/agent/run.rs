@@ -45,6 +45,8 @@ const SWEEP: Duration = Duration::from_millis(250);
 const STEPS: usize = 32;
 /// Changes of the node come in bursts: one look at the end of each is enough.
 const SETTLE: Duration = Duration::from_millis(20);
+/// How many more messages are read once the agent is free for what they say.
+const MESSAGES: usize = 256;
 /// Something is amiss with an uplink, or netlink lost a message: look again.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// For requests under way when the agent is told to end.
@@ -175,6 +177,11 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
                     shared.agent.lock().await.mend_filters(&unfiltered);
                     continue;
                 }
+                if change == Change::Forwarding {
+                    let unforwarded = monitor.unforwarded();
+                    shared.agent.lock().await.mend_forwarding(&unforwarded);
+                    continue;
+                }
                 // At once, whoever has the agent: a way out may lead nowhere by now.
                 raise(&epoch);
                 // What the agent looks at is interfaces and their addresses.
@@ -190,8 +197,16 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
                     lost |= next == Change::Lost;
                 }
                 raise(&epoch);
-                let touched = monitor.touched();
                 let mut agent = shared.agent.lock().await;
+                // What the agent did meanwhile is to its end.
+                for _ in 0..MESSAGES {
+                    let Some(next) = monitor.changed().now_or_never() else {
+                        break;
+                    };
+                    lost |= next == Change::Lost;
+                }
+                let touched = monitor.touched();
+                agent.mend_forwarding(&touched.unforwarded);
                 if lost {
                     let all = agent.filtered();
                     agent.mend_filters(&all);

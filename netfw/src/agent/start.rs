@@ -3,7 +3,11 @@
 //! It runs at every start, whatever the last agent left: nothing (first start, reboot), everything
 //! (restart; then no packet notices), or half of a change (killed).
 
-use std::{collections::HashSet, path::Path, time::Instant};
+use std::{
+    collections::HashSet,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use ipnet::IpNet;
 use netfw_common::addr::{Ip4, Ip6};
@@ -71,6 +75,10 @@ impl Agent {
             locals: Default::default(),
             conf6: Directory::open("net/ipv6/conf").ok(),
             ipv6: network::ipv6(),
+            namespaces: Default::default(),
+            lost: Default::default(),
+            patience: Default::default(),
+            unfiltered: Default::default(),
             purges: Vec::new(),
             later: Vec::new(),
             purger: Default::default(),
@@ -103,6 +111,7 @@ impl Agent {
         self.attach_guards(&links);
         self.start_names();
         self.ensure_endpoints().await?;
+        self.sweep_lost(Duration::ZERO).await?;
         self.report_held();
         self.set_names();
         self.forget_strangers()?;
@@ -198,18 +207,26 @@ impl Agent {
         for name in names {
             let endpoint = self.wanted.endpoints[&name].clone();
             if !endpoint.removing {
-                self.ensure_endpoint(&endpoint, &links).await;
+                // Told in the log, and by its state.
+                let _ = self.ensure_endpoint(&endpoint, &links).await;
             }
         }
         Ok(())
     }
 
-    /// One endpoint's trouble (its namespace is gone) is not the others'.
-    async fn ensure_endpoint(&mut self, endpoint: &record::Endpoint, links: &[Link]) {
+    /// What is missing of an endpoint. Its trouble (its namespace is gone) is not the others': it is logged,
+    /// all else is made, and the first error returned.
+    pub(super) async fn ensure_endpoint(
+        &mut self,
+        endpoint: &record::Endpoint,
+        links: &[Link],
+    ) -> Result<(), AgentError> {
+        let mut first = Ok(());
         if endpoint.mode == record::Mode::None
             && let Err(error) = self.ensure_namespace(endpoint)
         {
             tracing::warn!(endpoint = %endpoint.name, error = %crate::chain(&error), "gone");
+            first = Err(error);
         }
         for attachment in endpoint.attached() {
             let kept = links.iter().find(|l| {
@@ -235,6 +252,7 @@ impl Agent {
                     error = %crate::chain(&error),
                     "gone"
                 );
+                first = first.and(Err(error));
             }
         }
         // What the container made of its interfaces since is its own business.
@@ -243,8 +261,10 @@ impl Agent {
             && let Err(error) = self.set_ways(endpoint, &inside).await
         {
             tracing::warn!(endpoint = %endpoint.name, error = %crate::chain(&error), "its routes are left as they are");
+            first = first.and(Err(error));
         }
         self.write_files(endpoint);
+        first
     }
 
     /// An attachment whose veth pair is there: make sure of the rest.
@@ -275,10 +295,13 @@ impl Agent {
         }
         // Killed between making the pair and giving it its address?
         let configured = match self.open_target(endpoint).map(Inside::of) {
-            Ok(Ok(inside)) => self
-                .configure_container(attachment, link.index, &inside, None)
-                .await
-                .map(drop),
+            Ok(Ok(inside)) => {
+                let id = inside.namespace.id();
+                self.namespaces.insert(endpoint.name.clone(), id);
+                self.configure_container(attachment, link.index, &inside, None)
+                    .await
+                    .map(drop)
+            }
             Ok(Err(error)) => Err(error.into()),
             Err(_) => Ok(()),
         };
@@ -312,6 +335,7 @@ impl Agent {
         let namespace = self.ensure_namespace(endpoint)?;
         let made = async {
             let inside = Inside::of(namespace)?;
+            inside.raise_loopback().await?;
             let ends = self.attach(endpoint, attachment, &inside).await?;
             self.wait_usable(&endpoint.name, attachment, ends, &inside.netlink)
                 .await

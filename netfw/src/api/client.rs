@@ -17,8 +17,9 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
 use super::types::{
-    ConnectRequest, Endpoint, EndpointRequest, Failure, FailureKind, Flow, Flushed, Network,
-    NetworkDetails, NetworkRequest, PublishRequest, Stats, Status, UnpublishRequest,
+    Applied, ApplyRequest, ConnectRequest, Endpoint, EndpointRequest, Failure, FailureKind, Fault,
+    Flow, Flushed, Network, NetworkDetails, NetworkRequest, PublishRequest, Stats, Status,
+    UnpublishRequest,
 };
 use crate::{
     agent::{paths::Paths, saved::Saved},
@@ -63,7 +64,12 @@ pub enum ClientError {
     Answer { source: serde_json::Error },
     /// The agent refused; its own words.
     #[error("{error}")]
-    Refused { error: String, kind: FailureKind },
+    Refused {
+        error: String,
+        kind: FailureKind,
+        /// Of a document.
+        faults: Vec<Fault>,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -93,6 +99,10 @@ impl Client {
 
     pub async fn store(&self) -> Result<Saved> {
         self.get("/v1/store").await
+    }
+
+    pub async fn apply(&self, request: &ApplyRequest) -> Result<Applied> {
+        self.send(Method::POST, "/v1/apply", Some(request)).await
     }
 
     pub async fn networks(&self) -> Result<Vec<Network>> {
@@ -213,7 +223,15 @@ impl Client {
             return serde_json::from_slice(&bytes).map_err(|source| ClientError::Answer { source });
         }
         Err(match serde_json::from_slice(&bytes) {
-            Ok(Failure { error, kind }) => ClientError::Refused { error, kind },
+            Ok(Failure {
+                error,
+                kind,
+                faults,
+            }) => ClientError::Refused {
+                error,
+                kind,
+                faults,
+            },
             // Not the agent's own words: axum's, for a path that it does not know.
             Err(_) => ClientError::Refused {
                 error: format!(
@@ -221,6 +239,7 @@ impl Client {
                     String::from_utf8_lossy(&bytes)
                 ),
                 kind: FailureKind::Internal,
+                faults: Vec::new(),
             },
         })
     }

@@ -21,8 +21,9 @@ use tokio::{
 };
 
 use super::types::{
-    ConnectRequest, Endpoint, EndpointRequest, Failure, FailureKind, Flow, Flushed, Network,
-    NetworkDetails, NetworkRequest, PublishRequest, Stats, Status, UnpublishRequest,
+    Applied, ApplyRequest, ConnectRequest, Endpoint, EndpointRequest, Failure, FailureKind, Flow,
+    Flushed, Network, NetworkDetails, NetworkRequest, PublishRequest, Stats, Status,
+    UnpublishRequest,
 };
 use crate::{
     agent::{Agent, AgentError, flow, memory, purge::carry_out, saved::Saved, view::wire},
@@ -64,14 +65,16 @@ pub fn router(shared: Shared) -> Router {
         )
         .route("/v1/flows", get(flows).delete(flush))
         .route("/v1/store", get(store))
+        .route("/v1/apply", post(apply))
         .route("/v1/shutdown", post(shutdown))
         .route("/metrics", get(metrics))
         .fallback(async || {
-            refuse(
-                StatusCode::NOT_FOUND,
-                FailureKind::NotFound,
-                "the API has no such path: is the client another version of netfw?".into(),
-            )
+            let failure = Failure {
+                error: "the API has no such path: is the client another version of netfw?".into(),
+                kind: FailureKind::NotFound,
+                faults: Vec::new(),
+            };
+            (StatusCode::NOT_FOUND, Json(failure))
         })
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .layer(from_fn_with_state(shared.events.clone(), count))
@@ -115,12 +118,18 @@ impl IntoResponse for Refusal {
             FailureKind::Conflict => StatusCode::CONFLICT,
             FailureKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        refuse(status, kind, crate::chain(&self.0))
+        let error = crate::chain(&self.0);
+        let faults = match self.0 {
+            AgentError::Document(faults) => faults,
+            _ => Vec::new(),
+        };
+        let failure = Failure {
+            error,
+            kind,
+            faults,
+        };
+        (status, Json(failure)).into_response()
     }
-}
-
-fn refuse(status: StatusCode, kind: FailureKind, error: String) -> Response {
-    (status, Json(Failure { error, kind })).into_response()
 }
 
 type Answer<T> = Result<Json<T>, Refusal>;
@@ -237,6 +246,15 @@ async fn disconnect(
 
 async fn store(State(shared): State<Shared>) -> Answer<Saved> {
     Ok(Json(shared.agent.lock().await.stored()?))
+}
+
+async fn apply(State(shared): State<Shared>, body: Bytes) -> Answer<Applied> {
+    let request: ApplyRequest = parse(&body)?;
+    to_the_end(async move {
+        let applied = change(shared, async move |agent| agent.apply(&request).await);
+        Ok(applied.await?.0)
+    })
+    .await
 }
 
 async fn endpoints(State(shared): State<Shared>) -> Answer<Vec<Endpoint>> {

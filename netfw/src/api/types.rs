@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    document::Document,
     mode::Mode,
     name::{Mac, Name, NameLink},
     publish::{Exposed, PortRange, Protocol, Spec},
@@ -26,6 +27,34 @@ pub struct Failure {
     /// A sentence for people.
     pub error: String,
     pub kind: FailureKind,
+    /// What is wrong in a document, and where; there is more than one thing, perhaps.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<Fault>,
+}
+
+/// What is wrong at one place of a document.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Fault {
+    /// Keys, and numbers in lists from 0: `["endpoints", "web", "publish", "0"]`.
+    pub at: Vec<String>,
+    /// A sentence for people.
+    pub error: String,
+}
+
+impl std::fmt::Display for Fault {
+    /// As TOML writes keys: `endpoints.web.publish[0]: …`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (n, part) in self.at.iter().enumerate() {
+            let number = n > 2 && part.bytes().all(|b| b.is_ascii_digit());
+            match part {
+                part if number => write!(f, "[{part}]")?,
+                part if part.contains('.') => write!(f, ".\"{part}\"")?,
+                part if n == 0 => f.write_str(part)?,
+                part => write!(f, ".{part}")?,
+            }
+        }
+        write!(f, ": {}", self.error)
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -120,6 +149,66 @@ pub struct PublishRequest {
 #[serde(deny_unknown_fields)]
 pub struct UnpublishRequest {
     pub publish: Vec<Spec>,
+}
+
+/// To bring the node to what a document wants.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApplyRequest {
+    pub document: Document,
+    /// Only make the plan.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// The plan that somebody has seen: where it would be another one by now, nothing is changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected: Option<Vec<Step>>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Applied {
+    /// In the order in which they are taken; none: all is as the document wants it.
+    pub steps: Vec<Step>,
+    /// Nothing was changed.
+    pub dry_run: bool,
+    /// What went wrong on the way, in sentences for people. The rest was done.
+    #[serde(default)]
+    pub failures: Vec<String>,
+}
+
+/// One difference between what is there and what is wanted.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Step {
+    pub action: Action,
+    pub object: Object,
+    /// Null where the step is about a network.
+    pub endpoint: Option<Name>,
+    /// Null where it is about an endpoint or a publish.
+    pub network: Option<Name>,
+    /// Null where it is about none.
+    pub publish: Option<crate::publish::Publish>,
+    /// What it has, or what becomes of it; for people.
+    pub what: Vec<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    Remove,
+    Add,
+    /// In place: flows go on.
+    Change,
+    /// Removed and added: flows end.
+    Replace,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Object {
+    Network,
+    Endpoint,
+    /// An endpoint's interface in a network.
+    Attachment,
+    Publish,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -7,7 +7,7 @@ use std::{ffi::OsString, io::Write, process::ExitCode};
 
 use serde::Serialize;
 
-use super::{Format, NeedsRoot, exec::CannotRun, top::NoTerminal};
+use super::{Format, NeedsRoot, apply::Syntax, exec::CannotRun, top::NoTerminal};
 use crate::{
     agent::{AgentError, config::ConfigError},
     api::{client::ClientError, types::FailureKind},
@@ -85,7 +85,7 @@ fn kind(error: &anyhow::Error) -> Kind {
     }
     Kind::Agent(if let Some(error) = error.downcast_ref::<AgentError>() {
         error.kind()
-    } else if error.is::<ConfigError>() {
+    } else if error.is::<ConfigError>() || error.is::<Syntax>() {
         FailureKind::Invalid
     } else {
         FailureKind::Internal
@@ -144,6 +144,7 @@ mod tests {
         let refused = ClientError::Refused {
             error: "taken".into(),
             kind: FailureKind::Conflict,
+            faults: Vec::new(),
         };
         assert_eq!(kind(&refused.into()), Kind::Agent(FailureKind::Conflict));
         let down = ClientError::NotRunning {

@@ -4,6 +4,7 @@
 //! to stdout, errors and logs to stderr.
 
 mod agent;
+mod apply;
 mod completions;
 mod demo;
 mod doctor;
@@ -99,6 +100,7 @@ enum Command {
     Stats(stats::Args),
     /// Rates of publishes and endpoints, new flows and drops, on the whole terminal.
     Top(top::Args),
+    Apply(apply::Args),
     /// Check, save and replace what the agent keeps on disk.
     #[command(subcommand)]
     Store(store::Command),
@@ -132,6 +134,7 @@ pub fn main() -> ExitCode {
         Command::Status => status::run(&global),
         Command::Stats(args) => stats::run(&global, args),
         Command::Top(args) => top::run(&global, args),
+        Command::Apply(args) => apply::run(&global, args),
         Command::Store(command) => store::run(&global, command),
         Command::Doctor(args) => doctor::run(&global, args),
         Command::Completions(args) => {
@@ -232,6 +235,8 @@ mod tests {
             "netfw unpublish x 80:80 --allow-from 10.0.0.0/8",
             "netfw endpoint add x --allow-from 10.0.0.0/33",
             "netfw endpoint add x --allow-from",
+            "netfw apply",
+            "netfw apply x.toml",
             "netfw exec x --",
             "netfw exec x",
             "netfw top --interval 0",

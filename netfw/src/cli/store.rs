@@ -2,20 +2,23 @@
 
 use std::{
     io::{Read as _, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use anyhow::Context as _;
 use serde::Serialize;
 
 use super::{Global, need_root, output::print};
-use crate::agent::{
-    paths::Paths,
-    record::Wanted,
-    run::instance_option,
-    saved::{Saved, faults, replacing},
-    start::boot,
-    store::{Store, StoreError},
+use crate::{
+    agent::{
+        paths::Paths,
+        record::Wanted,
+        run::instance_option,
+        saved::{Saved, faults, replacing},
+        start::boot,
+        store::{Store, StoreError},
+    },
+    document::Document,
 };
 
 #[derive(Debug, clap::Subcommand)]
@@ -24,6 +27,9 @@ pub enum Command {
     Check,
     /// Print the store as one JSON document, for `netfw store import`. Changes nothing.
     Export {
+        /// Print what is wanted as a TOML document, for `netfw apply`.
+        #[arg(long)]
+        toml: bool,
         /// Leave out what cannot be read, and say so, instead of giving up.
         #[arg(long)]
         salvage: bool,
@@ -42,7 +48,7 @@ pub fn run(global: &Global, command: Command) -> anyhow::Result<()> {
     need_root("store")?;
     match command {
         Command::Check => check(global),
-        Command::Export { salvage } => export(global, salvage),
+        Command::Export { toml, salvage } => export(global, toml, salvage),
         Command::Import { file } => import(global, &file),
     }
 }
@@ -84,7 +90,7 @@ fn check(global: &Global) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn export(global: &Global, salvage: bool) -> anyhow::Result<()> {
+fn export(global: &Global, toml: bool, salvage: bool) -> anyhow::Result<()> {
     let (wanted, unreadable) = look(global)?;
     for error in unreadable {
         if !salvage {
@@ -92,8 +98,11 @@ fn export(global: &Global, salvage: bool) -> anyhow::Result<()> {
         }
         eprintln!("netfw: warning: left out: {}", crate::chain(&error));
     }
-    let text = serde_json::to_string_pretty(&Saved::of(&wanted))?;
-    writeln!(std::io::stdout(), "{text}").context("the document is not written")
+    let text = match toml {
+        true => Document::from(&wanted).to_string(),
+        false => serde_json::to_string_pretty(&Saved::of(&wanted))? + "\n",
+    };
+    write!(std::io::stdout(), "{text}").context("the document is not written")
 }
 
 /// What `netfw store import -o json` prints.
@@ -107,15 +116,8 @@ struct Imported {
     kept: Option<PathBuf>,
 }
 
-fn import(global: &Global, file: &PathBuf) -> anyhow::Result<()> {
-    let read = || match file.as_os_str() == "-" {
-        true => {
-            let mut text = Vec::new();
-            std::io::stdin().read_to_end(&mut text).map(|_| text)
-        }
-        false => std::fs::read(file),
-    };
-    let text = read().with_context(|| format!("cannot read {}", file.display()))?;
+fn import(global: &Global, file: &Path) -> anyhow::Result<()> {
+    let text = read(file)?;
     let new = Saved::parse(&text).with_context(|| format!("{}", file.display()))?;
     let paths = Paths::of(&global.instance);
     let _lock = paths.lock()?;
@@ -157,6 +159,18 @@ fn import(global: &Global, file: &PathBuf) -> anyhow::Result<()> {
         }
         text
     })
+}
+
+/// A file, or standard input for `-`.
+pub fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
+    let read = || match file.as_os_str() == "-" {
+        true => {
+            let mut text = Vec::new();
+            std::io::stdin().read_to_end(&mut text).map(|_| text)
+        }
+        false => std::fs::read(file),
+    };
+    read().with_context(|| format!("cannot read {}", file.display()))
 }
 
 /// What the store wants, and what in it cannot be read: from the agent, which has it open, or from the file.

@@ -64,17 +64,23 @@ pub struct Repaired {
 pub enum Repair {
     /// A network's, or the gateway's address on it.
     Bridge,
+    /// An endpoint's interface.
+    Endpoint,
     /// A program under clsact.
     Filter,
+    /// A bridge's.
+    Forwarding,
 }
 
 impl Repair {
-    const ALL: [Self; 2] = [Self::Bridge, Self::Filter];
+    const ALL: [Self; 4] = [Self::Bridge, Self::Endpoint, Self::Filter, Self::Forwarding];
 
     fn name(self) -> &'static str {
         match self {
             Self::Bridge => "bridge",
+            Self::Endpoint => "endpoint",
             Self::Filter => "filter",
+            Self::Forwarding => "forwarding",
         }
     }
 }

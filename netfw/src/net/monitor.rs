@@ -25,6 +25,8 @@ pub enum Change {
     Neighbours,
     /// A traffic filter or queueing discipline was removed.
     Filters,
+    /// Forwarding was switched off on an interface.
+    Forwarding,
     /// Some messages were lost, of whatever kind; or the socket failed.
     Lost,
 }
@@ -38,6 +40,12 @@ pub struct Touched {
     pub gone: BTreeSet<u32>,
     /// Given an address, or one was taken.
     pub addresses: BTreeSet<u32>,
+    /// Of those made or changed, those that are down.
+    pub down: BTreeSet<u32>,
+    /// Taken out of their bridge.
+    pub left: BTreeSet<u32>,
+    /// They forward no more, in either family.
+    pub unforwarded: BTreeSet<u32>,
     /// A traffic filter or queueing discipline was taken off.
     pub unfiltered: BTreeSet<u32>,
 }
@@ -55,6 +63,7 @@ struct Pending {
     routes: bool,
     neighbours: bool,
     filters: bool,
+    forwarding: bool,
     touched: Touched,
 }
 
@@ -79,6 +88,8 @@ impl Monitor {
                 libc::RTNLGRP_IPV6_RULE,
                 libc::RTNLGRP_NEIGH,
                 libc::RTNLGRP_TC,
+                RTNLGRP_IPV4_NETCONF,
+                RTNLGRP_IPV6_NETCONF,
                 RTNLGRP_NEXTHOP,
             ];
             let mask = groups.iter().fold(0, |mask, group| mask | 1 << (group - 1));
@@ -118,6 +129,11 @@ impl Monitor {
         std::mem::take(&mut self.pending.touched.unfiltered)
     }
 
+    /// Those of [`Touched::unforwarded`] alone, once.
+    pub fn unforwarded(&mut self) -> BTreeSet<u32> {
+        std::mem::take(&mut self.pending.touched.unforwarded)
+    }
+
     /// What has been touched since this was last asked, [`Change::Lost`] aside.
     pub fn touched(&mut self) -> Touched {
         std::mem::take(&mut self.pending.touched)
@@ -128,6 +144,7 @@ impl Pending {
     fn take(&mut self) -> Option<Change> {
         for (flag, change) in [
             (&mut self.filters, Change::Filters),
+            (&mut self.forwarding, Change::Forwarding),
             (&mut self.links, Change::Links),
             (&mut self.addresses, Change::Addresses),
             (&mut self.routes, Change::Routes),
@@ -150,11 +167,17 @@ impl Pending {
                 libc::RTM_NEWLINK => {
                     self.links = true;
                     self.touched.links.extend(index(rest));
+                    // As it was last.
+                    match (index(rest), is_up(rest)) {
+                        (Some(index), true) => drop(self.touched.down.remove(&index)),
+                        (index, _) => self.touched.down.extend(index),
+                    }
                 }
                 // Of family AF_BRIDGE: a port has left its bridge.
                 libc::RTM_DELLINK if rest.first() == Some(&AF_BRIDGE) => {
                     self.links = true;
                     self.touched.links.extend(index(rest));
+                    self.touched.left.extend(index(rest));
                 }
                 libc::RTM_DELLINK => {
                     self.links = true;
@@ -177,6 +200,13 @@ impl Pending {
                     self.filters = true;
                     self.touched.unfiltered.extend(index(rest));
                 }
+                RTM_NEWNETCONF => {
+                    let end = length.saturating_sub(header.len()).min(rest.len());
+                    if let Some(index) = unforwarded(&rest[..end]) {
+                        self.forwarding = true;
+                        self.touched.unforwarded.insert(index);
+                    }
+                }
                 _ => {}
             }
             let next = length.max(header.len()).next_multiple_of(4);
@@ -190,6 +220,34 @@ impl Pending {
 fn index(payload: &[u8]) -> Option<u32> {
     let bytes = payload.get(4..8)?.first_chunk()?;
     Some(u32::from_ne_bytes(*bytes))
+}
+
+/// `struct ifinfomsg`: flags at 8 (u32, host order).
+fn is_up(payload: &[u8]) -> bool {
+    let flags = payload.get(8..12).and_then(|bytes| bytes.first_chunk());
+    flags.is_some_and(|flags| u32::from_ne_bytes(*flags) & libc::IFF_UP as u32 != 0)
+}
+
+/// The interface that forwards no more, if the message is about one: `struct netconfmsg`, a byte, and
+/// attributes from 4 on.
+fn unforwarded(payload: &[u8]) -> Option<u32> {
+    let (mut index, mut off) = (None, false);
+    let mut rest = payload.get(4..)?;
+    // Length (u16, with these four bytes), kind (u16), value (i32); all in host order.
+    while let Some(&[l0, l1, k0, k1]) = rest.first_chunk::<4>() {
+        let length = usize::from(u16::from_ne_bytes([l0, l1])).max(4);
+        let value = rest.get(4..8).and_then(|bytes| bytes.first_chunk());
+        match (u16::from_ne_bytes([k0, k1]), value) {
+            (NETCONFA_IFINDEX, Some(value)) => index = Some(i32::from_ne_bytes(*value)),
+            (NETCONFA_FORWARDING, Some(value)) => off = i32::from_ne_bytes(*value) == 0,
+            _ => {}
+        }
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    // Negative ones are `all` and `default`.
+    index
+        .and_then(|index| u32::try_from(index).ok())
+        .filter(|_| off)
 }
 
 const AF_BRIDGE: u8 = libc::AF_BRIDGE as u8;
@@ -207,6 +265,13 @@ fn matters(kind: u16, neighbour: &[u8]) -> bool {
         && (kind == libc::RTM_DELNEIGH
             || state & (libc::NUD_INCOMPLETE | libc::NUD_DELAY | libc::NUD_PROBE) == 0)
 }
+
+// linux/rtnetlink.h and linux/netconf.h; libc lacks them.
+const RTM_NEWNETCONF: u16 = 80;
+const RTNLGRP_IPV4_NETCONF: u32 = 24;
+const RTNLGRP_IPV6_NETCONF: u32 = 25;
+const NETCONFA_IFINDEX: u16 = 1;
+const NETCONFA_FORWARDING: u16 = 2;
 
 // linux/rtnetlink.h, since Linux 5.3; libc lacks them.
 const RTM_NEWNEXTHOP: u16 = 104;
@@ -287,9 +352,42 @@ mod tests {
             links: [4, 6].into(),
             gone: [5].into(),
             addresses: [8].into(),
+            down: [4].into(),
+            left: [6].into(),
+            unforwarded: [].into(),
             unfiltered: [7, 300].into(),
         };
         assert_eq!(pending.touched, want);
+        // It comes up.
+        let mut bytes = message(libc::RTM_NEWLINK, 20);
+        bytes[20..24].copy_from_slice(&4u32.to_ne_bytes());
+        bytes[24..28].copy_from_slice(&(libc::IFF_UP as u32).to_ne_bytes());
+        pending.note(&bytes);
+        assert_eq!(pending.touched.down, [].into());
+    }
+
+    #[test]
+    fn who_forwards_no_more_is_named() {
+        for (attributes, want) in [
+            (&[(1u16, 7i32), (2, 0)][..], Some(7)),
+            (&[(2, 0), (1, 7)], Some(7)),
+            (&[(1, 7), (2, 1)], None),
+            (&[(1, 7), (3, 0)], None),
+            (&[(1, -1), (2, 0)], None),
+            (&[(2, 0)], None),
+        ] {
+            let mut bytes = message(RTM_NEWNETCONF, 4 + 8 * attributes.len());
+            for ((kind, value), at) in attributes.iter().zip((20..).step_by(8)) {
+                bytes[at..at + 2].copy_from_slice(&8u16.to_ne_bytes());
+                bytes[at + 2..at + 4].copy_from_slice(&kind.to_ne_bytes());
+                bytes[at + 4..at + 8].copy_from_slice(&value.to_ne_bytes());
+            }
+            let mut pending = Pending::default();
+            pending.note(&bytes);
+            let changed = want.map(|_| Change::Forwarding);
+            assert_eq!(pending.take(), changed, "{attributes:?}");
+            assert_eq!(pending.touched.unforwarded, want.into_iter().collect());
+        }
     }
 
     proptest::proptest! {

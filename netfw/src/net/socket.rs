@@ -181,6 +181,16 @@ impl Sockets {
         })
     }
 
+    /// As if there were none.
+    #[cfg(test)]
+    pub fn none(protocol: Protocol) -> Self {
+        Self {
+            protocol,
+            entries: Vec::new(),
+            ignored: OnceCell::new(),
+        }
+    }
+
     pub fn protocol(&self) -> Protocol {
         self.protocol
     }

@@ -84,8 +84,9 @@ fn what_happens_to_interfaces_is_noticed_among_the_agent_s_own_doing() {
     });
     site.agent.netfw(&["endpoint", "rm", "app"]);
     site.lab.node.ip(&["link", "del", veth]);
-    wait_until("the endpoint to be known as gone", SOON, || {
-        site.agent.json(&["endpoint", "inspect", "web"])["state"] == "gone"
+    wait_until("the endpoint to have another one", SOON, || {
+        let now = site.agent.json(&["endpoint", "inspect", "web"]);
+        now["state"] == "up" && now["host_ifindex"] != endpoint["host_ifindex"]
     });
 }
 

@@ -403,6 +403,31 @@ fn creating_and_removing_a_network() {
     killed_at_each_step(&mut site, &[], &remove, &create);
 }
 
+#[test]
+fn applying_a_document() {
+    let mut site = Site::new();
+    let name = site.endpoint.clone();
+    let new = format!("new-{name}");
+    let was = site.agent.netfw(&["store", "export", "--toml"]);
+    // Something comes, something goes, something is another, and something moves.
+    let is = was
+        .replace("9000:80", "9001:80")
+        .replace("[networks.other]", "[networks.third]")
+        .replace("10.98.0.0/24", "10.97.0.0/24")
+        .replace("10.99.0.", "10.96.0.");
+    let is = format!("{is}\n[endpoints.{new}]\nnetworks = [\"third\"]\npublish = [\"9000:80\"]\n");
+    let files = [was, is].map(|text| {
+        let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
+        file.write_all(text.as_bytes()).expect("room for it");
+        file
+    });
+    let [was, is] = files
+        .each_ref()
+        .map(|file| file.path().display().to_string());
+    let (there, back) = (["apply", "-f", &is], ["apply", "-f", &was]);
+    killed_at_each_step(&mut site, &[&name, &new], &there, &back);
+}
+
 /// What a kill leaves between two steps, made by hand: by chance the others come by seldom.
 #[test]
 fn what_was_half_made_is_finished() {

@@ -3,6 +3,7 @@
 mod agent;
 mod allow;
 mod ambiguity;
+mod apply;
 mod at_once;
 mod attachments;
 mod bind;
@@ -42,6 +43,7 @@ mod store;
 mod top;
 mod tunnel;
 mod tutorial;
+mod undone;
 mod upgrade;
 mod vlan;
 mod walks;
