@@ -1,30 +1,99 @@
 //! Rules of nftables and iptables that may be in netfw's way, or netfw in theirs.
 //!
-//! Translated packets pass all of them by. What goes through the node's stack meets them: routed networks and those
-//! without masquerade (`forward`), names and, over IPv6, neighbours (`input`). A port that both publish goes to netfw,
-//! which is first.
+//! Translated packets pass all of them by. What goes through the node's stack meets them: what routed networks and
+//! those without masquerade send and get (`forward`); questions for names and, over IPv6, neighbours (`input`), and
+//! the answers (`output`); and where `br_netfilter` says so, what a bridge itself forwards. A port that both publish
+//! goes to netfw, which is first.
+//!
+//! Each of those is a packet that needs to pass ([`needs`]), and [`walk`] says whether it does.
 
-use std::fs;
+mod needs;
+mod ports;
+mod walk;
 
-use super::{Area, Finding, State, Told, command, node::is_forwarded};
+use std::{fs, net::IpAddr};
+
+use self::{
+    needs::{Bridged, Need, needs},
+    ports::Published,
+    walk::{Link, Rulebook, Verdict},
+};
+use super::{Area, Finding, Node, State, Told, unseen};
 use crate::{
-    api::types::{Network, Publish},
-    name::Name,
-    net::{
-        nftables::{Action, Chain, Family, Hook, Place, Ports, Rule, Ruleset},
-        socket::Protocol,
-    },
-    rules::Rules,
+    agent,
+    net::nftables::{self, Chain, Hook, Place, Ruleset},
 };
 
-/// A network, as far as rules see it.
-struct Bridged<'a> {
-    bridge: &'a str,
-    rules: &'a Rules,
+/// What of the node rules are judged by.
+#[derive(Default)]
+pub struct Facts<'a> {
+    networks: Vec<Bridged<'a>>,
+    publishes: Vec<Published<'a>>,
+    /// Interfaces by which the world is.
+    outside: Vec<Link<'a>>,
+    locals: Vec<IpAddr>,
+    instance: &'a str,
+}
+
+impl<'a> Facts<'a> {
+    fn of(seen: Option<&'a Node>, told: Option<&'a Told>) -> Self {
+        let publishes = told
+            .into_iter()
+            .flat_map(|told| &told.endpoints)
+            .flat_map(|endpoint| endpoint.publishes.iter().map(|p| (&endpoint.name, p)));
+        let addresses = seen.into_iter().flat_map(|seen| &seen.addresses);
+        Self {
+            networks: Bridged::all(seen, told),
+            publishes: publishes.collect(),
+            outside: seen.map(outside).unwrap_or_default(),
+            locals: addresses.map(|address| address.addr).collect(),
+            instance: told.map_or("", |told| told.status.instance.as_str()),
+        }
+    }
+}
+
+/// Uplinks with a default route; all, where none has one.
+fn outside(seen: &Node) -> Vec<Link<'_>> {
+    let uplinks = agent::node::observe(&seen.links, &seen.addresses, &[]).uplinks;
+    let links = || {
+        seen.links
+            .iter()
+            .filter(|link| uplinks.contains_key(&link.index))
+    };
+    let default = |index: u32| {
+        let mut routes = seen.routes.iter();
+        routes.any(|route| route.dst.prefix_len() == 0 && route.oif == Some(index))
+    };
+    let link = |link: &'_ crate::net::Link| link.index;
+    let chosen: Vec<u32> = links().map(link).filter(|index| default(*index)).collect();
+    links()
+        .filter(|link| chosen.is_empty() || chosen.contains(&link.index))
+        .map(|link| Link {
+            name: &link.name,
+            index: Some(link.index),
+        })
+        .collect()
+}
+
+/// Looks and judges.
+pub fn examine(seen: Option<&Node>, told: Option<&Told>) -> Vec<Finding> {
+    let facts = Facts::of(seen, told);
+    let mut findings = match nftables::ruleset() {
+        Ok(ruleset) => judge(&ruleset, &facts),
+        Err(error) => vec![unseen(Area::Firewall, "nftables", &error)],
+    };
+    findings.extend(legacy(&tables(), &facts.networks));
+    if findings.is_empty() {
+        findings.push(ok(
+            "rules",
+            "none found that are in the way, neither of nftables nor of iptables",
+        ));
+    }
+    findings
 }
 
 /// The tables of legacy iptables that are in use in this namespace.
-pub fn legacy() -> Vec<String> {
+fn tables() -> Vec<String> {
     ["ip", "ip6"]
         .into_iter()
         .flat_map(|family| {
@@ -36,407 +105,514 @@ pub fn legacy() -> Vec<String> {
         .collect()
 }
 
-pub fn judge(ruleset: &Ruleset, legacy: &[String], told: Option<&Told>) -> Vec<Finding> {
-    let networks: Vec<Bridged<'_>> = told
-        .iter()
-        .flat_map(|told| &told.status.networks)
-        .map(|Network { bridge, rules, .. }| Bridged { bridge, rules })
+fn judge(ruleset: &Ruleset, facts: &Facts<'_>) -> Vec<Finding> {
+    let book = Rulebook::of(&ruleset.rules);
+    let chains = ruleset.chains.iter();
+    let mut findings: Vec<Finding> = chains
+        .flat_map(|chain| of_chain(chain, &book, facts))
         .collect();
-    let publishes: Vec<(&Name, &Publish)> = told
-        .iter()
-        .flat_map(|told| &told.endpoints)
-        .flat_map(|endpoint| endpoint.publishes.iter().map(|p| (&endpoint.name, p)))
-        .collect();
-    let mut findings = Vec::new();
-    for chain in &ruleset.chains {
-        findings.extend(
-            drops(chain, &ruleset.rules).and_then(|how| match chain.hook {
-                Hook::Forward => Some(forward(chain, how, &ruleset.rules, &networks)),
-                Hook::Input => Some(input(chain, how, &ruleset.rules, &networks)),
-                _ => None,
-            }),
-        );
-    }
-    let instance = told.map_or("", |told| told.status.instance.as_str());
-    findings.extend(translations(&ruleset.rules, &publishes, instance));
-    findings.extend(sources(&ruleset.rules));
-    if !legacy.is_empty() {
-        findings.push(ok("legacy", format!("in use: {}", legacy.join(", "))).but(
-            State::Note,
-            "`iptables-legacy-save` and `ip6tables-legacy-save` show the rules, which are not looked into here: \
-             none may translate a port that netfw publishes",
-        ));
-    }
-    if findings.is_empty() {
-        findings.push(ok(
-            "rules",
-            "none in the way, neither of nftables nor of iptables",
-        ));
-    }
+    findings.extend(ports::translations(
+        ruleset,
+        &book,
+        &facts.publishes,
+        &facts.outside,
+        &facts.locals,
+        facts.instance,
+    ));
+    findings.extend(ports::sources(&ruleset.rules));
     findings
+}
+
+fn legacy(tables: &[String], networks: &[Bridged<'_>]) -> Option<Finding> {
+    let routed: Vec<&str> = networks
+        .iter()
+        .filter(|network| network.is_forwarded())
+        .map(|network| network.link.name)
+        .collect();
+    let concerned = match routed.is_empty() {
+        true => String::new(),
+        false => format!(
+            ", FORWARD must accept what {} sends and gets",
+            routed.join(", ")
+        ),
+    };
+    let found = ok("legacy", format!("in use: {}", tables.join(", ")));
+    (!tables.is_empty()).then(|| {
+        found.but(
+            State::Note,
+            format!(
+                "`iptables-legacy-save` and `ip6tables-legacy-save` show the rules, which are not looked into here: \
+                 none may translate a port that netfw publishes, INPUT must accept port 53 and ICMPv6 from netfw's \
+                 bridges{concerned}"
+            ),
+        )
+    })
 }
 
 fn ok(check: &str, found: impl Into<String>) -> Finding {
     Finding::ok(Area::Firewall, check, found)
 }
 
-/// Does a base chain drop what no rule decides, and how?
-fn drops(chain: &Chain, rules: &[Rule]) -> Option<&'static str> {
-    if chain.place.family == Family::Other {
+fn word(hook: Hook) -> &'static str {
+    match hook {
+        Hook::Forward => "forward",
+        Hook::Input => "input",
+        _ => "output",
+    }
+}
+
+/// What of netfw a chain drops.
+fn of_chain(chain: &Chain, book: &Rulebook<'_>, facts: &Facts<'_>) -> Option<Finding> {
+    let needs = needs(chain, &facts.networks, &facts.outside);
+    let judged = needs
+        .iter()
+        .map(|need| (need, book.verdict(chain, &need.packet)));
+    let (mut dropped, mut doubtful, mut by) = (Vec::new(), Vec::new(), String::new());
+    for (need, verdict) in judged {
+        match verdict {
+            Verdict::Passes => {}
+            Verdict::Drops(how) => {
+                by = how;
+                dropped.push(need);
+            }
+            Verdict::Unknown => doubtful.push(need),
+        }
+    }
+    let place = &chain.place;
+    let check = word(chain.hook);
+    let warned = dropped.iter().any(|need| need.state == State::Warn);
+    if !dropped.is_empty() {
+        let found = format!("chain {place} drops {}: {by}", words(&dropped));
+        return Some(ok(check, found).but(
+            if warned { State::Warn } else { State::Note },
+            format!("{}. Keep it in the firewall's own configuration: what is typed goes when that is loaded again", commands(&dropped, place)),
+        ));
+    }
+    if !doubtful.is_empty() {
+        let found = format!(
+            "chain {place} may drop {}: not all of its conditions are understood here",
+            words(&doubtful)
+        );
+        return Some(ok(check, found).but(
+            State::Note,
+            format!(
+                "`nft list table {}` shows it. If it does: {}",
+                place.table(),
+                commands(&doubtful, place)
+            ),
+        ));
+    }
+    if !needs.is_empty() {
         return None;
     }
-    if chain.drops {
-        return Some("policy drop");
-    }
-    let last = rules.iter().rfind(|rule| rule.place == chain.place)?;
-    let refuses = last.unconditional && last.action == Action::Drop;
-    refuses.then_some("a last rule that drops")
-}
-
-/// Does a rule of the same table speak of the interface?
-fn speaks_of(rules: &[Rule], place: &Place, bridge: &str) -> bool {
-    rules
-        .iter()
-        .filter(|rule| rule.place.family == place.family && rule.place.table == place.table)
-        .any(|rule| rule.names(bridge) && rule.action != Action::Drop)
-}
-
-fn forward(chain: &Chain, how: &str, rules: &[Rule], networks: &[Bridged<'_>]) -> Finding {
-    let place = &chain.place;
-    let found = ok("forward", format!("chain {place} has {how}"));
-    let met: Vec<&str> = networks
-        .iter()
-        .filter(|network| is_forwarded(network.rules))
-        .map(|network| network.bridge)
-        .filter(|bridge| !speaks_of(rules, place, bridge))
-        .collect();
-    let Some(bridge) = met.first() else {
-        return found.but(
-            State::Note,
-            "nothing: translated packets pass it by. A network made with --routed or --no-masquerade needs rules of \
-             its own there",
-        );
+    let to_come = needs::of_any(chain, &Bridged::to_come(), &facts.outside)?;
+    let Verdict::Drops(by) = book.verdict(chain, &to_come.packet) else {
+        return None;
     };
-    let found = ok(
-        "forward",
-        format!("{}, and no rule for {}", found.found, met.join(", ")),
-    );
-    found.but(
-        State::Warn,
-        format!(
-            "the node's stack forwards what such a network sends and gets: `nft insert rule {place} iifname {bridge} \
-             accept` and `nft insert rule {place} oifname {bridge} accept`"
-        ),
-    )
+    let found = format!("chain {place} drops what no rule accepts: {by}");
+    Some(ok(check, found).but(
+        State::Note,
+        match chain.hook {
+            Hook::Forward => {
+                "nothing: translated packets pass it by. A network made with --routed or --no-masquerade needs rules \
+                 of its own there"
+            }
+            _ => "nothing, as long as it accepts port 53, TCP and UDP, and ICMPv6 from netfw's bridges",
+        },
+    ))
 }
 
-fn input(chain: &Chain, how: &str, rules: &[Rule], networks: &[Bridged<'_>]) -> Finding {
-    let place = &chain.place;
-    let found = ok("input", format!("chain {place} has {how}"));
-    let names = rules.iter().any(|rule| {
-        rule.place.table == place.table
-            && rule.place.family == place.family
-            && rule.action == Action::Accept
-            && rule.ports == Ports::Range(53, 53)
-    });
-    let met: Vec<&str> = networks
-        .iter()
-        .map(|network| network.bridge)
-        .filter(|bridge| !names && !speaks_of(rules, place, bridge))
-        .collect();
-    let Some(bridge) = met.first() else {
-        return found.but(
-            State::Note,
-            "nothing, as long as it accepts port 53, TCP and UDP, and ICMPv6 from netfw's bridges",
-        );
-    };
-    let found = ok(
-        "input",
-        format!("{}, and no rule for {}", found.found, met.join(", ")),
-    );
-    found.but(
-        State::Warn,
-        format!(
-            "containers ask the node for names, and IPv6 for neighbours: `nft insert rule {place} iifname {bridge} \
-             meta l4proto {{ tcp, udp }} th dport 53 accept` and `nft insert rule {place} iifname {bridge} meta \
-             l4proto ipv6-icmp accept`"
-        ),
-    )
+fn words(needs: &[&Need<'_>]) -> String {
+    let mut words: Vec<&str> = needs.iter().map(|need| need.words.as_str()).collect();
+    words.dedup();
+    words.join(", ")
 }
 
-/// Ports that a rule translates and netfw publishes, too.
-fn translations(rules: &[Rule], publishes: &[(&Name, &Publish)], instance: &str) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    for rule in rules.iter().filter(|rule| rule.action == Action::Dnat) {
-        let common = |publish: &Publish| {
-            let family = match rule.place.family {
-                Family::Ip => publish.host_ip.is_ipv4(),
-                Family::Ip6 => publish.host_ip.is_ipv6(),
-                Family::Inet => true,
-                Family::Bridge | Family::Other => false,
-            };
-            let protocol = rule
-                .protocol
-                .is_none_or(|protocol| protocol == publish.protocol);
-            family && protocol && overlap(rule.ports, publish)
-        };
-        let Some((endpoint, publish)) = publishes.iter().find(|(_, publish)| common(publish))
-        else {
-            continue;
-        };
-        let (place, spec) = (
-            &rule.place,
-            crate::publish::Publish::from((*publish).clone()),
-        );
-        let show = format!("`nft -a list chain {place}` shows the rule");
-        findings.push(match rule.ports {
-            Ports::Unknown => ok(
-                "ports",
-                format!("a rule in {place} translates ports of a set; netfw publishes {spec} for {endpoint}"),
-            )
-            .but(State::Note, format!("see that the set has none of netfw's ports: {show}")),
-            Ports::Any | Ports::Range(..) => ok(
-                "ports",
-                format!(
-                    "a rule in {place} translates {}, which netfw publishes for {endpoint} ({spec}); netfw is first",
-                    ports(rule.protocol, rule.ports)
-                ),
-            )
-            .but(
-                State::Warn,
-                format!(
-                    "publish one of the two at another port ({}): {show}",
-                    command(instance, &format!("unpublish {endpoint} {spec}"))
-                ),
-            ),
-        });
-    }
-    findings.dedup();
-    findings
-}
-
-fn overlap(ports: Ports, publish: &Publish) -> bool {
-    let published = publish.host_ports;
-    match ports {
-        Ports::Any | Ports::Unknown => true,
-        Ports::Range(first, last) => published.first <= last && first <= published.last,
-    }
-}
-
-fn ports(protocol: Option<Protocol>, ports: Ports) -> String {
-    let protocol = protocol.map_or("any", Protocol::name);
-    match ports {
-        Ports::Range(first, last) if first == last => format!("{protocol} port {first}"),
-        Ports::Range(first, last) => format!("{protocol} ports {first}-{last}"),
-        Ports::Any | Ports::Unknown => format!("{protocol} ports"),
-    }
-}
-
-/// Who else gives packets the node's addresses: neither knows the other's ports.
-fn sources(rules: &[Rule]) -> Vec<Finding> {
-    let mut places: Vec<&Place> = rules
-        .iter()
-        .filter(|rule| rule.action == Action::Snat)
-        .map(|rule| &rule.place)
-        .collect();
-    places.sort();
-    places.dedup();
-    places
-        .into_iter()
-        .map(|place| {
-            ok("masquerade", format!("rules in {place} masquerade, too")).but(
-                State::Note,
-                format!(
-                    "nothing, unless both speak to one server from one fixed port: then keep their ports apart, by \
-                     `ports` in the agent's file (1024-32767 by default) and `masquerade to :32768-65535` in \
-                     {place}"
-                ),
-            )
-        })
-        .collect()
+fn commands(needs: &[&Need<'_>], place: &Place) -> String {
+    let mut commands: Vec<String> = needs.iter().map(|need| need.rule(place)).collect();
+    commands.dedup();
+    commands.join(", ")
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        needs::Side,
+        walk::{
+            ESTABLISHED,
+            made::{chain, from, place, rule, to},
+        },
+        *,
+    };
+    use crate::{
+        api::types::Publish,
+        name::Name,
+        net::{
+            nftables::{Action, Asks, Condition, Rule},
+            socket::Protocol,
+        },
+        rules::Rules,
+    };
 
-    fn place(text: &str) -> Place {
-        let words: Vec<&str> = text.split(' ').collect();
-        Place {
-            family: match words[0] {
-                "inet" => Family::Inet,
-                "ip" => Family::Ip,
-                "ip6" => Family::Ip6,
-                _ => Family::Other,
+    const FORWARD: &str = "inet filter forward";
+    const INPUT: &str = "inet filter input";
+
+    fn side(subnet: &str, gateway: &str) -> Option<Side> {
+        Some(Side {
+            subnet: subnet.parse().unwrap(),
+            gateway: Some(gateway.parse().unwrap()),
+            filtered: false,
+        })
+    }
+
+    fn bridged(name: &str, routed: bool) -> Bridged<'_> {
+        Bridged {
+            link: Link {
+                name,
+                index: Some(9),
             },
-            table: words[1].into(),
-            chain: words[2].into(),
+            rules: Rules {
+                routed,
+                masquerade: !routed,
+                ..Rules::default()
+            },
+            sides: [
+                side("172.19.0.0/16", "172.19.0.1"),
+                side("fd00:19::/64", "fd00:19::1"),
+            ],
+            published: false,
         }
     }
 
-    fn chain(text: &str, hook: Hook, drops: bool) -> Chain {
-        Chain {
-            place: place(text),
-            hook,
-            drops,
+    fn facts<'a>(networks: &[Bridged<'a>]) -> Facts<'a> {
+        Facts {
+            networks: networks.to_vec(),
+            outside: vec![Link {
+                name: "eth0",
+                index: Some(2),
+            }],
+            ..Facts::default()
         }
     }
 
-    fn rule(text: &str, action: Action) -> Rule {
-        Rule {
-            place: place(text),
-            protocol: None,
-            ports: Ports::Any,
-            interfaces: Vec::new(),
-            unconditional: true,
-            action,
+    fn found(chain: &Chain, rules: &[Rule], networks: &[Bridged<'_>]) -> Option<Finding> {
+        of_chain(chain, &Rulebook::of(rules), &facts(networks))
+    }
+
+    fn state(chain: &Chain, rules: &[Rule], networks: &[Bridged<'_>]) -> Option<State> {
+        found(chain, rules, networks).map(|finding| finding.state)
+    }
+
+    fn established(place: &str) -> Rule {
+        rule(place, &[Asks::State(ESTABLISHED)], Action::Accept)
+    }
+
+    #[test]
+    fn a_chain_that_drops_concerns_those_that_the_node_forwards_for() {
+        let dropping = chain(FORWARD, Hook::Forward, true);
+        let (masqueraded, routed) = (bridged("netfw0", false), bridged("netfw1", true));
+        assert_eq!(state(&dropping, &[], &[]), Some(State::Note));
+        assert_eq!(state(&dropping, &[], &[masqueraded]), Some(State::Note));
+        let finding = found(&dropping, &[], &[masqueraded, routed]).unwrap();
+        assert_eq!(finding.state, State::Warn);
+        assert!(finding.found.contains(FORWARD) && !finding.found.contains("netfw0"));
+        let remedy = finding.remedy.unwrap();
+        for command in [
+            "`nft insert rule inet filter forward iifname netfw1 accept`",
+            "`nft insert rule inet filter forward oifname netfw1 accept`",
+        ] {
+            assert!(remedy.contains(command), "{remedy}");
+        }
+        let accept = |asks: &[Asks]| rule(FORWARD, asks, Action::Accept);
+        for (rules, wanted) in [
+            (
+                vec![accept(&[from("netfw1")]), accept(&[to("netfw1")])],
+                None,
+            ),
+            (vec![accept(&[from("netfw1")])], Some(State::Warn)),
+            (
+                vec![accept(&[from("netfw1")]), established(FORWARD)],
+                Some(State::Warn),
+            ),
+            (
+                vec![rule(INPUT, &[from("netfw1")], Action::Accept)],
+                Some(State::Warn),
+            ),
+            (vec![accept(&[Asks::Unknown])], Some(State::Note)),
+            (
+                vec![rule(FORWARD, &[from("netfw1")], Action::Drop), accept(&[])],
+                Some(State::Warn),
+            ),
+        ] {
+            assert_eq!(state(&dropping, &rules, &[routed]), wanted, "{rules:?}");
+        }
+        // Nobody may speak first to one that only keeps its addresses.
+        let kept = Bridged {
+            rules: Rules {
+                masquerade: false,
+                ..Rules::default()
+            },
+            ..routed
+        };
+        let rules = [accept(&[from("netfw1")]), established(FORWARD)];
+        assert_eq!(state(&dropping, &rules, &[kept]), None);
+    }
+
+    #[test]
+    fn a_chain_concerns_the_families_that_it_sees() {
+        let four = Bridged {
+            sides: [side("172.19.0.0/16", "172.19.0.1"), None],
+            ..bridged("netfw1", true)
+        };
+        for (place, wanted) in [
+            ("ip6 filter FORWARD", Some(State::Note)),
+            ("ip filter FORWARD", Some(State::Warn)),
+            ("bridge filter forward", None),
+            ("arp filter forward", None),
+        ] {
+            let chain = chain(place, Hook::Forward, true);
+            assert_eq!(state(&chain, &[], &[four]), wanted, "{place}");
         }
     }
 
-    fn routed() -> Rules {
-        Rules {
-            routed: true,
-            masquerade: false,
-            ..Rules::default()
+    #[test]
+    fn names_and_neighbours_are_asked_of_the_node() {
+        let dropping = chain(INPUT, Hook::Input, true);
+        let networks = [bridged("netfw0", false), bridged("netfw1", true)];
+        assert_eq!(state(&dropping, &[], &[]), Some(State::Note));
+        let remedy = found(&dropping, &[], &networks).unwrap().remedy.unwrap();
+        for bridge in ["netfw0", "netfw1"] {
+            for what in ["udp dport 53", "tcp dport 53", "meta l4proto ipv6-icmp"] {
+                let command =
+                    format!("`nft insert rule inet filter input iifname {bridge} {what} accept`");
+                assert!(remedy.contains(&command), "{remedy}");
+            }
         }
+        let udp = rule(
+            INPUT,
+            &[Asks::Protocol(17), Asks::Port(53, 53)],
+            Action::Accept,
+        );
+        let tcp = rule(
+            INPUT,
+            &[Asks::Protocol(6), Asks::Port(53, 53)],
+            Action::Accept,
+        );
+        let icmp = rule(INPUT, &[Asks::Protocol(58)], Action::Accept);
+        let rules = [established(INPUT), udp.clone(), tcp.clone(), icmp.clone()];
+        assert_eq!(state(&dropping, &rules, &networks), None);
+        let mut elsewhere = udp;
+        elsewhere.conditions.push(Condition {
+            asks: from("eth0"),
+            not: false,
+        });
+        assert_eq!(
+            state(&dropping, &[elsewhere, tcp, icmp], &networks),
+            Some(State::Warn)
+        );
+    }
+
+    #[test]
+    fn iptables_gets_what_it_can_list() {
+        let dropping = chain("ip filter INPUT", Hook::Input, true);
+        let remedy = found(&dropping, &[], &[bridged("netfw0", false)]).unwrap();
+        let remedy = remedy.remedy.unwrap();
+        assert!(
+            remedy.contains(
+                "`iptables-nft -t filter -I INPUT -i netfw0 -p udp --dport 53 -j ACCEPT`"
+            ),
+            "{remedy}"
+        );
+        assert!(!remedy.contains("`nft "), "{remedy}");
+        assert!(!place("ip filter input").is_of_iptables());
+        assert!(!place("inet filter INPUT").is_of_iptables());
+    }
+
+    #[test]
+    fn answers_must_leave_the_node() {
+        const OUTPUT: &str = "inet filter output";
+        let dropping = chain(OUTPUT, Hook::Output, true);
+        let network = bridged("netfw0", false);
+        let finding = found(&dropping, &[], &[network]).unwrap();
+        assert_eq!(finding.state, State::Warn);
+        assert!(finding.remedy.unwrap().contains("oifname netfw0 accept"));
+        let icmp = rule(OUTPUT, &[Asks::Protocol(58)], Action::Accept);
+        let rules = [established(OUTPUT), icmp];
+        assert_eq!(state(&dropping, &rules, &[network]), None);
+        let published = Bridged {
+            published: true,
+            ..network
+        };
+        assert_eq!(state(&dropping, &rules, &[published]), Some(State::Warn));
+        assert_eq!(state(&dropping, &[], &[]), None);
+    }
+
+    #[test]
+    fn a_bridge_that_asks_the_rules_needs_them_to_pass() {
+        let filtered = |name, six| {
+            let mut network = bridged(name, false);
+            for side in network.sides.iter_mut().flatten() {
+                side.filtered = side.subnet.addr().is_ipv6() == six;
+            }
+            network
+        };
+        let dropping = chain("ip6 filter FORWARD", Hook::Forward, true);
+        let finding = found(&dropping, &[], &[filtered("netfw0", true)]).unwrap();
+        assert_eq!(finding.state, State::Warn);
+        let command = "`ip6tables-nft -t filter -I FORWARD -i netfw0 -o netfw0 -j ACCEPT`";
+        assert!(finding.remedy.unwrap().contains(command));
+        let accept = rule(
+            "ip6 filter FORWARD",
+            &[from("netfw0"), to("netfw0")],
+            Action::Accept,
+        );
+        assert_eq!(
+            state(&dropping, &[accept], &[filtered("netfw0", true)]),
+            None
+        );
+        let dropping = chain("ip filter FORWARD", Hook::Forward, true);
+        assert_eq!(
+            state(&dropping, &[], &[filtered("netfw0", false)]),
+            Some(State::Note)
+        );
     }
 
     fn publish(spec: &str) -> Publish {
         let (ip, port) = spec.rsplit_once(':').unwrap();
         let port: u16 = port.parse().unwrap();
+        let range = |port| crate::publish::PortRange {
+            first: port,
+            last: port,
+        };
         Publish {
             protocol: Protocol::Tcp,
             host_ip: ip.parse().unwrap(),
-            host_ports: crate::publish::PortRange {
-                first: port,
-                last: port,
-            },
-            container_ports: crate::publish::PortRange {
-                first: 80,
-                last: 80,
-            },
+            host_ports: range(port),
+            container_ports: range(80),
             allow_from: Default::default(),
         }
     }
 
-    const FORWARD: &str = "inet filter forward";
+    const TCP: Asks = Asks::Protocol(6);
 
-    #[test]
-    fn a_chain_that_drops_concerns_those_that_the_node_forwards_for() {
-        let chain = chain(FORWARD, Hook::Forward, true);
-        let (masqueraded, routed) = (Rules::default(), routed());
-        let network = |rules| Bridged {
-            bridge: "netfw1",
+    fn port(port: u16) -> Asks {
+        Asks::Port(port, port)
+    }
+
+    fn translated(place: &str, rules: Vec<Rule>, publishes: &[&str]) -> Vec<(State, String)> {
+        let name: Name = "web".parse().unwrap();
+        let publishes: Vec<_> = publishes.iter().map(|spec| publish(spec)).collect();
+        let facts = Facts {
+            publishes: publishes.iter().map(|publish| (&name, publish)).collect(),
+            locals: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
+            ..facts(&[])
+        };
+        let ruleset = Ruleset {
+            chains: vec![chain(place, Hook::Prerouting, false)],
             rules,
         };
-        let state = |rules: &[Rule], networks: &[Bridged<'_>]| {
-            let finding = forward(&chain, "policy drop", rules, networks);
-            assert!(finding.found.contains(FORWARD), "{finding:?}");
-            finding.state
-        };
-        assert_eq!(state(&[], &[]), State::Note);
-        assert_eq!(state(&[], &[network(&masqueraded)]), State::Note);
-        assert_eq!(state(&[], &[network(&routed)]), State::Warn);
-        let accepts = Rule {
-            interfaces: vec!["netfw*".into()],
-            unconditional: false,
-            ..rule(FORWARD, Action::Accept)
-        };
-        assert_eq!(state(&[accepts], &[network(&routed)]), State::Note);
-    }
-
-    #[test]
-    fn a_chain_drops_by_its_policy_or_its_last_rule() {
-        let accepting = chain(FORWARD, Hook::Forward, false);
-        let (accept, drop) = (rule(FORWARD, Action::Accept), rule(FORWARD, Action::Drop));
-        let asked = Rule {
-            unconditional: false,
-            ..drop.clone()
-        };
-        let elsewhere = rule("inet filter other", Action::Drop);
-        assert!(drops(&chain(FORWARD, Hook::Forward, true), &[]).is_some());
-        assert!(drops(&accepting, &[]).is_none());
-        assert!(drops(&accepting, &[accept.clone(), drop.clone()]).is_some());
-        assert!(drops(&accepting, &[drop, accept]).is_none());
-        assert!(drops(&accepting, &[asked, elsewhere]).is_none());
-        assert!(drops(&chain("arp x y", Hook::Other, true), &[]).is_none());
-    }
-
-    #[test]
-    fn names_are_asked_of_the_node() {
-        const INPUT: &str = "inet filter input";
-        let chain = chain(INPUT, Hook::Input, true);
-        let rules = Rules::default();
-        let networks = [Bridged {
-            bridge: "netfw0",
-            rules: &rules,
-        }];
-        assert_eq!(input(&chain, "policy drop", &[], &[]).state, State::Note);
-        let finding = input(&chain, "policy drop", &[], &networks);
-        assert_eq!(finding.state, State::Warn);
-        assert!(finding.remedy.unwrap().contains("iifname netfw0"));
-        let accepts = Rule {
-            ports: Ports::Range(53, 53),
-            ..rule(INPUT, Action::Accept)
-        };
-        assert_eq!(
-            input(&chain, "policy drop", &[accepts], &networks).state,
-            State::Note
-        );
+        judge(&ruleset, &facts)
+            .into_iter()
+            .map(|finding| (finding.state, finding.found))
+            .collect()
     }
 
     #[test]
     fn a_port_of_two_is_told() {
-        let (name, four, six) = (
-            "web".parse().unwrap(),
-            publish("0.0.0.0:8080"),
-            publish(":::8080"),
-        );
-        let both = [(&name, &four), (&name, &six)];
-        let dnat = |text: &str, first, last| Rule {
-            protocol: Some(Protocol::Tcp),
-            ports: Ports::Range(first, last),
-            ..rule(text, Action::Dnat)
-        };
-        let told = |rule: Rule, publishes: &[(&Name, &Publish)]| {
-            let found = translations(&[rule], publishes, "netfw");
-            found
-                .first()
-                .map(|finding| (finding.state, finding.found.clone()))
-        };
-        let (state, words) = told(dnat("ip nat DOCKER", 8080, 8080), &both).unwrap();
-        assert_eq!(state, State::Warn);
+        const NAT: &str = "ip nat PREROUTING";
+        let net = |text: &str| Asks::Destination(text.parse().unwrap());
+        let dnat = |asks: &[Asks]| rule(NAT, asks, Action::Dnat);
+        let both = ["0.0.0.0:8080", ":::8080"];
+        for (asks, wanted) in [
+            (vec![TCP, port(8080)], Some(State::Warn)),
+            (vec![TCP, Asks::Port(8000, 8100)], Some(State::Warn)),
+            (vec![TCP, Asks::Port(8081, 8100)], None),
+            (vec![Asks::Protocol(17), port(8080)], None),
+            (vec![TCP, Asks::Unknown], Some(State::Note)),
+            (
+                vec![net("192.0.2.1/32"), TCP, port(8080)],
+                Some(State::Warn),
+            ),
+            (vec![net("192.0.2.9/32"), TCP, port(8080)], None),
+            (vec![Asks::Local, TCP], Some(State::Warn)),
+            (vec![from("virbr0"), TCP, port(8080)], None),
+            (vec![from("eth0"), TCP, port(8080)], Some(State::Warn)),
+        ] {
+            let found = translated(NAT, vec![dnat(&asks)], &both);
+            assert_eq!(
+                found.first().map(|found| found.0),
+                wanted,
+                "{asks:?} {found:?}"
+            );
+        }
+        let found = translated(NAT, vec![dnat(&[TCP, port(8080)])], &both);
         assert!(
-            words.contains("ip nat DOCKER") && words.contains("tcp port 8080"),
-            "{words}"
+            found[0]
+                .1
+                .contains("ip nat translate tcp port 8080, which netfw publishes for web"),
+            "{found:?}"
         );
-        assert!(words.contains("0.0.0.0:8080:80/tcp"), "{words}");
-        assert!(told(dnat("ip nat DOCKER", 8000, 8100), &both).is_some());
-        assert!(told(dnat("ip nat DOCKER", 8081, 8100), &both).is_none());
-        assert!(told(dnat("ip6 nat DOCKER", 8080, 8080), &both[..1]).is_none());
-        let udp = Rule {
-            protocol: Some(Protocol::Udp),
-            ..dnat("ip nat DOCKER", 8080, 8080)
-        };
-        assert!(told(udp, &both).is_none());
-        let set = Rule {
-            ports: Ports::Unknown,
-            ..dnat("inet nat dnat", 0, 0)
-        };
-        assert_eq!(told(set, &both).unwrap().0, State::Note);
+        let six = "ip6 nat PREROUTING";
+        let rules = vec![rule(six, &[TCP, port(8080)], Action::Dnat)];
+        assert_eq!(translated(six, rules, &both[..1]), []);
+    }
+
+    /// As kube-proxy and Docker have them: the chain that translates asks for no port.
+    #[test]
+    fn a_table_with_many_translations_is_told_once() {
+        const NAT: &str = "ip nat PREROUTING";
+        let jump =
+            |place: &str, asks: &[Asks], chain: &str| rule(place, asks, Action::Jump(chain.into()));
+        let net = |text: &str| Asks::Destination(text.parse().unwrap());
+        let mut rules = vec![jump(NAT, &[], "KUBE-SERVICES")];
+        for service in 1..100u8 {
+            let (own, ip) = (
+                format!("KUBE-SEP-{service}"),
+                format!("10.96.0.{service}/32"),
+            );
+            rules.push(jump(
+                "ip nat KUBE-SERVICES",
+                &[net(&ip), TCP, port(8080)],
+                &own,
+            ));
+            rules.push(rule(&format!("ip nat {own}"), &[TCP], Action::Dnat));
+        }
+        rules.push(jump(
+            "ip nat KUBE-SERVICES",
+            &[Asks::Local],
+            "KUBE-NODEPORTS",
+        ));
+        let publishes = ["0.0.0.0:8080", "0.0.0.0:30080", "0.0.0.0:30081"];
+        assert_eq!(translated(NAT, rules.clone(), &publishes), []);
+        for node_port in [30080, 30081] {
+            rules.push(jump(
+                "ip nat KUBE-NODEPORTS",
+                &[TCP, port(node_port)],
+                "KUBE-SEP-1",
+            ));
+        }
+        let found = translated(NAT, rules, &publishes);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0].0, State::Warn);
+        assert!(found[0].1.contains("and 1 more like it"), "{found:?}");
     }
 
     #[test]
     fn who_masquerades_too_is_told_once() {
-        let rules = [
-            rule("ip nat POSTROUTING", Action::Snat),
-            rule("ip nat POSTROUTING", Action::Snat),
-        ];
-        assert_eq!(sources(&rules).len(), 1);
-        let ruleset = Ruleset::default();
-        let found = judge(&ruleset, &[], None);
-        assert_eq!(found[0].state, State::Ok);
-        let found = judge(&ruleset, &["iptables filter".into()], None);
-        assert!(found[0].state == State::Note && found[0].found.contains("iptables filter"));
+        let snat = |place| rule(place, &[], Action::Snat);
+        let rules = ["ip nat POSTROUTING", "ip nat POSTROUTING", "ip nat KUBE"].map(snat);
+        let found = ports::sources(&rules);
+        assert_eq!(found.len(), 1);
+        assert!(found[0].found.contains("ip nat KUBE, ip nat POSTROUTING"));
+    }
+
+    #[test]
+    fn legacy_tables_are_told_with_the_networks_that_they_may_concern() {
+        assert_eq!(legacy(&[], &[]), None);
+        let tables = ["iptables filter".to_owned()];
+        let networks = [bridged("netfw0", false), bridged("netfw1", true)];
+        let remedy = |networks: &[Bridged<'_>]| legacy(&tables, networks).unwrap().remedy.unwrap();
+        assert!(remedy(&networks).contains("FORWARD must accept what netfw1 sends"));
+        assert!(!remedy(&networks[..1]).contains("FORWARD"));
     }
 }

@@ -1,68 +1,24 @@
 //! The rules of nftables in the calling thread's namespace, as far as they may be in netfw's way
 //! (linux/netfilter/nf_tables.h). Those of `iptables-nft` are among them: to the kernel they are the same,
 //! but for matches and targets that keep the form of iptables (linux/netfilter/x_tables.h).
-//!
-//! A rule is a list of expressions: something is loaded into a register, and compared. Rules put it into the
-//! register that is compared next, so what was loaded last is what a comparison is of.
 
-use std::{fmt, io, path::Path};
+mod numbers;
+mod rule;
+
+use std::{collections::BTreeSet, fmt, io, path::Path};
 
 use nix::libc;
 
-use super::{NetError, attribute::Attributes, exchange::exchange_bytes, release, socket::Protocol};
+use super::{NetError, attribute::Attributes, exchange::exchange_bytes, release};
+use numbers::*;
+pub use rule::{Action, Asks, Condition, Interface, Rule};
 
 const NETLINK_NETFILTER: isize = 12;
 
 // NFNL_SUBSYS_NFTABLES << 8, and enum nf_tables_msg_types.
+const GET_TABLE: u16 = 10 << 8 | 1;
 const GET_CHAIN: u16 = 10 << 8 | 4;
 const GET_RULE: u16 = 10 << 8 | 7;
-
-// enum nft_chain_attributes, nft_hook_attributes
-const CHAIN_TABLE: u16 = 1;
-const CHAIN_NAME: u16 = 3;
-const CHAIN_HOOK: u16 = 4;
-const CHAIN_POLICY: u16 = 5;
-const HOOK_NUMBER: u16 = 1;
-// enum nft_rule_attributes, nft_list_attributes, nft_expr_attributes
-const RULE_TABLE: u16 = 1;
-const RULE_CHAIN: u16 = 2;
-const RULE_EXPRESSIONS: u16 = 4;
-const EXPR_NAME: u16 = 1;
-const EXPR_DATA: u16 = 2;
-// Of expressions: what is at their beginning, and so on.
-const META_KEY: u16 = 2;
-const PAYLOAD_BASE: u16 = 2;
-const PAYLOAD_OFFSET: u16 = 3;
-const PAYLOAD_LEN: u16 = 4;
-const CMP_OP: u16 = 2;
-const CMP_DATA: u16 = 3;
-const RANGE_OP: u16 = 2;
-const RANGE_FROM: u16 = 3;
-const RANGE_TO: u16 = 4;
-const NAT_TYPE: u16 = 1;
-const IMMEDIATE_DATA: u16 = 2;
-const DATA_VALUE: u16 = 1;
-const DATA_VERDICT: u16 = 2;
-const VERDICT_CODE: u16 = 1;
-const XT_NAME: u16 = 1;
-const XT_INFO: u16 = 3;
-
-// enum nft_meta_keys
-const META_IIFNAME: u32 = 6;
-const META_OIFNAME: u32 = 7;
-const META_L4PROTO: u32 = 16;
-// enum nft_payload_bases
-const NETWORK_HEADER: u32 = 1;
-const TRANSPORT_HEADER: u32 = 2;
-/// `NFT_CMP_EQ`, `NFT_RANGE_EQ`.
-const EQUAL: u32 = 0;
-/// `NFT_CMP_LTE`, `NFT_CMP_GTE`: the ends of a range, as nft writes it.
-const AT_MOST: u32 = 3;
-const AT_LEAST: u32 = 5;
-/// `NFT_NAT_DNAT`
-const DNAT: u32 = 1;
-const NF_DROP: u32 = 0;
-const NF_ACCEPT: u32 = 1;
 
 /// What rules are for.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -105,6 +61,22 @@ pub struct Place {
     pub chain: String,
 }
 
+impl Place {
+    /// The table's full name.
+    pub fn table(&self) -> String {
+        format!("{} {}", self.family.word(), self.table)
+    }
+
+    /// Is it one of those into which iptables-nft has packets come?
+    pub fn is_of_iptables(&self) -> bool {
+        let tables = ["filter", "nat", "mangle", "raw", "security"];
+        let chains = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
+        matches!(self.family, Family::Ip | Family::Ip6)
+            && tables.contains(&self.table.as_str())
+            && chains.contains(&self.chain.as_str())
+    }
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} {}", self.family.word(), self.table, self.chain)
@@ -132,53 +104,6 @@ pub struct Chain {
     pub drops: bool,
 }
 
-/// Which destination ports a rule is for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Ports {
-    Any,
-    /// The first and the last.
-    Range(u16, u16),
-    /// Those in a set, which is not looked into, or all but one.
-    Unknown,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Action {
-    Accept,
-    /// A refusal, too.
-    Drop,
-    /// To another destination.
-    Dnat,
-    /// From another source.
-    Snat,
-    /// To another chain, or nothing.
-    Other,
-}
-
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Rule {
-    pub place: Place,
-    pub protocol: Option<Protocol>,
-    pub ports: Ports,
-    /// Names of interfaces that it compares with; with an asterisk at the end, how they begin.
-    pub interfaces: Vec<String>,
-    /// It asks nothing.
-    pub unconditional: bool,
-    pub action: Action,
-}
-
-impl Rule {
-    /// Does it name this interface?
-    pub fn names(&self, interface: &str) -> bool {
-        self.interfaces
-            .iter()
-            .any(|named| match named.strip_suffix('*') {
-                Some(beginning) => interface.starts_with(beginning),
-                None => named == interface,
-            })
-    }
-}
-
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub struct Ruleset {
     /// Base chains.
@@ -187,7 +112,7 @@ pub struct Ruleset {
     pub rules: Vec<Rule>,
 }
 
-/// All there is. Nothing where the kernel has no nftables, or has not loaded it: to ask would load it.
+/// All there is, but for tables that are switched off (`dormant`). Nothing where the kernel has no nftables, or has not loaded it: to ask would load it.
 pub fn ruleset() -> Result<Ruleset, NetError> {
     let mut found = Ruleset::default();
     if !may_be_there() {
@@ -199,6 +124,13 @@ pub fn ruleset() -> Result<Ruleset, NetError> {
     dump(GET_RULE, "rules", |message| {
         found.rules.extend(rule(message))
     })?;
+    let mut dormant = BTreeSet::new();
+    dump(GET_TABLE, "tables", |message| {
+        dormant.extend(dormant_table(message))
+    })?;
+    let counts = |place: &Place| !dormant.contains(&(place.family, place.table.clone()));
+    found.chains.retain(|chain| counts(&chain.place));
+    found.rules.retain(|rule| counts(&rule.place));
     Ok(found)
 }
 
@@ -249,6 +181,13 @@ fn head(message: &[u8]) -> Option<(Family, Attributes<'_>)> {
     Some((Family::of(head[0]), Attributes::of(attributes)))
 }
 
+/// A table that is switched off.
+fn dormant_table(message: &[u8]) -> Option<(Family, String)> {
+    let (family, attributes) = head(message)?;
+    let flags = attributes.be32(TABLE_FLAGS)?;
+    Some((family, attributes.text(TABLE_NAME)?)).filter(|_| flags & DORMANT != 0)
+}
+
 /// None of a chain that is no base chain.
 fn chain(message: &[u8]) -> Option<Chain> {
     let (family, attributes) = head(message)?;
@@ -269,181 +208,18 @@ fn chain(message: &[u8]) -> Option<Chain> {
             chain: attributes.text(CHAIN_NAME)?,
         },
         hook,
-        drops: attributes.be32(CHAIN_POLICY) == Some(NF_DROP),
+        drops: attributes.be32(CHAIN_POLICY) == Some(NF_DROP.cast_unsigned()),
     })
 }
 
 fn rule(message: &[u8]) -> Option<Rule> {
     let (family, attributes) = head(message)?;
-    let mut rule = Rule {
-        place: Place {
-            family,
-            table: attributes.text(RULE_TABLE)?,
-            chain: attributes.text(RULE_CHAIN)?,
-        },
-        protocol: None,
-        ports: Ports::Any,
-        interfaces: Vec::new(),
-        unconditional: true,
-        action: Action::Other,
+    let place = Place {
+        family,
+        table: attributes.text(RULE_TABLE)?,
+        chain: attributes.text(RULE_CHAIN)?,
     };
-    let mut loaded = Loaded::Other;
-    for (_, expression) in attributes.within(RULE_EXPRESSIONS) {
-        let expression = Attributes::of(expression);
-        let name = expression.text(EXPR_NAME)?;
-        rule.read(&name, expression.within(EXPR_DATA), &mut loaded);
-    }
-    Some(rule)
-}
-
-/// What a comparison is of.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Loaded {
-    Protocol,
-    Port,
-    Interface,
-    Other,
-}
-
-impl Rule {
-    fn read(&mut self, name: &str, data: Attributes<'_>, loaded: &mut Loaded) {
-        match name {
-            "counter" | "log" => {}
-            "immediate" => self.decide(data),
-            "reject" => self.action = Action::Drop,
-            "nat" => {
-                self.action = match data.be32(NAT_TYPE) {
-                    Some(DNAT) => Action::Dnat,
-                    _ => Action::Snat,
-                }
-            }
-            "redir" => self.action = Action::Dnat,
-            "masq" => self.action = Action::Snat,
-            "target" => self.target(data.text(XT_NAME).unwrap_or_default().as_str()),
-            _ => {
-                self.unconditional = false;
-                self.condition(name, data, loaded);
-            }
-        }
-    }
-
-    fn decide(&mut self, data: Attributes<'_>) {
-        let verdict = data.within(IMMEDIATE_DATA).within(DATA_VERDICT);
-        match verdict.be32(VERDICT_CODE) {
-            Some(NF_DROP) => self.action = Action::Drop,
-            Some(NF_ACCEPT) => self.action = Action::Accept,
-            // An address or port to translate to.
-            _ => {}
-        }
-    }
-
-    /// Of iptables.
-    fn target(&mut self, name: &str) {
-        match name {
-            "DNAT" | "REDIRECT" => self.action = Action::Dnat,
-            "SNAT" | "MASQUERADE" => self.action = Action::Snat,
-            "REJECT" => self.action = Action::Drop,
-            _ => {}
-        }
-    }
-
-    fn condition(&mut self, name: &str, data: Attributes<'_>, loaded: &mut Loaded) {
-        match name {
-            "meta" => {
-                *loaded = match data.be32(META_KEY) {
-                    Some(META_L4PROTO) => Loaded::Protocol,
-                    Some(META_IIFNAME | META_OIFNAME) => Loaded::Interface,
-                    _ => Loaded::Other,
-                }
-            }
-            "payload" => {
-                let place = [PAYLOAD_BASE, PAYLOAD_OFFSET, PAYLOAD_LEN].map(|part| data.be32(part));
-                *loaded = match place.map(|part| part.unwrap_or(u32::MAX)) {
-                    [TRANSPORT_HEADER, 2, 2] => Loaded::Port,
-                    // The protocol in a header of IPv4, of IPv6.
-                    [NETWORK_HEADER, 9 | 6, 1] => Loaded::Protocol,
-                    _ => Loaded::Other,
-                }
-            }
-            "cmp" => {
-                let value = data.within(CMP_DATA).get(DATA_VALUE).unwrap_or_default();
-                self.compared(*loaded, data.be32(CMP_OP).unwrap_or(u32::MAX), value);
-            }
-            "range" => {
-                let [from, to] = [RANGE_FROM, RANGE_TO]
-                    .map(|end| port(data.within(end).get(DATA_VALUE).unwrap_or_default()));
-                if *loaded == Loaded::Port {
-                    self.ports = match (data.be32(RANGE_OP), from, to) {
-                        (Some(EQUAL), Some(from), Some(to)) => Ports::Range(from, to),
-                        _ => Ports::Unknown,
-                    };
-                }
-            }
-            // In a set or a map.
-            "lookup" if *loaded == Loaded::Port => self.ports = Ports::Unknown,
-            "match" => {
-                let name = data.text(XT_NAME).unwrap_or_default();
-                self.matched(&name, data.get(XT_INFO).unwrap_or_default());
-            }
-            _ => {}
-        }
-    }
-
-    fn compared(&mut self, loaded: Loaded, operation: u32, value: &[u8]) {
-        match (loaded, operation) {
-            (Loaded::Port, operation) => {
-                let range = match self.ports {
-                    Ports::Range(first, last) => (first, last),
-                    _ => (0, u16::MAX),
-                };
-                self.ports = match (operation, port(value)) {
-                    (EQUAL, Some(port)) => Ports::Range(port, port),
-                    (AT_LEAST, Some(port)) => Ports::Range(port, range.1),
-                    (AT_MOST, Some(port)) => Ports::Range(range.0, port),
-                    _ => Ports::Unknown,
-                };
-            }
-            (Loaded::Protocol, EQUAL) => {
-                self.protocol = value.first().and_then(|n| Protocol::from_number(*n));
-            }
-            (Loaded::Interface, EQUAL) => self.interfaces.extend(interface(value)),
-            _ => {}
-        }
-    }
-
-    /// Of iptables: `struct xt_tcp`, `struct xt_udp` and `struct xt_sctp` begin with the first and the last of
-    /// the source ports and of the destination ports, in host order; then the options differ.
-    fn matched(&mut self, name: &str, info: &[u8]) {
-        if name == "multiport" {
-            self.ports = Ports::Unknown;
-            return;
-        }
-        let Ok(protocol) = name.parse() else {
-            return;
-        };
-        self.protocol = Some(protocol);
-        let half = |at: usize| {
-            let bytes = info.get(at..at + 2)?.try_into().ok()?;
-            Some(u16::from_ne_bytes(bytes))
-        };
-        self.ports = match (half(4), half(6)) {
-            (Some(0), Some(u16::MAX)) | (None, _) | (_, None) => self.ports,
-            (Some(from), Some(to)) => Ports::Range(from, to),
-        };
-    }
-}
-
-/// In network byte order.
-fn port(value: &[u8]) -> Option<u16> {
-    Some(u16::from_be_bytes(*value.first_chunk()?))
-}
-
-/// A name that ends is a whole one.
-fn interface(value: &[u8]) -> Option<String> {
-    match value.iter().position(|byte| *byte == 0) {
-        Some(end) => String::from_utf8(value[..end].to_vec()).ok(),
-        None => Some(format!("{}*", str::from_utf8(value).ok()?)),
-    }
+    Rule::read(place, attributes.within(RULE_EXPRESSIONS))
 }
 
 #[cfg(test)]
@@ -476,8 +252,8 @@ mod tests {
         expression("payload", &parts.map(|(part, number)| be32(part, number)))
     }
 
-    fn verdict(code: u32) -> Vec<u8> {
-        let verdict = nested(DATA_VERDICT, &[be32(VERDICT_CODE, code)]);
+    fn verdict(code: i32) -> Vec<u8> {
+        let verdict = nested(DATA_VERDICT, &[be32(VERDICT_CODE, code.cast_unsigned())]);
         expression("immediate", &[nested(IMMEDIATE_DATA, &[verdict])])
     }
 
@@ -487,6 +263,10 @@ mod tests {
         message.extend(text(RULE_CHAIN, "DOCKER"));
         message.extend(nested(RULE_EXPRESSIONS, expressions));
         rule(&message).unwrap()
+    }
+
+    fn is(asks: Asks) -> Condition {
+        Condition { asks, not: false }
     }
 
     #[test]
@@ -507,9 +287,12 @@ mod tests {
         );
         assert_eq!(rule.place.to_string(), "ip nat DOCKER");
         assert_eq!(rule.action, Action::Dnat);
-        assert_eq!(rule.protocol, Some(Protocol::Tcp));
-        assert_eq!(rule.ports, Ports::Range(8080, 8080));
-        assert!(rule.names("eth0") && !rule.names("eth1") && !rule.unconditional);
+        let asked = [
+            Asks::From(Interface::Named("eth0".into())),
+            Asks::Protocol(6),
+            Asks::Port(8080, 8080),
+        ];
+        assert_eq!(rule.conditions, asked.map(is));
     }
 
     #[test]
@@ -519,48 +302,174 @@ mod tests {
             .flat_map(|port: &u16| port.to_ne_bytes())
             .chain([0; 4])
             .collect();
-        let rule = made(
-            2,
-            &[
-                expression("match", &[text(XT_NAME, "tcp"), attribute(XT_INFO, &ports)]),
-                expression("target", &[text(XT_NAME, "DNAT")]),
-            ],
-        );
+        let with = |info: &[u8]| {
+            made(
+                2,
+                &[
+                    expression("match", &[text(XT_NAME, "comment")]),
+                    expression("match", &[text(XT_NAME, "tcp"), attribute(XT_INFO, info)]),
+                    expression("target", &[text(XT_NAME, "DNAT")]),
+                ],
+            )
+        };
+        let rule = with(&ports);
         assert_eq!(rule.action, Action::Dnat);
-        assert_eq!(rule.protocol, Some(Protocol::Tcp));
-        assert_eq!(rule.ports, Ports::Range(8080, 8090));
+        let asked = [Asks::Protocol(6), Asks::Port(8080, 8090)];
+        assert_eq!(rule.conditions, asked.map(is));
+        // All but those ports.
+        let turned = [&ports[..11], &[2]].concat();
+        let asked = [Asks::Protocol(6), Asks::Unknown];
+        assert_eq!(with(&turned).conditions, asked.map(is));
     }
 
     #[test]
-    fn ports_in_a_set_are_unknown() {
-        let rule = made(1, &[destination_port(), expression("lookup", &[])]);
-        assert_eq!(rule.ports, Ports::Unknown);
+    fn what_iptables_knows_of_flows_and_addresses_is_read() {
+        let asked = |name: &str, info: &[u8]| {
+            let rule = made(
+                2,
+                &[expression(
+                    "match",
+                    &[text(XT_NAME, name), attribute(XT_INFO, info)],
+                )],
+            );
+            rule.conditions
+        };
+        let mut info = [0; 160];
+        info[146..148].copy_from_slice(&1u16.to_ne_bytes());
+        info[150..152].copy_from_slice(&6u16.to_ne_bytes());
+        assert_eq!(asked("conntrack", &info), [is(Asks::State(6))]);
+        info[148..150].copy_from_slice(&1u16.to_ne_bytes());
+        assert_eq!(asked("conntrack", &info), [is(Asks::Unknown)]);
+        assert_eq!(
+            asked("addrtype", LOCAL_DESTINATION.as_flattened()),
+            [is(Asks::Local)]
+        );
+        assert_eq!(asked("addrtype", &[0; 8]), [is(Asks::Unknown)]);
+        assert_eq!(asked("owner", &[0; 8]), [is(Asks::Unknown)]);
+    }
+
+    #[test]
+    fn ports_are_read_or_unknown() {
+        let asked =
+            |parts: &[Vec<u8>]| made(1, &[&[destination_port()], parts].concat()).conditions;
+        assert_eq!(asked(&[expression("lookup", &[])]), [is(Asks::Unknown)]);
         let range = [
             be32(RANGE_OP, EQUAL),
             value(RANGE_FROM, &80u16.to_be_bytes()),
             value(RANGE_TO, &90u16.to_be_bytes()),
         ];
-        let rule = made(1, &[destination_port(), expression("range", &range)]);
-        assert_eq!(rule.ports, Ports::Range(80, 90));
+        assert_eq!(
+            asked(&[expression("range", &range)]),
+            [is(Asks::Port(80, 90))]
+        );
         let end = |operation, port: u16| {
             let port = value(CMP_DATA, &port.to_be_bytes());
             expression("cmp", &[be32(CMP_OP, operation), port])
         };
-        let ends = [end(AT_LEAST, 80), end(AT_MOST, 90)];
-        let rule = made(1, &[&[destination_port()], &ends[..]].concat());
-        assert_eq!(rule.ports, Ports::Range(80, 90));
+        let ends = [Asks::Port(80, u16::MAX), Asks::Port(0, 90)];
+        assert_eq!(asked(&[end(AT_LEAST, 80), end(AT_MOST, 90)]), ends.map(is));
+        let but = Condition {
+            asks: Asks::Port(80, 80),
+            not: true,
+        };
+        assert_eq!(asked(&[end(NOT_EQUAL, 80)]), [but]);
+        assert_eq!(asked(&[end(2, 80)]), [is(Asks::Unknown)]);
     }
 
     #[test]
-    fn what_asks_nothing_is_known() {
-        let refusal = [expression("counter", &[]), expression("reject", &[])];
-        let rule = made(1, &refusal);
-        assert!(rule.unconditional && rule.action == Action::Drop);
-        let rule = made(1, &[verdict(NF_DROP)]);
-        assert!(rule.unconditional && rule.action == Action::Drop);
-        let rule = made(1, &[meta(META_OIFNAME), cmp(b"netfw"), verdict(NF_ACCEPT)]);
-        assert!(!rule.unconditional && rule.action == Action::Accept);
-        assert!(rule.names("netfw0") && !rule.names("net"), "a beginning");
+    fn addresses_flows_and_interfaces_are_read() {
+        let load = |offset: u32, length: u32| {
+            let parts = [
+                (PAYLOAD_BASE, NETWORK_HEADER),
+                (PAYLOAD_OFFSET, offset),
+                (PAYLOAD_LEN, length),
+            ];
+            expression("payload", &parts.map(|(part, number)| be32(part, number)))
+        };
+        let mask = |bytes: &[u8]| expression("bitwise", &[value(BITWISE_MASK, bytes)]);
+        let net = |text: &str| text.parse().unwrap();
+        let six: [u8; 8] = [0xfd, 0, 0, 0x12, 0, 0, 0, 0];
+        let differs = expression("cmp", &[be32(CMP_OP, NOT_EQUAL), value(CMP_DATA, &[0; 4])]);
+        let state = expression("ct", &[be32(CT_KEY, CT_STATE)]);
+        let fib = [be32(FIB_RESULT, FIB_TYPE), be32(FIB_FLAGS, FIB_DESTINATION)];
+        for (parts, asks) in [
+            (
+                vec![load(16, 2), cmp(&[172, 18])],
+                Asks::Destination(net("172.18.0.0/16")),
+            ),
+            (
+                vec![load(12, 4), mask(&[255, 240, 0, 0]), cmp(&[172, 16, 0, 0])],
+                Asks::Source(net("172.16.0.0/12")),
+            ),
+            (
+                vec![load(12, 4), mask(&[255, 0, 255, 0]), cmp(&[1, 0, 1, 0])],
+                Asks::Unknown,
+            ),
+            (
+                vec![load(24, 8), cmp(&six)],
+                Asks::Destination(net("fd00:12::/64")),
+            ),
+            (
+                vec![state, mask(&6u32.to_ne_bytes()), differs],
+                Asks::State(6),
+            ),
+            (
+                vec![expression("fib", &fib), cmp(&2u32.to_ne_bytes())],
+                Asks::Local,
+            ),
+            (
+                vec![meta(META_IIF), cmp(&7u32.to_ne_bytes())],
+                Asks::From(Interface::Index(7)),
+            ),
+            (
+                vec![meta(META_OIFNAME), cmp(b"netfw")],
+                Asks::To(Interface::Beginning("netfw".into())),
+            ),
+            (vec![meta(META_NFPROTO), cmp(&[10])], Asks::Six(true)),
+            (vec![meta(3), cmp(&[0; 4])], Asks::Unknown),
+        ] {
+            assert_eq!(made(1, &parts).conditions, [is(asks)]);
+        }
+        let set = expression("meta", &[be32(META_KEY, 3), be32(META_SOURCE, 1)]);
+        assert_eq!(made(1, &[set]).conditions, []);
+    }
+
+    #[test]
+    fn what_is_done_is_read() {
+        let jump = |code: i32| {
+            let verdict = [
+                be32(VERDICT_CODE, code.cast_unsigned()),
+                text(VERDICT_CHAIN, "last"),
+            ];
+            let verdict = nested(DATA_VERDICT, &verdict);
+            expression("immediate", &[nested(IMMEDIATE_DATA, &[verdict])])
+        };
+        let by_map = expression("lookup", &[be32(LOOKUP_DESTINATION, VERDICT_REGISTER)]);
+        for (part, action) in [
+            (expression("reject", &[]), Action::Drop),
+            (verdict(NF_DROP), Action::Drop),
+            (verdict(NF_ACCEPT), Action::Accept),
+            (verdict(NFT_RETURN), Action::Return),
+            (jump(NFT_JUMP), Action::Jump("last".into())),
+            (jump(NFT_GOTO), Action::Goto("last".into())),
+            (by_map, Action::Unknown),
+            (expression("target", &[text(XT_NAME, "MARK")]), Action::None),
+        ] {
+            let rule = made(1, &[expression("counter", &[]), part]);
+            assert_eq!(rule.action, action);
+            assert_eq!(rule.conditions, []);
+        }
+    }
+
+    #[test]
+    fn a_table_that_is_switched_off_is_known() {
+        let table = |flags| {
+            let mut message = vec![1, 0, 0, 0];
+            message.extend([text(TABLE_NAME, "x"), be32(TABLE_FLAGS, flags)].concat());
+            dormant_table(&message)
+        };
+        assert_eq!(table(0), None);
+        assert_eq!(table(DORMANT), Some((Family::Inet, "x".into())));
     }
 
     #[test]
@@ -570,7 +479,7 @@ mod tests {
         message.extend(names);
         assert_eq!(chain(&message), None);
         message.extend(nested(CHAIN_HOOK, &[be32(HOOK_NUMBER, 2)]));
-        message.extend(be32(CHAIN_POLICY, NF_DROP));
+        message.extend(be32(CHAIN_POLICY, NF_DROP.cast_unsigned()));
         let found = chain(&message).unwrap();
         assert_eq!(found.hook, Hook::Forward);
         assert!(found.drops);
@@ -579,7 +488,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn any_message_is_read_or_not(bytes: Vec<u8>) {
-            let _ = (chain(&bytes), rule(&bytes));
+            let _ = (chain(&bytes), rule(&bytes), dormant_table(&bytes));
         }
     }
 
