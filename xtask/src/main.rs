@@ -6,6 +6,7 @@
 mod bench;
 mod build;
 mod command;
+mod endure;
 mod fuzz;
 mod kernel;
 mod linker;
@@ -40,6 +41,9 @@ enum Command {
     Test(test::Arguments),
     /// Send random packets through every hook, and check what comes out
     Fuzz(fuzz::Arguments),
+    /// Add and remove endpoints by the thousand, restart by the hundred, change at random under traffic, and see
+    /// that nothing is lost or left
+    Endure(endure::Arguments),
     /// Print what the verifier walks through per program and how long a packet takes, and hold both to
     /// the committed budgets
     Verify(verify::Arguments),
@@ -56,6 +60,7 @@ fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
+        Command::Endure(arguments) => endure::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Package(arguments) => package::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),

@@ -71,7 +71,7 @@ fn flow_of<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -> Re
         match flow::lookup::<F>(work) {
             Ok(()) if is_overtaken::<P, F>(packet, work) => flow::forget::<F>(work),
             Ok(()) => return Ok(()),
-            Err(Miss::TableFull) => return Err(Verdict::Drop(Drop::TableFull)),
+            Err(Miss::Refused(why)) => return Err(Verdict::Drop(why)),
             Err(Miss::Absent) => {}
         }
         // An interface that the agent does not serve is closed.

@@ -27,6 +27,7 @@
 //! | `maps` | endpoints, publishes, subnets, …, counters |
 //! | `taken` | ports that the node's processes may not bind |
 //! | `flows` | the flow tables |
+//! | `holdings` | who has how much of them |
 //! | `stats` | what the programs cost |
 //! | `sys` | the only raw `bpf(2)` |
 
@@ -39,6 +40,7 @@ mod company;
 mod error;
 mod family;
 mod flows;
+mod holdings;
 mod insn;
 mod load;
 mod lookup;
