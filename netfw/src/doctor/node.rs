@@ -246,8 +246,10 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
         findings.push(ok("layout", error).but(
             State::Fail,
             format!(
-                "{}, and start the agent again",
-                command(&facts.instance, "down")
+                "{} takes all networks, endpoints and publishes of the instance away ({} writes down which); then start \
+                 the agent again",
+                command(&facts.instance, "down"),
+                command(&facts.instance, "store export")
             ),
         ));
     }
@@ -259,7 +261,7 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
             State::Warn,
             format!(
                 "one instance serves a namespace: `netfw doctor --instance {first}` examines that one, `netfw down \
-                 --instance {first}` removes it"
+                 --instance {first}` takes it away, with all of its networks and endpoints"
             ),
         ));
     }
@@ -379,9 +381,8 @@ fn agent(facts: &Facts) -> Finding {
         }
         Presence::Silent(error) => ok("agent", error).but(
             State::Fail,
-            format!(
-                "look into its log; `kill -KILL` ends one that hangs, {start} starts it again. Packets go on meanwhile"
-            ),
+            "look into its log; `kill -KILL` ends one that hangs. Start it again with the options that it had: packets go \
+             on meanwhile",
         ),
     }
 }
