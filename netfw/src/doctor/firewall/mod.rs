@@ -167,24 +167,23 @@ fn of_chain(chain: &Chain, book: &Rulebook<'_>, facts: &Facts<'_>) -> Option<Fin
     let judged = needs
         .iter()
         .map(|need| (need, book.verdict(chain, &need.packet)));
-    let (mut dropped, mut doubtful, mut by) = (Vec::new(), Vec::new(), String::new());
+    let (mut dropped, mut doubtful) = (Vec::new(), Vec::new());
     for (need, verdict) in judged {
         match verdict {
             Verdict::Passes => {}
-            Verdict::Drops(how) => {
-                by = how;
-                dropped.push(need);
-            }
+            Verdict::Drops(by) => dropped.push((need, by)),
             Verdict::Unknown => doubtful.push(need),
         }
     }
     let place = &chain.place;
     let check = word(chain.hook);
-    let warned = dropped.iter().any(|need| need.state == State::Warn);
-    if !dropped.is_empty() {
+    if let Some(worst) = dropped.iter().map(|(need, _)| need.state).max() {
+        dropped.retain(|(need, _)| need.state == worst);
+        let by = each_once(dropped.iter().map(|(_, by)| by.clone()));
+        let dropped: Vec<&Need<'_>> = dropped.iter().map(|(need, _)| *need).collect();
         let found = format!("chain {place} drops {}: {by}", words(&dropped));
         return Some(ok(check, found).but(
-            if warned { State::Warn } else { State::Note },
+            worst,
             format!("{}. Keep it in the firewall's own configuration: what is typed goes when that is loaded again", commands(&dropped, place)),
         ));
     }
@@ -223,15 +222,21 @@ fn of_chain(chain: &Chain, book: &Rulebook<'_>, facts: &Facts<'_>) -> Option<Fin
 }
 
 fn words(needs: &[&Need<'_>]) -> String {
-    let mut words: Vec<&str> = needs.iter().map(|need| need.words.as_str()).collect();
-    words.dedup();
-    words.join(", ")
+    each_once(needs.iter().map(|need| need.words.clone()))
 }
 
 fn commands(needs: &[&Need<'_>], place: &Place) -> String {
-    let mut commands: Vec<String> = needs.iter().map(|need| need.rule(place)).collect();
-    commands.dedup();
-    commands.join(", ")
+    each_once(needs.iter().map(|need| need.rule(place)))
+}
+
+fn each_once(all: impl Iterator<Item = String>) -> String {
+    let mut once = Vec::new();
+    for words in all {
+        if !once.contains(&words) {
+            once.push(words);
+        }
+    }
+    once.join(", ")
 }
 
 #[cfg(test)]
