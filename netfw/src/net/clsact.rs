@@ -69,24 +69,24 @@ pub fn is_there(ifindex: u32) -> Result<bool, NetError> {
     }
 }
 
-/// Is it a clsact that is there, and no `ingress`?
+/// Has the interface a clsact, and no `ingress`?
 fn has_egress(ifindex: u32) -> Result<bool, NetError> {
-    let mut clsact = TcMessage::with_index(ifindex.cast_signed());
-    clsact.header.parent = TcHandle::CLSACT;
     let mut found = false;
+    let all = TcMessage::with_index(ifindex.cast_signed());
     let asked = exchange_route(
-        RouteNetlinkMessage::GetQueueDiscipline(clsact),
-        NLM_F_ACK,
+        RouteNetlinkMessage::GetQueueDiscipline(all),
+        NLM_F_DUMP,
         |payload| {
+            // The kernel lists those of all interfaces.
+            let own = payload.get(4..8) == Some(&ifindex.to_ne_bytes()[..]);
             let attributes = Attributes::of(payload.get(TCMSG..).unwrap_or_default());
-            found |= attributes.text(TCA_KIND).as_deref() == Some("clsact");
+            found |= own && attributes.text(TCA_KIND).as_deref() == Some("clsact");
         },
     );
     match asked {
         Ok(()) => Ok(found),
-        Err(error) if is_gone(&error) => Ok(false),
         Err(source) => Err(NetError::Netlink {
-            asked: format!("look for clsact on the interface of index {ifindex}"),
+            asked: "list the queueing disciplines".into(),
             source,
         }),
     }
