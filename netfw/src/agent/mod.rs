@@ -34,6 +34,7 @@ pub mod error;
 pub mod files;
 pub mod flow;
 pub mod ipam;
+pub mod measure;
 pub mod memory;
 mod names;
 pub mod network;
@@ -73,6 +74,7 @@ use self::{
 };
 use crate::{
     bpf::{DataPlane, Epoch},
+    metrics::Events,
     name::Name,
     net::{Netlink, sysctl::Directory},
 };
@@ -112,6 +114,7 @@ pub struct Agent {
     /// Why the node's own processes do not reach publishes, if so.
     sockets: Result<(), String>,
     mtu: u32,
+    events: Events,
     started: Instant,
 }
 

@@ -19,6 +19,7 @@
 //! | `GET /v1/flows[?endpoint=NAME]` | | list of [`Flow`](types::Flow) |
 //! | `DELETE /v1/flows[?endpoint=NAME]` | forgets flows | [`Flushed`](types::Flushed) |
 //! | `GET /v1/store` | | [`Saved`](crate::agent::saved::Saved), as the store has it |
+//! | `GET /metrics` | | metrics for Prometheus, as text ([`metrics`](crate::metrics)) |
 //! | `POST /v1/shutdown` | ends the agent; the data plane stays | nothing |
 //!
 //! Errors are [`Failure`](types::Failure) with status 400, 404, 409 or 500. Paths begin with the

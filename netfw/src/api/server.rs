@@ -8,8 +8,9 @@ use std::sync::Arc;
 use axum::{
     Json, Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, Path, Query, State, rejection::QueryRejection},
-    http::StatusCode,
+    extract::{DefaultBodyLimit, Path, Query, Request, State, rejection::QueryRejection},
+    http::{StatusCode, header::CONTENT_TYPE},
+    middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::{delete, get, post},
 };
@@ -26,6 +27,7 @@ use super::types::{
 use crate::{
     agent::{Agent, AgentError, flow, memory, purge::carry_out, saved::Saved, view::wire},
     filter::FlowFilter,
+    metrics::{self, Events},
     name::Name,
 };
 
@@ -37,6 +39,7 @@ pub struct Shared {
     pub agent: Arc<Mutex<Agent>>,
     /// Told when somebody asks the agent to end.
     pub shutdown: Arc<Notify>,
+    pub events: Events,
 }
 
 pub fn router(shared: Shared) -> Router {
@@ -62,6 +65,7 @@ pub fn router(shared: Shared) -> Router {
         .route("/v1/flows", get(flows).delete(flush))
         .route("/v1/store", get(store))
         .route("/v1/shutdown", post(shutdown))
+        .route("/metrics", get(metrics))
         .fallback(async || {
             refuse(
                 StatusCode::NOT_FOUND,
@@ -70,7 +74,28 @@ pub fn router(shared: Shared) -> Router {
             )
         })
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(from_fn_with_state(shared.events.clone(), count))
         .with_state(shared)
+}
+
+/// The metrics alone, for an address that others than root reach.
+pub fn metrics_router(shared: Shared) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .fallback(async || {
+            (
+                StatusCode::NOT_FOUND,
+                "there is /metrics, and nothing else\n",
+            )
+        })
+        .with_state(shared)
+}
+
+async fn count(State(events): State<Events>, request: Request, next: Next) -> Response {
+    let method = request.method().clone();
+    let response = next.run(request).await;
+    events.requested(method.as_str(), response.status().as_u16());
+    response
 }
 
 struct Refusal(AgentError);
@@ -140,6 +165,12 @@ async fn status(State(shared): State<Shared>) -> Answer<Status> {
 
 async fn stats(State(shared): State<Shared>) -> Answer<Stats> {
     Ok(Json(shared.agent.lock().await.stats()?))
+}
+
+async fn metrics(State(shared): State<Shared>) -> Result<Response, Refusal> {
+    let page = shared.agent.lock().await.page()?;
+    let text = page.text(&shared.events);
+    Ok(([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }
 
 async fn networks(State(shared): State<Shared>) -> Answer<Vec<Network>> {

@@ -12,6 +12,7 @@ mod endpoint;
 mod exec;
 mod failure;
 mod flow;
+mod log;
 mod network;
 mod output;
 mod port;
@@ -19,6 +20,7 @@ mod publish;
 mod stats;
 mod status;
 mod store;
+mod top;
 
 use std::process::ExitCode;
 
@@ -95,6 +97,8 @@ enum Command {
     Status,
     /// Packets and bytes of endpoints and publishes, drops by reason.
     Stats(stats::Args),
+    /// Rates of publishes and endpoints, new flows and drops, on the whole terminal.
+    Top(top::Args),
     /// Check, save and replace what the agent keeps on disk.
     #[command(subcommand)]
     Store(store::Command),
@@ -127,6 +131,7 @@ pub fn main() -> ExitCode {
         Command::Flow(command) => flow::run(&global, command),
         Command::Status => status::run(&global),
         Command::Stats(args) => stats::run(&global, args),
+        Command::Top(args) => top::run(&global, args),
         Command::Store(command) => store::run(&global, command),
         Command::Doctor(args) => doctor::run(&global, args),
         Command::Completions(args) => {
@@ -229,6 +234,8 @@ mod tests {
             "netfw endpoint add x --allow-from",
             "netfw exec x --",
             "netfw exec x",
+            "netfw top --interval 0",
+            "netfw agent --metrics localhost:9469",
             "netfw agent --uplink a/b",
             "netfw agent --uplink eth0 --uplink sixteen-letters-",
         ] {
