@@ -22,8 +22,10 @@ use crate::{
     net::{Link, Namespace, Netlink, namespace},
 };
 
-/// How long a running agent gets to end.
+/// How long a running agent gets to hear that it shall end.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// And to end, once it has heard: as long as the unit gives it.
+const ENDING: Duration = Duration::from_secs(60);
 
 /// What was removed, and what could not be.
 #[derive(Debug, Default)]
@@ -126,7 +128,7 @@ pub fn clear(instance: &Name, paths: &Paths, report: &mut Report) {
 
 /// The lock, once no agent has it. None: it would not end.
 fn stop_agent(instance: &Name, paths: &Paths, report: &mut Report) -> Option<Lock> {
-    let deadline = Instant::now() + PATIENCE;
+    let mut deadline = Instant::now() + PATIENCE;
     let mut asked = false;
     loop {
         match paths.lock() {
@@ -136,6 +138,7 @@ fn stop_agent(instance: &Name, paths: &Paths, report: &mut Report) -> Option<Loc
                     // It may be starting, and not listen yet: asked again until it answers.
                     asked = ask(instance).is_ok();
                     if asked {
+                        deadline = Instant::now() + ENDING;
                         report.removed.push(match pid {
                             Some(pid) => format!("agent (process {pid})"),
                             None => "agent".into(),
@@ -143,6 +146,15 @@ fn stop_agent(instance: &Name, paths: &Paths, report: &mut Report) -> Option<Loc
                     }
                 }
                 std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(LockError::Held { pid, .. }) => {
+                report.errors.push(match pid {
+                    Some(pid) => format!(
+                        "the agent (process {pid}) does not end: `kill -KILL {pid}` ends one that hangs"
+                    ),
+                    None => "the agent does not end, and nobody knows its process".into(),
+                });
+                return None;
             }
             Err(error) => {
                 report.errors.push(crate::chain(&error));
@@ -153,7 +165,7 @@ fn stop_agent(instance: &Name, paths: &Paths, report: &mut Report) -> Option<Loc
 }
 
 fn ask(instance: &Name) -> Result<(), ClientError> {
-    crate::block_on(Client::new(instance).shutdown())
+    crate::block_on(Client::new(instance).with_patience(PATIENCE).shutdown())
 }
 
 fn read_store(paths: &Paths) -> Result<Wanted, StoreError> {

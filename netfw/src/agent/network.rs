@@ -344,20 +344,18 @@ pub fn ipv6() -> Result<(), String> {
     }
 }
 
-/// What has the node's stack forward packets between interfaces.
+/// What has the node's stack forward packets between interfaces, of IPv4 and of IPv6.
 pub const FORWARDING: [&str; 2] = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"];
 
-/// Why routed networks are not reached, in words; nothing where they are.
-pub fn unforwarded() -> Vec<String> {
-    let off = |key: &&str| sysctl::get(key).is_ok_and(|value| value == "0");
-    let keys = FORWARDING.into_iter().filter(off);
-    keys.map(|key| {
+/// Why routed networks are not reached, by one of [`FORWARDING`]; None where they are.
+pub fn unforwarded(key: &str) -> Option<String> {
+    let off = sysctl::get(key).is_ok_and(|value| value == "0");
+    off.then(|| {
         let key = key.replace('/', ".");
         format!(
             "routed networks are not reached from outside: {key} is 0, and the node forwards nothing to them"
         )
     })
-    .collect()
 }
 
 pub(super) fn free_bridge_name<'a>(

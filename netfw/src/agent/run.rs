@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    io::IsTerminal as _,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -164,7 +165,16 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
         tokio::select! {
             _ = terminate.recv() => break "SIGTERM",
             _ = interrupt.recv() => break "SIGINT",
-            _ = hangup.recv() => break "SIGHUP",
+            _ = hangup.recv() => {
+                // Of the terminal that it was started from.
+                if std::io::stdin().is_terminal() {
+                    break "SIGHUP";
+                }
+                tracing::info!(
+                    "SIGHUP: nothing is done; the configuration is read when the agent starts, and packets go on \
+                     while it is restarted"
+                );
+            }
             () = shared.shutdown.notified() => break "asked to",
             () = beats.next() => {
                 let sentence = Agent::sentence;

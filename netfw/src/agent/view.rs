@@ -228,10 +228,15 @@ impl Agent {
             ));
         }
         warnings.extend_from_slice(self.names.troubles());
-        let mut networks = self.wanted.networks.values();
-        if networks.any(|network| network.rules.routed) {
-            warnings.extend(network::unforwarded());
-        }
+        let networks = self.wanted.networks.values();
+        let routed: Vec<_> = networks.filter(|network| network.rules.routed).collect();
+        let families = [
+            routed.iter().any(|network| network.v4.is_some()),
+            routed.iter().any(|network| network.v6.is_some()),
+        ];
+        let asked = network::FORWARDING.into_iter().zip(families);
+        let asked = asked.filter(|(_, wanted)| *wanted);
+        warnings.extend(asked.filter_map(|(key, _)| network::unforwarded(key)));
         if let Err(why) = &self.ipv6 {
             let without = self.wanted.networks.values().filter(|n| n.v6.is_some());
             for network in without {

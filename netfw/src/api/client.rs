@@ -60,6 +60,16 @@ pub enum ClientError {
         socket: PathBuf,
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    #[error(
+        "the agent on {socket} (process {}) has not answered for {} s: it hangs, is stopped, or has very much to do; its log says more",
+        pid.map_or("unknown".into(), |pid| pid.to_string()),
+        patience.as_secs()
+    )]
+    Silent {
+        socket: PathBuf,
+        pid: Option<i32>,
+        patience: Duration,
+    },
     #[error("the agent's answer cannot be read ({source}): is it another version of netfw?")]
     Answer { source: serde_json::Error },
     /// The agent refused; its own words.
@@ -76,6 +86,8 @@ pub enum ClientError {
 pub struct Client {
     paths: Paths,
     socket: PathBuf,
+    /// How long an answer may be in coming. None: for ever, as some requests are a lot of work.
+    patience: Option<Duration>,
 }
 
 type Result<T> = std::result::Result<T, ClientError>;
@@ -86,6 +98,16 @@ impl Client {
         Self {
             socket: paths.socket(),
             paths,
+            patience: None,
+        }
+    }
+
+    /// Gives up ([`ClientError::Silent`]) on an agent that takes a request and does not begin to answer for so
+    /// long.
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self {
+            patience: Some(patience),
+            ..self
         }
     }
 
@@ -193,6 +215,7 @@ impl Client {
         body: Option<&impl Serialize>,
     ) -> Result<T> {
         let stream = self.connect().await?;
+        let pid = stream.peer_cred().ok().and_then(|agent| agent.pid());
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|e| self.http(e))?;
@@ -208,10 +231,19 @@ impl Client {
             .header(CONTENT_TYPE, "application/json")
             .body(Full::new(Bytes::from(body)))
             .map_err(|e| self.http(e))?;
-        let response = sender
-            .send_request(request)
-            .await
-            .map_err(|e| self.http(e))?;
+        let answer = sender.send_request(request);
+        let response =
+            match self.patience {
+                None => answer.await,
+                Some(patience) => tokio::time::timeout(patience, answer).await.map_err(|_| {
+                    ClientError::Silent {
+                        socket: self.socket.clone(),
+                        pid,
+                        patience,
+                    }
+                })?,
+            };
+        let response = response.map_err(|e| self.http(e))?;
         let status = response.status();
         let bytes = Limited::new(response.into_body(), LIMIT)
             .collect()

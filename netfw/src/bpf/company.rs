@@ -4,6 +4,8 @@ use std::{collections::BTreeSet, path::Path};
 
 use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType, loaded_programs};
 
+use nix::libc;
+
 use super::{
     BpfError,
     attach::open_link,
@@ -31,6 +33,8 @@ pub struct OnHook {
     pub way: &'static str,
     /// In words, with its id or priority.
     pub what: String,
+    /// What `tc filter del` takes to remove this one and no other; of filters.
+    pub filter: Option<String>,
     /// The instance's.
     pub own: bool,
 }
@@ -45,6 +49,7 @@ pub fn on_hooks(instance: &str, ifindex: u32, name: &str) -> Result<Vec<OnHook>,
             at: At::Xdp,
             way: "XDP",
             what: program(attached.program, name_of(attached.program)),
+            filter: None,
             own: own.contains(&attached.program),
         });
     }
@@ -68,12 +73,18 @@ pub fn on_hooks(instance: &str, ifindex: u32, name: &str) -> Result<Vec<OnHook>,
             at,
             way: "TCX",
             what: program(info.id(), info.name_as_str().map(str::to_owned)),
+            filter: None,
             own: own.contains(&info.id()),
         }));
         let filters = clsact::filters(ifindex, side).map_err(|source| BpfError::Look { source })?;
         found.extend(filters.into_iter().map(|filter| OnHook {
             at,
             way: "clsact",
+            filter: Some(format!(
+                "protocol {} pref {}",
+                protocol(filter.protocol),
+                filter.priority
+            )),
             own: filter.program.is_some_and(|id| own.contains(&id)),
             what: match filter.program {
                 Some(id) => program(id, filter.name),
@@ -82,6 +93,16 @@ pub fn on_hooks(instance: &str, ifindex: u32, name: &str) -> Result<Vec<OnHook>,
         }));
     }
     Ok(found)
+}
+
+/// As tc takes it.
+fn protocol(ethertype: u16) -> String {
+    match i32::from(ethertype) {
+        libc::ETH_P_ALL => "all".into(),
+        libc::ETH_P_IP => "ip".into(),
+        libc::ETH_P_IPV6 => "ipv6".into(),
+        other => format!("{other:#06x}"),
+    }
 }
 
 fn program(id: u32, name: Option<String>) -> String {

@@ -8,6 +8,7 @@ use aya::{
     pin::PinError,
     programs::{ProgramError, tc::TcError},
 };
+use nix::libc;
 
 /// An error of [`crate::bpf`].
 #[derive(Debug, thiserror::Error)]
@@ -82,10 +83,11 @@ pub enum BpfError {
     #[error("cannot load the data plane's object: {source}")]
     Object { source: Box<EbpfError> },
 
-    #[error("cannot load program {program}: {source}")]
+    /// The log has all of what the verifier said.
+    #[error("cannot load program {program}: {reason}")]
     Load {
         program: &'static str,
-        source: Box<ProgramError>,
+        reason: String,
     },
 
     #[error("the data plane's object lacks {kind} {name}: netfw was built wrongly")]
@@ -221,6 +223,40 @@ impl BpfError {
 }
 
 /// The error number at the bottom of an error, if one is.
+/// The kernel takes it not.
+pub(super) fn refused(program: &'static str, error: &ProgramError) -> BpfError {
+    let words = crate::chain(error);
+    tracing::debug!(program, "not loaded: {words}");
+    BpfError::Load {
+        program,
+        reason: match root_errno(error) {
+            Some(libc::EPERM) => {
+                "the kernel does not permit it (EPERM): it takes CAP_SYS_ADMIN, and no lockdown or security module \
+                 that keeps root from bpf(2)"
+                    .into()
+            }
+            _ => in_short(&words),
+        },
+    }
+}
+
+/// Of an error that may hold the verifier's log, thousands of lines: what the kernel said, and the log's last
+/// words, which say why.
+pub(super) fn in_short(text: &str) -> String {
+    let (said, log) = text.split_once("Verifier output:").unwrap_or((text, ""));
+    let said = said.lines().next().unwrap_or_default().trim();
+    let numbers = ["processed ", "verification time ", "stack depth "];
+    let telling = log
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !numbers.iter().any(|number| line.starts_with(number)));
+    let telling: Vec<&str> = telling.collect();
+    match &telling[telling.len().saturating_sub(2)..] {
+        [] => said.into(),
+        last => format!("{} (… {})", said.trim_end_matches('.'), last.join(" / ")),
+    }
+}
+
 pub(super) fn root_errno(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -233,4 +269,23 @@ pub(super) fn root_errno(error: &(dyn std::error::Error + 'static)) -> Option<i3
         next = error.source();
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_the_verifiers_log_the_last_words_are_told() {
+        let log = "the BPF_PROG_LOAD syscall returned Invalid argument (os error 22). Verifier output: \
+                   0: R1=ctx()\n1: (85) call unknown#4242\ninvalid func unknown#4242\n\
+                   verification time 17 usec\nstack depth 0\nprocessed 2 insns (limit 1000000)\n";
+        assert_eq!(
+            in_short(log),
+            "the BPF_PROG_LOAD syscall returned Invalid argument (os error 22) (… 1: (85) call unknown#4242 / invalid \
+             func unknown#4242)"
+        );
+        assert_eq!(in_short("no\n0: R1=ctx\n1: …"), "no");
+        assert_eq!(in_short(""), "");
+    }
 }

@@ -24,6 +24,7 @@ use super::{
     BpfError, Options,
     attach::Hook,
     carry, cgroup,
+    error::refused,
     pin::{Layout, Pins},
 };
 
@@ -249,10 +250,7 @@ fn verify_one(program: &mut Program, name: &'static str) -> Result<(), BpfError>
             });
         }
     };
-    loaded.map_err(|source| BpfError::Load {
-        program: name,
-        source: Box::new(source),
-    })
+    loaded.map_err(|error| refused(name, &error))
 }
 
 /// What the object wants each map to be that is pinned.
@@ -297,10 +295,8 @@ pub fn program(ebpf: &mut Ebpf, hook: Hook) -> Result<&mut SchedClassifier, BpfE
     };
     let program: &mut SchedClassifier = program.try_into().map_err(|_| lacks)?;
     if program.fd().is_err() {
-        program.load().map_err(|source| BpfError::Load {
-            program: hook.program(),
-            source: Box::new(source),
-        })?;
+        let loaded = program.load();
+        loaded.map_err(|error| refused(hook.program(), &error))?;
     }
     Ok(program)
 }

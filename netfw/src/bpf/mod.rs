@@ -72,7 +72,7 @@ pub use self::{
     pin::{BPFFS, is_mounted as is_bpffs_mounted},
     sockets::Connected,
     stats::{ProgramStats, enable_stats},
-    trial::{Features, Tried, features},
+    trial::{Attached, Features, Tried, features},
     xdp::XdpMode,
 };
 

@@ -20,16 +20,19 @@ use super::{
     BpfError, Hook, XdpMode,
     attach::add_filter,
     btf, cgroup,
-    error::root_errno,
+    error::{in_short, root_errno},
     insn::{CALL, EXIT, MOV_NUMBER, instruction},
     load, lookup, sys,
     table::Table,
-    xdp::{self, first_line},
+    xdp,
 };
 use crate::net::Namespace;
 
 /// Why something cannot be done, in a line.
 pub type Tried = Result<(), String>;
+
+/// None: it was not, since the kernel refuses the program that it takes.
+pub type Attached = Option<Tried>;
 
 /// What was found.
 #[derive(Clone, Debug)]
@@ -38,14 +41,14 @@ pub struct Features {
     pub btf: bool,
     /// Each program, and why the kernel does not take it.
     pub programs: Vec<(&'static str, Tried)>,
-    pub tcx: Tried,
-    pub clsact: Tried,
+    pub tcx: Attached,
+    pub clsact: Attached,
     /// A link of XDP, in generic mode; which driver runs it is the driver's.
-    pub xdp: Tried,
+    pub xdp: Attached,
     /// A program takes another's place in its link.
-    pub update: Tried,
+    pub update: Attached,
     /// The program that hands queries to name servers, on a namespace.
-    pub lookup: Tried,
+    pub lookup: Attached,
     pub batches: bool,
     /// Who is refused a port is told why (`bpf_set_retval`).
     pub says_why: bool,
@@ -77,21 +80,28 @@ fn try_all() -> Result<Features, BpfError> {
         .chain([lookup::PROGRAM])
         .collect();
     let programs = load::verify(&mut ebpf, &names);
-    let (xdp, update) = try_xdp(&ebpf);
-    let batches =
-        Table::<PublishKey<Ip4>, Publish<Ip4>>::take(&mut ebpf, "PUBLISHES4")?.has_batches();
+    let taken = |name: &str| {
+        programs
+            .iter()
+            .any(|(found, loaded)| *found == name && loaded.is_ok())
+    };
+    let (xdp, update) = taken(xdp::PROGRAM).then(|| try_xdp(&ebpf)).unzip();
+    let tcx = taken(Hook::Uplink.program()).then(|| try_tcx(&mut ebpf));
+    let clsact = taken(Hook::Container.program()).then(|| try_clsact(&mut ebpf));
+    let lookup = taken(lookup::PROGRAM).then(|| try_lookup(&mut ebpf));
+    let table = Table::<PublishKey<Ip4>, Publish<Ip4>>::take(&mut ebpf, "PUBLISHES4");
     Ok(Features {
         btf: btf::is_there(),
         programs: programs
             .into_iter()
             .map(|(name, loaded)| (name, loaded.map_err(|error| words(&error))))
             .collect(),
-        tcx: try_tcx(&mut ebpf),
-        clsact: try_clsact(&mut ebpf),
+        tcx,
+        clsact,
         xdp,
         update,
-        lookup: try_lookup(&mut ebpf),
-        batches,
+        lookup,
+        batches: table.is_ok_and(|table| table.has_batches()),
         says_why: cgroup::may_say_why(),
         v6only: cgroup::v6only_bit().is_some(),
         ipv6_sums: knows_ipv6_sums(),
@@ -100,7 +110,7 @@ fn try_all() -> Result<Features, BpfError> {
 }
 
 fn words(error: &dyn std::error::Error) -> String {
-    first_line(&crate::chain(error))
+    in_short(&crate::chain(error))
 }
 
 /// The object, loaded without a byte of locked memory where the kernel does not count maps as such (5.11);

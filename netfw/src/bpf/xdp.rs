@@ -19,7 +19,7 @@ use nix::libc;
 use super::{
     BpfError, DataPlane,
     attach::{detach_link, open_link},
-    pin, sys,
+    error, pin, sys,
 };
 use crate::net::xdp::{self, Mode};
 
@@ -94,20 +94,12 @@ fn loaded<'a>(ebpf: &'a mut Ebpf, refused: &mut Option<String>) -> Result<&'a mu
             reason: reason.clone(),
         });
     }
-    program.load().map_err(|source| {
-        let error = BpfError::Load {
-            program: PROGRAM,
-            source: Box::new(source),
-        };
-        *refused = Some(first_line(&crate::chain(&error)));
+    program.load().map_err(|error| {
+        let error = error::refused(PROGRAM, &error);
+        *refused = Some(error.to_string());
         error
     })?;
     Ok(program)
-}
-
-/// Of an error that may hold the verifier's log, thousands of lines.
-pub(super) fn first_line(text: &str) -> String {
-    text.lines().next().unwrap_or_default().to_owned()
 }
 
 /// Which of our programs run on the interface, by the kernel's word: the link's and no other.
@@ -225,11 +217,5 @@ mod tests {
         assert!(!XdpMode::Native.is(Mode::Generic));
         assert!(!XdpMode::Native.is(Mode::Other));
         assert!(XdpMode::Generic.is(Mode::Generic));
-    }
-
-    #[test]
-    fn a_refusal_is_one_line() {
-        assert_eq!(first_line("no\n0: R1=ctx\n1: …"), "no");
-        assert_eq!(first_line(""), "");
     }
 }

@@ -1,5 +1,7 @@
 //! `netfw doctor`.
 
+use std::time::Duration;
+
 use super::{
     Global,
     agent::namespace_path,
@@ -11,6 +13,9 @@ use crate::{
     doctor::{Area, Finding, State, Subject, Told, examine},
     net::Namespace,
 };
+
+/// An agent that says nothing for so long is a finding.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Examine the kernel, the node and its networks, and say what to do. Changes nothing.
 ///
@@ -32,7 +37,7 @@ pub fn run(global: &Global, args: Args) -> anyhow::Result<()> {
         instance: global.instance.clone(),
         netns,
         agent: crate::block_on(ask(global)),
-    })?;
+    });
     print(global.output, &findings, |findings| show(findings))?;
     let wrong = findings.iter().filter(|found| found.state >= State::Warn);
     match wrong.count() {
@@ -44,7 +49,7 @@ pub fn run(global: &Global, args: Args) -> anyhow::Result<()> {
 
 /// What the agent says of itself, if one runs.
 async fn ask(global: &Global) -> Result<Option<Told>, String> {
-    let client = global.client();
+    let client = global.client().with_patience(PATIENCE);
     let status = match client.status().await {
         Err(ClientError::NotRunning { .. }) => return Ok(None),
         other => other.map_err(|error| crate::chain(&error))?,

@@ -7,10 +7,11 @@ use std::{ffi::OsString, io::Write, process::ExitCode};
 
 use serde::Serialize;
 
-use super::{Format, NeedsRoot, apply::Syntax, exec::CannotRun, top::NoTerminal};
+use super::{Format, NeedsRoot, apply::Syntax, exec::CannotRun, store::NoStore, top::NoTerminal};
 use crate::{
     agent::{AgentError, config::ConfigError},
     api::{client::ClientError, types::FailureKind},
+    net::NetError,
 };
 
 #[derive(Serialize)]
@@ -79,6 +80,9 @@ fn kind(error: &anyhow::Error) -> Kind {
         }
         Some(ClientError::Permission { .. }) => return Kind::Own(Own::Permission),
         _ => {}
+    }
+    if error.is::<NoStore>() || error.downcast_ref().is_some_and(NetError::is_gone) {
+        return Kind::Agent(FailureKind::NotFound);
     }
     if let Some(AgentError::Capability(_)) = error.downcast_ref() {
         return Kind::Own(Own::Permission);
@@ -151,6 +155,8 @@ mod tests {
             instance: "x".parse().unwrap(),
         };
         assert_eq!(kind(&down.into()), Kind::Own(Own::NotRunning));
+        let gone = NetError::NoNamespace { name: "x".into() };
+        assert_eq!(kind(&gone.into()), Kind::Agent(FailureKind::NotFound));
         assert_eq!(
             json("no".into(), Kind::Own(Own::NotRunning)),
             "{\n  \"error\": \"no\",\n  \"kind\": \"not_running\"\n}"

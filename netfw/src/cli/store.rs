@@ -19,6 +19,7 @@ use crate::{
         store::{Store, StoreError},
     },
     document::Document,
+    name::Name,
 };
 
 #[derive(Debug, clap::Subcommand)]
@@ -61,6 +62,19 @@ struct Checked {
     faults: Vec<String>,
 }
 
+/// There is none to look at.
+#[derive(Debug, thiserror::Error)]
+#[error("instance \"{0}\" has no store: no agent of it has run since the last `netfw down`")]
+pub struct NoStore(Name);
+
+/// `1 endpoint`, `2 endpoints`.
+fn count(number: usize, what: &str) -> String {
+    match number {
+        1 => format!("1 {what}"),
+        _ => format!("{number} {what}s"),
+    }
+}
+
 fn check(global: &Global) -> anyhow::Result<()> {
     let (wanted, unreadable) = look(global)?;
     let mut all: Vec<String> = unreadable.iter().map(|e| crate::chain(e)).collect();
@@ -72,8 +86,9 @@ fn check(global: &Global) -> anyhow::Result<()> {
     };
     print(global.output, &checked, |checked| {
         let counts = format!(
-            "{} networks, {} endpoints",
-            checked.networks, checked.endpoints
+            "{}, {}",
+            count(checked.networks, "network"),
+            count(checked.endpoints, "endpoint")
         );
         match checked.faults.is_empty() {
             true => format!("{counts}: nothing is wrong\n"),
@@ -148,8 +163,9 @@ fn import(global: &Global, file: &Path) -> anyhow::Result<()> {
     };
     print(global.output, &imported, |imported| {
         let mut text = format!(
-            "imported {} networks, {} endpoints; the next start of the agent makes them\n",
-            imported.networks, imported.endpoints
+            "imported {}, {}; the next start of the agent makes them\n",
+            count(imported.networks, "network"),
+            count(imported.endpoints, "endpoint")
         );
         if !imported.removing.is_empty() {
             text += &format!("it removes {}\n", imported.removing.join(", "));
@@ -180,10 +196,8 @@ fn look(global: &Global) -> anyhow::Result<(Wanted, Vec<StoreError>)> {
         let saved = crate::block_on(global.client().store())?;
         return Ok((saved.into_wanted()?, Vec::new()));
     }
-    anyhow::ensure!(
-        paths.store().exists(),
-        "instance \"{}\" has no store: no agent of it has run since the last `netfw down`",
-        global.instance
-    );
+    if !paths.store().exists() {
+        return Err(NoStore(global.instance.clone()).into());
+    }
     Ok(Store::examine(&paths.store())?)
 }

@@ -153,9 +153,10 @@ fn stranger(uplink: &Uplink, found: &OnHook, all: &[OnHook]) -> Finding {
     let show = match found.way {
         "TCX" => format!("`bpftool net show dev {name}` lists it"),
         _ => format!(
-            "`tc filter show dev {name} {}` lists it, `tc filter del dev {name} {}` removes it",
+            "`tc filter show dev {name} {}` lists it, `tc filter del dev {name} {} {}` removes it",
             side(found.at),
-            side(found.at)
+            side(found.at),
+            found.filter.as_deref().unwrap_or_default()
         ),
     };
     match (before, own) {
@@ -183,6 +184,7 @@ mod tests {
             at,
             way,
             what: what.into(),
+            filter: (way == "clsact").then(|| "protocol all pref 7".into()),
             own: what.starts_with("netfw"),
         }
     }
@@ -245,6 +247,12 @@ mod tests {
             let mut found = own();
             let place = if before { 0 } else { found.len() };
             found.insert(place, on(at, way, "program sniffer (id 7)"));
+            if way == "clsact" {
+                let judged = judge(&uplink(), Some(Ok(found.clone())));
+                let remedy = judged[1].remedy.as_deref().unwrap_or_default();
+                let delete = format!("`tc filter del dev up0 {} protocol all pref 7`", side(at));
+                assert!(remedy.contains(&delete), "{remedy}");
+            }
             let found = states(&uplink(), found);
             assert_eq!(found.len(), 2, "{found:?}");
             let (said, state) = &found[1];

@@ -2,7 +2,7 @@
 
 use super::{Area, Finding, State};
 use crate::{
-    bpf::{Features, Hook, Tried, features},
+    bpf::{Attached, Features, Hook, features},
     net::{Namespace, diag, release, sysctl},
 };
 
@@ -38,7 +38,8 @@ fn ok(check: &str, found: impl Into<String>) -> Finding {
 }
 
 pub fn judge(facts: &Facts) -> Vec<Finding> {
-    let mut findings = vec![version(&facts.release), jit(facts.jit.as_deref())];
+    let works = facts.features.as_ref().is_ok_and(Features::suffice);
+    let mut findings = vec![version(&facts.release, works), jit(facts.jit.as_deref())];
     match &facts.features {
         Ok(features) => findings.extend(by_trial(features)),
         Err(error) => findings.push(ok("programs", error).but(
@@ -50,7 +51,8 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-fn version(release: &str) -> Finding {
+/// Some distributions put what is needed into an older one, and keep its number.
+fn version(release: &str, works: bool) -> Finding {
     let (major, minor) = FLOOR;
     let found = ok(
         "version",
@@ -58,6 +60,10 @@ fn version(release: &str) -> Finding {
     );
     match release::parse(release) {
         Some(version) if version >= FLOOR => found,
+        _ if works => found.but(
+            State::Note,
+            "nothing: all that was tried works here. netfw is not tested with such a kernel",
+        ),
         _ => found.but(State::Fail, format!("boot Linux {major}.{minor} or newer")),
     }
 }
@@ -79,73 +85,83 @@ fn jit(jit: Option<&str>) -> Finding {
 
 fn by_trial(features: &Features) -> Vec<Finding> {
     let mut findings = vec![programs(features)];
-    let attached = |check: &str, tried: &Tried, found: &str| match tried {
-        Ok(()) => (ok(check, found), true),
-        Err(why) => (ok(check, format!("not here: {why}")), false),
+    let attached = |check: &str, tried: &Attached, found: &str| {
+        Some(match tried.as_ref()? {
+            Ok(()) => (ok(check, found), true),
+            Err(why) => (ok(check, format!("not here: {why}")), false),
+        })
     };
+    // What was not tried is among the programs that are refused.
     let neither =
         "boot a kernel with CONFIG_NET_SCH_INGRESS, CONFIG_NET_CLS_BPF and CONFIG_NET_CLS_ACT";
-    let (clsact_is_there, tcx_is_there) = (features.clsact.is_ok(), features.tcx.is_ok());
-    let (tcx, there) = attached("tcx", &features.tcx, "uplinks are attached to by it");
-    findings.push(match (there, clsact_is_there) {
-        (true, _) => tcx,
-        (false, true) => tcx
-            .but(State::Note, "Linux 6.6 or newer has it; nothing has to be done")
-            .instead("uplinks are attached to by clsact filters, which others may take off (the agent puts them back)"),
-        (false, false) => tcx.but(State::Fail, neither),
-    });
-    let (clsact, there) = attached(
+    let lacks = |tried: &Attached| tried.as_ref().is_some_and(Result::is_err);
+    let (lacks_clsact, lacks_tcx) = (lacks(&features.clsact), lacks(&features.tcx));
+    findings.extend(
+        attached("tcx", &features.tcx, "uplinks are attached to by it").map(|(tcx, there)| match (there, lacks_clsact) {
+            (true, _) => tcx,
+            (false, false) => tcx
+                .but(State::Note, "Linux 6.6 or newer has it; nothing has to be done")
+                .instead("uplinks are attached to by clsact filters, which others may take off (the agent puts them back)"),
+            (false, true) => tcx.but(State::Fail, neither),
+        }),
+    );
+    let clsact = attached(
         "clsact",
         &features.clsact,
         "containers are attached to by it",
     );
-    findings.push(match (there, tcx_is_there) {
-        (true, _) => clsact,
-        (false, true) => clsact
-            .but(State::Note, neither)
-            .instead("containers are attached to by TCX, some 15 ms slower each"),
-        (false, false) => clsact.but(State::Fail, neither),
-    });
-    let (xdp, there) = attached("xdp", &features.xdp, "XDP links can be made");
-    findings.push(if there {
-        xdp
-    } else {
+    findings.extend(clsact.map(|(clsact, there)| {
+        match (there, lacks_tcx) {
+            (true, _) => clsact,
+            (false, false) => clsact
+                .but(State::Note, neither)
+                .instead("containers are attached to by TCX, some 15 ms slower each"),
+            (false, true) => clsact.but(State::Fail, neither),
+        }
+    }));
+    let xdp = attached("xdp", &features.xdp, "XDP links can be made");
+    findings.extend(xdp.map(|(xdp, there)| {
+        if there {
+            return xdp;
+        }
         xdp.but(
             State::Note,
             "a newer kernel may take it; `xdp = \"off\"` in the agent's file does not ask",
         )
         .instead("TC does it all")
-    });
-    if features.xdp.is_ok() {
-        let (update, there) = attached(
+    }));
+    if !lacks(&features.xdp) {
+        let update = attached(
             "links",
             &features.update,
             "programs are swapped in their links",
         );
-        findings.push(if there {
-            update
-        } else {
+        findings.extend(update.map(|(update, there)| {
+            if there {
+                return update;
+            }
             update.but(
                 State::Fail,
                 "boot Linux 5.15 or newer: a new agent could not take over",
             )
-        });
+        }));
     }
-    let (lookup, there) = attached(
+    let lookup = attached(
         "sk_lookup",
         &features.lookup,
         "name servers leave port 53 to others",
     );
-    findings.push(if there {
-        lookup
-    } else {
+    findings.extend(lookup.map(|(lookup, there)| {
+        if there {
+            return lookup;
+        }
         lookup
             .but(
                 State::Note,
                 "Linux 5.17 or newer takes it; keep port 53 of gateways free until then",
             )
             .instead("name servers bind port 53 of the gateways")
-    });
+    }));
     let choose = |check: &str, there: bool, found: &str, since: &str, instead: &str| {
         if there {
             return ok(check, found);
@@ -199,6 +215,27 @@ fn by_trial(features: &Features) -> Vec<Finding> {
     findings
 }
 
+/// How bad it is that the kernel refuses a program: some have lines of their own, one is for one kind of
+/// interface.
+fn refusal(name: &str) -> State {
+    match name {
+        "netfw_uplink_xdp" | "netfw_resolver" => State::Note,
+        _ if name == Hook::Tunnel.program() => State::Warn,
+        _ => State::Fail,
+    }
+}
+
+impl Features {
+    /// Does netfw work with them, by one way or another?
+    fn suffice(&self) -> bool {
+        let works = |tried: &Attached| matches!(tried, Some(Ok(())));
+        let mut refused = self.programs.iter().filter(|(_, tried)| tried.is_err());
+        refused.all(|(name, _)| refusal(name) < State::Fail)
+            && (works(&self.tcx) || works(&self.clsact))
+            && !matches!(self.update, Some(Err(_)))
+    }
+}
+
 /// Which programs of the object the kernel takes.
 fn programs(features: &Features) -> Finding {
     let refused: Vec<_> = features
@@ -214,26 +251,14 @@ fn programs(features: &Features) -> Finding {
     if refused.is_empty() {
         return found;
     }
-    // These have lines of their own, or stand for one kind of interface.
-    let optional = |name: &str| ["netfw_uplink_xdp", "netfw_resolver"].contains(&name);
-    let of_tunnels = Hook::Tunnel.program();
-    let state = if refused.iter().all(|(name, _)| optional(name)) {
-        State::Note
-    } else if refused
-        .iter()
-        .all(|(name, _)| optional(name) || *name == of_tunnels)
-    {
-        State::Warn
-    } else {
-        State::Fail
-    };
+    let state = refused.iter().map(|(name, _)| refusal(name)).max();
     let list: Vec<String> = refused
         .iter()
         .map(|(name, why)| format!("not {name} ({why})"))
         .collect();
     let found = ok("programs", format!("{}; {}", found.found, list.join("; ")));
     found.but(
-        state,
+        state.unwrap_or(State::Fail),
         "boot a newer kernel, or one with the features that it names",
     )
 }
@@ -285,11 +310,11 @@ mod tests {
                 .chain(more)
                 .map(|name| (name, Ok(())))
                 .collect(),
-            tcx: Ok(()),
-            clsact: Ok(()),
-            xdp: Ok(()),
-            update: Ok(()),
-            lookup: Ok(()),
+            tcx: Some(Ok(())),
+            clsact: Some(Ok(())),
+            xdp: Some(Ok(())),
+            update: Some(Ok(())),
+            lookup: Some(Ok(())),
             batches: true,
             says_why: true,
             v6only: true,
@@ -300,8 +325,8 @@ mod tests {
 
     fn old() -> Features {
         Features {
-            tcx: Err("this kernel does not know it".into()),
-            lookup: Err("no".into()),
+            tcx: Some(Err("this kernel does not know it".into())),
+            lookup: Some(Err("no".into())),
             says_why: false,
             ipv6_sums: false,
             ..new()
@@ -343,7 +368,7 @@ mod tests {
 
     #[test]
     fn what_has_no_way_round_is_a_failure() {
-        let no = || Err("no".to_owned());
+        let no = || Some(Err("no".to_owned()));
         let neither = Features {
             clsact: no(),
             ..old()
@@ -356,10 +381,30 @@ mod tests {
             ..new()
         });
         assert_eq!(of(&only_tcx, "clsact").state, State::Note);
-        assert_eq!(version("5.14.0").state, State::Fail);
-        assert_eq!(version("5.15.0-rc1").state, State::Ok);
-        assert_eq!(version("").state, State::Fail);
+        assert_eq!(version("5.14.0", false).state, State::Fail);
+        assert_eq!(version("5.14.0-570.el9", true).state, State::Note);
+        assert_eq!(version("5.15.0-rc1", false).state, State::Ok);
+        assert_eq!(version("", false).state, State::Fail);
+        assert!(new().suffice() && old().suffice());
+        assert!(
+            !Features {
+                clsact: no(),
+                ..old()
+            }
+            .suffice()
+        );
         assert_eq!(jit(Some("0")).state, State::Note);
+        // What was not tried is not missing.
+        let refused = judged(Features {
+            tcx: None,
+            lookup: None,
+            ..new()
+        });
+        assert!(
+            refused
+                .iter()
+                .all(|found| found.state == State::Ok && found.check != "tcx")
+        );
     }
 
     #[test]
@@ -377,6 +422,7 @@ mod tests {
                     *tried = Err("too many instructions".into());
                 }
             }
+            assert_eq!(features.suffice(), state < State::Fail, "{name}");
             let finding = programs(&features);
             assert_eq!(finding.state, state, "{finding:?}");
             assert!(finding.found.contains(name), "{finding:?}");

@@ -18,6 +18,7 @@ mod kernel;
 mod networks;
 mod node;
 
+use nix::errno::Errno;
 use serde::Serialize;
 
 use crate::{
@@ -25,7 +26,7 @@ use crate::{
     api::types::{Endpoint, Status},
     bpf::on_hooks,
     name::Name,
-    net::{Address, Link, Namespace, NetError, Netlink, Route, nftables},
+    net::{Address, Link, Namespace, NetError, Netlink, Route},
 };
 
 /// What a finding is about.
@@ -132,11 +133,12 @@ pub struct Told {
 }
 
 impl Told {
-    /// The node that it serves.
+    /// The node that it serves: by its name, where that has not been deleted.
     fn namespace(&self) -> Result<Namespace, NetError> {
-        match &self.status.netns {
-            Some(path) => Namespace::at_path(path),
-            None => Namespace::of_pid(self.status.pid),
+        let named = self.status.netns.as_deref().map(Namespace::at_path);
+        match named {
+            Some(Ok(named)) => Ok(named),
+            _ => Namespace::of_pid(self.status.pid),
         }
     }
 }
@@ -172,18 +174,30 @@ impl Node {
     }
 }
 
-/// Examines all. Enters the node's namespace, so the calling thread must be the process's only one.
-pub fn examine(subject: Subject) -> Result<Vec<Finding>, NetError> {
+/// Examines all that can be. Enters the node's namespace, so the calling thread must be the process's only one.
+pub fn examine(subject: Subject) -> Vec<Finding> {
     let Subject {
         instance,
         netns,
         agent,
     } = subject;
     let mut findings = kernel::judge(&kernel::Facts::look());
-    let (namespace, label) = match (netns, &agent) {
-        (Some(netns), _) => labelled(netns),
-        (None, Ok(Some(told))) => labelled(told.namespace()?),
-        (None, _) => (Namespace::current()?, "the one of this command".into()),
+    let served = match &agent {
+        Ok(Some(told)) => Some(told.namespace()),
+        _ => None,
+    };
+    let namespace = match (netns, served) {
+        (Some(netns), _) => Ok(netns),
+        (None, Some(served)) => served,
+        (None, None) => Namespace::current(),
+    };
+    let entered = namespace.and_then(|namespace| namespace.enter().map(|()| namespace));
+    let namespace = match entered {
+        Ok(namespace) => namespace,
+        Err(error) => {
+            findings.push(unseen(Area::Node, "namespace", &error));
+            return findings;
+        }
     };
     // One that serves another node has nothing to say of this one.
     let (told, presence) = match agent {
@@ -201,37 +215,45 @@ pub fn examine(subject: Subject) -> Result<Vec<Finding>, NetError> {
         Ok(None) => (None, node::Presence::None),
         Err(error) => (None, node::Presence::Silent(error)),
     };
-    namespace.enter()?;
-    let seen = crate::block_on(Node::look())?;
-    findings.extend(node::judge(&node::Facts::look(
-        &instance,
-        &label,
-        presence,
-        &seen,
-        told.as_ref(),
-    )));
-    for uplink in hooks::uplinks(&seen, told.as_ref()) {
-        let found = uplink.ifindex.map(|ifindex| {
-            on_hooks(&instance, ifindex, &uplink.name).map_err(|error| crate::chain(&error))
-        });
-        findings.extend(hooks::judge(&uplink, found));
+    let seen = crate::block_on(Node::look());
+    match &seen {
+        Ok(seen) => {
+            let facts = node::Facts::look(&instance, &namespace, presence, seen, told.as_ref());
+            findings.extend(node::judge(&facts));
+            for uplink in hooks::uplinks(seen, told.as_ref()) {
+                let found = uplink.ifindex.map(|ifindex| {
+                    on_hooks(&instance, ifindex, &uplink.name).map_err(|error| crate::chain(&error))
+                });
+                findings.extend(hooks::judge(&uplink, found));
+            }
+        }
+        Err(error) => findings.push(unseen(Area::Node, "interfaces", error)),
     }
-    findings.extend(firewall::judge(
-        &nftables::ruleset()?,
-        &firewall::legacy(),
-        told.as_ref(),
-    ));
-    if let Some(told) = &told {
+    findings.extend(firewall::examine(seen.as_ref().ok(), told.as_ref()));
+    if let (Ok(seen), Some(told)) = (&seen, &told) {
         findings.extend(networks::judge(&networks::Facts::look(
-            &instance, &seen, told,
+            &instance, seen, told,
         )));
     }
-    Ok(findings)
+    findings
 }
 
-fn labelled(namespace: Namespace) -> (Namespace, String) {
-    let label = namespace.label().to_owned();
-    (namespace, label)
+/// What cannot be looked at may be wrong.
+fn unseen(area: Area, check: &str, error: &NetError) -> Finding {
+    Finding::ok(
+        area,
+        check,
+        format!("not examined: {}", crate::chain(error)),
+    )
+    .but(
+        State::Warn,
+        match error.errno() {
+            Some(Errno::EPERM | Errno::EACCES) => {
+                "run `netfw doctor` with CAP_SYS_ADMIN and CAP_NET_ADMIN, in the machine's own user namespace"
+            }
+            _ => "run `netfw doctor` again once what it says is mended",
+        },
+    )
 }
 
 /// A command of ours, as it is to be typed.

@@ -12,17 +12,26 @@ use crate::{
     api::types::{Endpoint, EndpointState, Network},
     dns::resolv,
     name::Name,
-    net::{Link, subnet, sysctl},
+    net::{Link, Namespace, Netlink, subnet, sysctl},
+    rules::{Nat, Rules},
 };
 
 /// A network, and what the node has of it.
 struct Seen {
     network: Network,
     bridge: Option<Link>,
-    /// Host sides of its endpoints.
-    ports: Vec<Link>,
+    /// The veth pairs of its endpoints.
+    ports: Vec<Port>,
     /// Keys that are not as the agent has set them.
     unset: Vec<String>,
+}
+
+/// A veth pair of an endpoint.
+struct Port {
+    endpoint: Name,
+    host: Link,
+    /// The container's end: its name there, and its MTU where it can be looked at.
+    inner: (String, Option<u32>),
 }
 
 /// An interface, and its MTU.
@@ -81,12 +90,31 @@ impl Facts {
     }
 }
 
-fn ports(network: &Network, endpoints: &[Endpoint], seen: &Node) -> Vec<Link> {
-    let attachments = endpoints.iter().flat_map(|endpoint| &endpoint.networks);
+fn ports(network: &Network, endpoints: &[Endpoint], seen: &Node) -> Vec<Port> {
+    let attachments = endpoints
+        .iter()
+        .flat_map(|endpoint| endpoint.networks.iter().map(move |one| (endpoint, one)));
     attachments
-        .filter(|attachment| attachment.network == network.name)
-        .filter_map(|attachment| seen.link(&attachment.host_interface).cloned())
+        .filter(|(_, attachment)| attachment.network == network.name)
+        .filter_map(|(endpoint, attachment)| {
+            Some(Port {
+                endpoint: endpoint.name.clone(),
+                host: seen.link(&attachment.host_interface)?.clone(),
+                inner: (
+                    attachment.interface.clone(),
+                    inner_mtu(endpoint, &attachment.interface),
+                ),
+            })
+        })
         .collect()
+}
+
+fn inner_mtu(endpoint: &Endpoint, interface: &str) -> Option<u32> {
+    let namespace = Namespace::at_path(&endpoint.netns).ok()?;
+    crate::block_on(async {
+        let netlink = Netlink::within(&namespace).ok()?;
+        Some(netlink.link(interface).await.ok()??.mtu)
+    })
 }
 
 /// What `bpf_fib_lookup` goes by (`Agent::ensure_bridge`).
@@ -160,38 +188,59 @@ fn bridge(seen: &Seen) -> Finding {
 fn mtu(seen: &Seen, narrowest: Option<&Mtu>, instance: &Name) -> Finding {
     let Network { name, mtu, .. } = &seen.network;
     let check = |found: String| ok(format!("mtu of {name}"), found);
-    let again = |interface: &str| format!("`ip link set dev {interface} mtu {mtu}`");
+    // A veth drops what is longer than its peer takes, so both ends go together.
+    let both = |port: &Port| {
+        let (inner, host) = (&port.inner.0, &port.host.name);
+        let exec = command(instance, &format!("exec {}", port.endpoint));
+        format!(
+            "{} -- ip link set dev {inner} mtu {mtu}` and `ip link set dev {host} mtu {mtu}`",
+            exec.trim_end_matches('`')
+        )
+    };
+    let uneven = |port: &&Port| port.inner.1.is_some_and(|inner| inner != port.host.mtu);
+    if let Some(port) = seen.ports.iter().find(uneven) {
+        let (inner, inner_mtu) = (&port.inner.0, port.inner.1.unwrap_or_default());
+        let found = format!(
+            "{mtu}, and the ends of a veth pair differ: {} has {}, {inner} of {} {inner_mtu}; what the shorter end \
+             does not take is lost",
+            port.host.name, port.host.mtu, port.endpoint
+        );
+        return check(found).but(State::Warn, both(port));
+    }
     if let Some((uplink, narrow)) = narrowest
         && mtu > narrow
     {
         return check(format!("{mtu}, more than the {narrow} of uplink {uplink}")).but(
             State::Warn,
             format!(
-                "`ip link set dev {uplink} mtu {mtu}` if that link carries it, or make the network again: {}, {}",
+                "`ip link set dev {uplink} mtu {mtu}` if that link carries it, or make the network again, once its \
+                 endpoints are removed: {}, {}",
                 command(instance, &format!("network rm {name}")),
-                command(instance, &format!("network create {name} --mtu {narrow}"))
+                command(instance, &again(&seen.network, true, *narrow))
             ),
         );
     }
-    // A bridge follows the narrowest of its ports.
-    let links = || seen.ports.iter().chain(&seen.bridge);
-    if let Some(link) = links().find(|link| link.mtu > *mtu) {
-        let found = format!("{mtu}, less than the {} of {}", link.mtu, link.name);
-        return check(found).but(
-            State::Warn,
-            format!(
-                "{}; for a container's end, remove the endpoint and add it again",
-                again(&link.name)
-            ),
+    if let Some(port) = seen.ports.iter().find(|port| port.host.mtu != *mtu) {
+        let than = if port.host.mtu > *mtu { "less" } else { "more" };
+        let found = format!(
+            "{mtu}, {than} than the {} of {}",
+            port.host.mtu, port.host.name
         );
-    }
-    if let Some(link) = links().find(|link| link.mtu < *mtu) {
-        let found = format!("{mtu}, more than the {} of {}", link.mtu, link.name);
         return check(found).but(
             State::Note,
             format!(
-                "{}, to have what is sent in as few packets as there may be",
-                again(&link.name)
+                "nothing has to be done; both ends can have the network's: {}",
+                both(port)
+            ),
+        );
+    }
+    if let Some(bridge) = seen.bridge.as_ref().filter(|bridge| bridge.mtu != *mtu) {
+        let found = format!("{mtu}, and {} of its bridge, {}", bridge.mtu, bridge.name);
+        return check(found).but(
+            State::Note,
+            format!(
+                "nothing, as endpoints' packets go by no bridge as a rule; or `ip link set dev {} mtu {mtu}`",
+                bridge.name
             ),
         );
     }
@@ -199,6 +248,48 @@ fn mtu(seen: &Seen, narrowest: Option<&Mtu>, instance: &Name) -> Finding {
         Some((uplink, narrow)) => format!("{mtu}; the narrowest uplink, {uplink}, has {narrow}"),
         None => format!("{mtu}; no uplink is up"),
     })
+}
+
+/// The command that makes a network with these rules, with its subnets or free ones.
+fn again(network: &Network, subnets: bool, mtu: u32) -> String {
+    let Network { name, rules, .. } = network;
+    let Rules {
+        internal,
+        routed,
+        masquerade,
+        nat,
+        filter,
+    } = rules;
+    let mut words = vec![format!("network create {name}")];
+    if subnets {
+        words.extend(nets(network).map(|net| format!("--subnet {net}")));
+        let gateways = [network.gateway, network.gateway6].into_iter().flatten();
+        words.extend(gateways.map(|ip| format!("--gateway {ip}")));
+    } else if network.subnet6.is_some() {
+        words.push("--ipv6".into());
+    }
+    let flags = [
+        (*internal, "--internal"),
+        (*routed, "--routed"),
+        (!*routed && !*masquerade, "--no-masquerade"),
+    ];
+    words.extend(
+        flags
+            .iter()
+            .filter(|(set, _)| *set)
+            .map(|(_, word)| (*word).into()),
+    );
+    if *nat != Nat::default() {
+        words.push(format!("--nat {} --filter {}", nat.name(), filter.name()));
+    }
+    words.push(format!("--mtu {mtu}"));
+    for (key, value) in &network.labels {
+        words.push(match value.is_empty() {
+            true => format!("--label '{key}'"),
+            false => format!("--label '{key}={value}'"),
+        });
+    }
+    words.join(" ")
 }
 
 fn nets(network: &Network) -> impl Iterator<Item = IpNet> {
@@ -226,13 +317,15 @@ fn subnets(network: &Network, obstacles: &[Obstacle], instance: &Name) -> Option
     let check = |all: &[String]| ok(format!("subnets of {name}"), all.join("; "));
     let elsewhere = match name.as_str() {
         DEFAULT_NETWORK => format!(
-            "{}, and the next start chooses other subnets",
-            command(instance, "down")
+            "{} takes away all networks, endpoints and publishes of the instance ({} writes down which), and the next \
+             start chooses other subnets",
+            command(instance, "down"),
+            command(instance, "store export")
         ),
         _ => format!(
-            "{}, {}",
+            "remove its endpoints, {}, {}, and add them again",
             command(instance, &format!("network rm {name}")),
-            command(instance, &format!("network create {name}"))
+            command(instance, &again(network, false, network.mtu))
         ),
     };
     if !within.is_empty() {
@@ -275,7 +368,6 @@ fn of_endpoint(endpoint: &Endpoint, instance: &Name) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rules::Rules;
 
     fn network() -> Network {
         Network {
@@ -311,11 +403,19 @@ mod tests {
         }
     }
 
+    fn port(host: u32, inner: u32) -> Port {
+        Port {
+            endpoint: "web".parse().unwrap(),
+            host: link("nf01", host),
+            inner: ("eth0".into(), Some(inner)),
+        }
+    }
+
     fn seen() -> Seen {
         Seen {
             network: network(),
             bridge: Some(link("netfw1", 1500)),
-            ports: vec![link("nf01", 1500)],
+            ports: vec![port(1500, 1500)],
             unset: Vec::new(),
         }
     }
@@ -333,41 +433,95 @@ mod tests {
 
     #[test]
     fn mtus_that_do_not_fit_are_told() {
-        for (uplink, bridge, port, state, words) in [
+        for (uplink, bridge, host, inner, state, words) in [
             (
+                1500,
                 1500,
                 1500,
                 1500,
                 State::Ok,
                 "the narrowest uplink, up0, has 1500",
             ),
-            (9000, 1500, 1500, State::Ok, "9000"),
+            (9000, 1500, 1500, 1500, State::Ok, "9000"),
             (
                 1400,
+                1500,
                 1500,
                 1500,
                 State::Warn,
                 "more than the 1400 of uplink up0",
             ),
-            (1500, 1500, 9000, State::Warn, "less than the 9000 of nf01"),
+            (
+                1500,
+                1500,
+                9000,
+                9000,
+                State::Note,
+                "less than the 9000 of nf01",
+            ),
+            (
+                1500,
+                1500,
+                1400,
+                1400,
+                State::Note,
+                "more than the 1400 of nf01",
+            ),
+            (
+                1500,
+                1500,
+                1500,
+                9000,
+                State::Warn,
+                "nf01 has 1500, eth0 of web 9000",
+            ),
+            (
+                1500,
+                1500,
+                1280,
+                1500,
+                State::Warn,
+                "the ends of a veth pair differ",
+            ),
             (
                 1500,
                 1400,
                 1500,
+                1500,
                 State::Note,
-                "more than the 1400 of netfw1",
+                "1400 of its bridge, netfw1",
             ),
         ] {
             let seen = Seen {
                 bridge: Some(link("netfw1", bridge)),
-                ports: vec![link("nf01", port)],
+                ports: vec![port(host, inner)],
                 ..seen()
             };
             let found = mtu(&seen, Some(&("up0".into(), uplink)), &name());
             assert_eq!(found.state, state, "{found:?}");
             assert!(found.found.contains(words), "{found:?}");
+            if host != 1500 || inner != 1500 {
+                let both = "`netfw exec web -- ip link set dev eth0 mtu 1500` and `ip link set dev nf01 mtu 1500`";
+                assert!(found.remedy.unwrap().contains(both));
+            }
         }
         assert_eq!(mtu(&seen(), None, &name()).state, State::Ok);
+    }
+
+    #[test]
+    fn a_network_is_made_again_as_it_was() {
+        let mut network = network();
+        assert_eq!(
+            again(&network, false, 1500),
+            "network create back --ipv6 --mtu 1500"
+        );
+        network.rules.routed = true;
+        network.rules.masquerade = false;
+        network.labels = [("team".to_owned(), "a b".to_owned())].into();
+        assert_eq!(
+            again(&network, true, 1400),
+            "network create back --subnet 172.19.0.0/16 --subnet fd00:19::/64 --routed --mtu 1400 --label 'team=a b'"
+        );
     }
 
     #[test]

@@ -1,13 +1,18 @@
 //! The node: its namespace, what is mounted, sysctls, and which agent serves it.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use super::{Area, Finding, Node, State, Told, command};
 use crate::{
-    agent::{network, node, record::instance_of},
+    agent::{config::DEFAULT_INSTANCE, network, node, record::instance_of},
+    api::types::Network,
     bpf::{BPFFS, DataPlane, cgroup_root, is_bpffs_mounted},
     name::Name,
-    net::{mounts, sysctl},
+    net::{Namespace, mounts, sysctl},
     rules::Rules,
 };
 
@@ -32,9 +37,22 @@ pub enum Bpffs {
     None,
 }
 
+/// Where the unit may be.
+const UNITS: [&str; 3] = [
+    "/etc/systemd/system/netfw.service",
+    "/usr/lib/systemd/system/netfw.service",
+    "/lib/systemd/system/netfw.service",
+];
+
 pub struct Facts {
     instance: Name,
     namespace: String,
+    /// As `--netns` takes it; None: of this command.
+    netns: Option<String>,
+    /// The name that the agent was started with, which is not there any more, and its process.
+    unnamed: Option<(PathBuf, u32)>,
+    /// There is a unit that starts the agent.
+    unit: bool,
     presence: Presence,
     /// What the agent finds amiss itself.
     warnings: Vec<String>,
@@ -50,8 +68,10 @@ pub struct Facts {
     /// Other instances with interfaces in this namespace.
     others: BTreeSet<String>,
     ipv6: Result<(), String>,
-    /// Why routed networks are not reached, if there are any.
-    unforwarded: Vec<String>,
+    /// Families that routed networks have and the node does not forward, and why they are not reached.
+    unforwarded: Vec<(Forwarded, String)>,
+    /// Uplinks that have routes from routers, until the node is one itself (`accept_ra` is 1).
+    advertised: Vec<String>,
     routed: bool,
     forwarding: Vec<(String, String)>,
     /// Uplinks whose packets must come from where answers would go to (`rp_filter` is 1).
@@ -62,7 +82,7 @@ pub struct Facts {
 impl Facts {
     pub fn look(
         instance: &Name,
-        namespace: &str,
+        namespace: &Namespace,
         presence: Presence,
         seen: &Node,
         told: Option<&Told>,
@@ -72,10 +92,11 @@ impl Facts {
             .map(|told| &told.status.networks[..])
             .unwrap_or_default();
         let routed = networks.iter().any(|network| is_forwarded(&network.rules));
-        let unforwarded = match networks.iter().any(|network| network.rules.routed) {
-            true => network::unforwarded(),
-            false => Vec::new(),
-        };
+        let unforwarded: Vec<_> = Forwarded::ALL
+            .into_iter()
+            .filter(|family| networks.iter().any(|network| family.is_wanted_by(network)))
+            .filter_map(|family| Some((family, family.is_off()?)))
+            .collect();
         let warnings = told
             .map(|told| told.status.warnings.clone())
             .unwrap_or_default();
@@ -92,13 +113,29 @@ impl Facts {
             // The larger of the two counts (IN_DEV_RPFILTER).
             of("all").max(of(&uplink.name)).as_deref() == Some("1")
         });
+        let advertised = uplinks.values().filter(|uplink| {
+            let key = format!("net/ipv6/conf/{}/accept_ra", uplink.name);
+            sysctl::get(&key).is_ok_and(|value| value == "1")
+        });
+        let unnamed = told.and_then(|told| {
+            let path = told.status.netns.clone()?;
+            Namespace::at_path(&path)
+                .is_err()
+                .then_some((path, told.status.pid))
+        });
         Self {
             instance: instance.clone(),
-            namespace: namespace.into(),
+            namespace: match namespace.is_current() {
+                true => "the one of this command".into(),
+                false => namespace.label().into(),
+            },
+            netns: (!namespace.is_current()).then(|| namespace.label().into()),
+            unnamed,
+            unit: UNITS.iter().any(|unit| Path::new(unit).exists()),
             presence,
             warnings: warnings
                 .into_iter()
-                .filter(|warning| !unforwarded.contains(warning))
+                .filter(|warning| !unforwarded.iter().any(|(_, why)| why == warning))
                 .collect(),
             left,
             layout: DataPlane::check_layout(instance).map_err(|error| words(&error)),
@@ -114,6 +151,7 @@ impl Facts {
             others: others.collect(),
             ipv6: network::ipv6(),
             unforwarded,
+            advertised: advertised.map(|uplink| uplink.name.clone()).collect(),
             routed,
             forwarding: network::FORWARDING
                 .iter()
@@ -121,6 +159,57 @@ impl Facts {
                 .collect(),
             strict: strict.map(|uplink| uplink.name.clone()).collect(),
             uplinks: uplinks.len(),
+        }
+    }
+}
+
+/// A family that the node's stack is to forward.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Forwarded {
+    Four,
+    Six,
+}
+
+impl Forwarded {
+    const ALL: [Self; 2] = [Self::Four, Self::Six];
+
+    fn is_wanted_by(self, network: &Network) -> bool {
+        network.rules.routed
+            && match self {
+                Self::Four => network.subnet.is_some(),
+                Self::Six => network.subnet6.is_some(),
+            }
+    }
+
+    /// Why routed networks are not reached; None where they are.
+    fn is_off(self) -> Option<String> {
+        let [four, six] = network::FORWARDING;
+        network::unforwarded(match self {
+            Self::Four => four,
+            Self::Six => six,
+        })
+    }
+
+    fn turn_on(self, advertised: &[String]) -> String {
+        const REST: &str = "and keep it in /etc/sysctl.d. The node then forwards between all of its interfaces: \
+                            rules of yours may say for whom";
+        match self {
+            Self::Four => format!("`sysctl -w net.ipv4.ip_forward=1`, {REST}"),
+            Self::Six => {
+                let set = "`sysctl -w net.ipv6.conf.all.forwarding=1`";
+                let keys = advertised.iter();
+                let keys: Vec<String> = keys
+                    .map(|uplink| format!("net/ipv6/conf/{uplink}/accept_ra=2"))
+                    .collect();
+                match keys.is_empty() {
+                    true => format!("{set}, {REST}"),
+                    false => format!(
+                        "first `sysctl -w {}`, or the node loses the routes that routers advertise to it; then {set}, \
+                         {REST}",
+                        keys.join(" ")
+                    ),
+                }
+            }
         }
     }
 }
@@ -146,7 +235,7 @@ fn ok(check: &str, found: impl Into<String>) -> Finding {
 }
 
 pub fn judge(facts: &Facts) -> Vec<Finding> {
-    let mut findings = vec![ok("namespace", &facts.namespace), agent(facts)];
+    let mut findings = vec![namespace(facts), agent(facts)];
     findings.extend(facts.warnings.iter().map(|warning| {
         ok("agent's warning", warning).but(
             State::Warn,
@@ -157,8 +246,10 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
         findings.push(ok("layout", error).but(
             State::Fail,
             format!(
-                "{}, and start the agent again",
-                command(&facts.instance, "down")
+                "{} takes all networks, endpoints and publishes of the instance away ({} writes down which); then start \
+                 the agent again",
+                command(&facts.instance, "down"),
+                command(&facts.instance, "store export")
             ),
         ));
     }
@@ -170,7 +261,7 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
             State::Warn,
             format!(
                 "one instance serves a namespace: `netfw doctor --instance {first}` examines that one, `netfw down \
-                 --instance {first}` removes it"
+                 --instance {first}` takes it away, with all of its networks and endpoints"
             ),
         ));
     }
@@ -227,8 +318,38 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
+fn namespace(facts: &Facts) -> Finding {
+    let Some((path, pid)) = &facts.unnamed else {
+        return ok("namespace", &facts.namespace);
+    };
+    let path = path.display();
+    let found = format!("{path} was deleted; only the agent, process {pid}, holds the namespace");
+    let again = match path.to_string().strip_prefix("/run/netns/") {
+        Some(name) => format!("`ip netns attach {name} {pid}` gives it its name again"),
+        None => format!("bind /proc/{pid}/ns/net to {path} again"),
+    };
+    ok("namespace", found).but(
+        State::Warn,
+        format!(
+            "{again}; otherwise it goes with the agent, and {} clears the rest away",
+            command(&facts.instance, "down")
+        ),
+    )
+}
+
+/// What starts the agent, or starts it again.
+fn start(facts: &Facts) -> String {
+    match &facts.netns {
+        None if facts.unit && facts.instance.as_str() == DEFAULT_INSTANCE => {
+            "`systemctl restart netfw`".into()
+        }
+        None => command(&facts.instance, "agent"),
+        Some(netns) => command(&facts.instance, &format!("agent --netns {netns}")),
+    }
+}
+
 fn agent(facts: &Facts) -> Finding {
-    let start = command(&facts.instance, "agent");
+    let start = start(facts);
     match &facts.presence {
         Presence::Here { version, pid } => {
             let found = format!("netfw {version}, process {pid}");
@@ -248,21 +369,31 @@ fn agent(facts: &Facts) -> Finding {
             State::Warn,
             format!("{start}: until then names are not served, and nothing follows what happens to interfaces"),
         ),
-        Presence::None => ok("agent", format!("none runs for instance \"{}\"", facts.instance))
-            .but(State::Note, format!("{start} serves this node; then its networks are examined, too")),
+        Presence::None => {
+            let found = ok("agent", format!("none runs for instance \"{}\"", facts.instance));
+            found.but(
+                State::Note,
+                match facts.others.first() {
+                    None => format!("{start} serves this node; then its networks are examined, too"),
+                    Some(other) => format!("nothing: another instance serves this node, {other}"),
+                },
+            )
+        }
         Presence::Silent(error) => ok("agent", error).but(
             State::Fail,
-            "look into its log, and start it again; packets go on meanwhile",
+            "look into its log; `kill -KILL` ends one that hangs. Start it again with the options that it had: packets go \
+             on meanwhile",
         ),
     }
 }
 
 fn forwarding(facts: &Facts) -> Vec<Finding> {
-    let set = "`sysctl -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1`, and keep it in /etc/sysctl.d";
     if !facts.unforwarded.is_empty() {
         let all = facts.unforwarded.iter();
         return all
-            .map(|why| ok("ip_forward", why).but(State::Warn, set))
+            .map(|(family, why)| {
+                ok("ip_forward", why).but(State::Warn, family.turn_on(&facts.advertised))
+            })
             .collect();
     }
     let values: Vec<String> = facts
@@ -303,6 +434,9 @@ mod tests {
         Facts {
             instance: "x".parse().unwrap(),
             namespace: "node".into(),
+            netns: None,
+            unnamed: None,
+            unit: false,
             presence: Presence::Here {
                 version: env!("CARGO_PKG_VERSION").into(),
                 pid: 7,
@@ -317,6 +451,7 @@ mod tests {
             others: BTreeSet::new(),
             ipv6: Ok(()),
             unforwarded: Vec::new(),
+            advertised: Vec::new(),
             routed: false,
             forwarding: vec![("net.ipv4.ip_forward".into(), "0".into())],
             strict: Vec::new(),
@@ -379,6 +514,28 @@ mod tests {
             pid: 1,
         };
         is(with(old, true), "agent", State::Note, "0.0.1");
+        let elsewhere = Facts {
+            netns: Some("/run/netns/n".into()),
+            ..with(Presence::None, false)
+        };
+        let start = "`netfw agent --netns /run/netns/n --instance x`";
+        is(elsewhere, "agent", State::Note, start);
+        let unit = Facts {
+            instance: DEFAULT_INSTANCE.parse().unwrap(),
+            unit: true,
+            ..with(Presence::None, true)
+        };
+        is(unit, "agent", State::Warn, "`systemctl restart netfw`");
+        let served = Facts {
+            others: ["y".to_owned()].into(),
+            ..with(Presence::None, false)
+        };
+        is(served, "agent", State::Note, "serves this node, y");
+        let unnamed = Facts {
+            unnamed: Some(("/run/netns/n".into(), 7)),
+            ..facts()
+        };
+        is(unnamed, "namespace", State::Warn, "`ip netns attach n 7`");
         let others = Facts {
             others: ["y".to_owned()].into(),
             ..facts()
@@ -433,12 +590,21 @@ mod tests {
         is(strict(false), "rp_filter", State::Ok, "up0");
         is(strict(true), "rp_filter", State::Note, "rp_filter=2");
         is(facts(), "ip_forward", State::Ok, "needs none");
-        let unforwarded = Facts {
-            unforwarded: vec!["not reached".into()],
+        let unforwarded = |family| Facts {
+            unforwarded: vec![(family, "not reached".into())],
+            advertised: vec!["up0".into(), "up1.7".into()],
             routed: true,
             ..facts()
         };
-        is(unforwarded, "ip_forward", State::Warn, "ip_forward=1");
+        let four = unforwarded(Forwarded::Four);
+        assert!(!judge(&four).iter().any(|one| {
+            let remedy = one.remedy.as_deref();
+            remedy.is_some_and(|remedy| remedy.contains("ipv6"))
+        }));
+        is(four, "ip_forward", State::Warn, "ip_forward=1");
+        // Before the node is a router, or it has lost its routes.
+        let six = "`sysctl -w net/ipv6/conf/up0/accept_ra=2 net/ipv6/conf/up1.7/accept_ra=2`";
+        is(unforwarded(Forwarded::Six), "ip_forward", State::Warn, six);
         let off = Facts {
             ipv6: Err("disable_ipv6 is 1".into()),
             ..facts()

@@ -69,6 +69,29 @@ pub fn is_there(ifindex: u32) -> Result<bool, NetError> {
     }
 }
 
+/// Has the interface a clsact, and no `ingress`?
+fn has_egress(ifindex: u32) -> Result<bool, NetError> {
+    let mut found = false;
+    let all = TcMessage::with_index(ifindex.cast_signed());
+    let asked = exchange_route(
+        RouteNetlinkMessage::GetQueueDiscipline(all),
+        NLM_F_DUMP,
+        |payload| {
+            // The kernel lists those of all interfaces.
+            let own = payload.get(4..8) == Some(&ifindex.to_ne_bytes()[..]);
+            let attributes = Attributes::of(payload.get(TCMSG..).unwrap_or_default());
+            found |= own && attributes.text(TCA_KIND).as_deref() == Some("clsact");
+        },
+    );
+    match asked {
+        Ok(()) => Ok(found),
+        Err(source) => Err(NetError::Netlink {
+            asked: "list the queueing disciplines".into(),
+            source,
+        }),
+    }
+}
+
 /// Where filters are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Side {
@@ -110,6 +133,8 @@ fn message_of(ifindex: u32, side: Side) -> TcMessage {
 pub struct Filter {
     /// The lowest is asked first.
     pub priority: u16,
+    /// Which packets it is asked for: an EtherType, `ETH_P_ALL`.
+    pub protocol: u16,
     /// `bpf`, `flower`, `u32`, …
     pub kind: String,
     /// Of a BPF program.
@@ -121,6 +146,10 @@ pub struct Filter {
 /// The filters of an interface, in the order in which they are asked.
 pub fn filters(ifindex: u32, side: Side) -> Result<Vec<Filter>, NetError> {
     let mut found = Vec::new();
+    // An `ingress` in clsact's place has one list, and shows it whichever side is asked for.
+    if side == Side::Egress && !has_egress(ifindex)? {
+        return Ok(found);
+    }
     let message = message_of(ifindex, side);
     let asked = exchange_route(
         RouteNetlinkMessage::GetTrafficFilter(message),
@@ -144,6 +173,8 @@ pub fn filters(ifindex: u32, side: Side) -> Result<Vec<Filter>, NetError> {
 }
 
 // linux/rtnetlink.h, linux/pkt_cls.h
+/// The length of `struct tcmsg`.
+const TCMSG: usize = 20;
 const TCA_KIND: u16 = 1;
 const TCA_OPTIONS: u16 = 2;
 const TCA_BPF_NAME: u16 = 7;
@@ -152,7 +183,7 @@ const TCA_BPF_ID: u16 = 11;
 /// `struct tcmsg`: family, interface, at 8 the handle, parent, at 16 priority and protocol; then attributes.
 /// None of one without a handle, which stands for all of its kind and priority.
 fn filter(message: &[u8]) -> Option<Filter> {
-    let (head, attributes) = message.split_first_chunk::<20>()?;
+    let (head, attributes) = message.split_first_chunk::<TCMSG>()?;
     let word = |at: usize| head[at..].first_chunk().copied().map(u32::from_ne_bytes);
     if word(8)? == 0 {
         return None;
@@ -163,6 +194,7 @@ fn filter(message: &[u8]) -> Option<Filter> {
     let is_bpf = kind == "bpf";
     Some(Filter {
         priority: (word(16)? >> 16) as u16,
+        protocol: u16::from_be(word(16)? as u16),
         program: options.ne32(TCA_BPF_ID).filter(|_| is_bpf),
         name: options.text(TCA_BPF_NAME).filter(|_| is_bpf),
         kind,
@@ -200,6 +232,7 @@ mod tests {
         let found = filter(&message(1, &[text(TCA_KIND, "bpf"), options.clone()]));
         let wanted = Filter {
             priority: 0x6e66,
+            protocol: libc::ETH_P_ALL as u16,
             kind: "bpf".into(),
             program: Some(7),
             name: Some("sniffer".into()),

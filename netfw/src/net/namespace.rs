@@ -45,10 +45,13 @@ pub struct Namespace {
     id: (u64, u64),
 }
 
+/// The label of the calling thread's.
+const CURRENT: &str = "current";
+
 impl Namespace {
     /// The calling thread's.
     pub fn current() -> Result<Self, NetError> {
-        Self::open(Path::new("/proc/thread-self/ns/net"), "current".into())
+        Self::open(Path::new("/proc/thread-self/ns/net"), CURRENT.into())
     }
 
     /// `/run/netns/NAME`.
@@ -205,6 +208,11 @@ impl Namespace {
     /// Device and inode: the namespace's identity for as long as it lives.
     pub fn id(&self) -> (u64, u64) {
         self.id
+    }
+
+    /// Was it asked for as the calling thread's ([`current`](Self::current))?
+    pub fn is_current(&self) -> bool {
+        self.label == CURRENT
     }
 
     /// How it was asked for: its name, path, or `pid N`.

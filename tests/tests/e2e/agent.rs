@@ -452,3 +452,15 @@ fn two_instances_serve_two_nodes_at_once() {
     );
     second.agent.netfw(&["status"]);
 }
+
+/// A unit takes its end for what was asked for, and does not start it again.
+#[test]
+fn a_hangup_ends_no_agent_without_a_terminal() {
+    let lab = Lab::new();
+    let mut agent = Agent::start(&lab);
+    agent.process().signal(nix::sys::signal::Signal::SIGHUP);
+    wait_until("the agent to say so", SOON, || {
+        agent.process().stderr().contains("SIGHUP: nothing is done")
+    });
+    agent.netfw(&["status"]);
+}

@@ -22,7 +22,7 @@ use netfw_tests::{
 };
 use serde_json::Value;
 
-use crate::setting::{SOON, Site, text};
+use crate::setting::{SOON, Site, attach, text};
 
 /// What was found, and the exit status.
 struct Diagnosis {
@@ -128,7 +128,7 @@ fn a_clean_node_without_an_agent_is_fine_and_stays_as_it_is() {
     found.names("programs", "ok", "the kernel takes 16 of 16");
     found.names("agent", "note", "none runs");
     found.names("programs on up0", "ok", "none");
-    found.names("rules", "ok", "none in the way");
+    found.names("rules", "ok", "none found");
     found.names("ipv6", "ok", "on");
     assert!(found.findings.iter().all(|one| one["area"] != "networks"));
 }
@@ -233,6 +233,27 @@ fn others_on_the_hooks_are_named() {
     alone.is_not_fine();
 }
 
+/// Where `br_netfilter` is loaded, bridges of a new namespace ask the rules for what they forward.
+fn ask_no_rules_of_bridges(node: &Namespace) -> bool {
+    let there = Path::new("/proc/sys/net/bridge/bridge-nf-call-ip6tables").exists();
+    if there {
+        node.sysctl("bridge/bridge-nf-call-iptables", "0");
+        node.sysctl("bridge/bridge-nf-call-ip6tables", "0");
+    }
+    there
+}
+
+/// Does what the finding says, as it is written.
+#[track_caller]
+fn obey(node: &Namespace, finding: &Value) {
+    let remedy = text(&finding["remedy"]);
+    let commands: Vec<&str> = remedy.split('`').skip(1).step_by(2).collect();
+    assert!(!commands.is_empty(), "{finding}");
+    for command in commands {
+        node.run(&command.split(' ').collect::<Vec<_>>());
+    }
+}
+
 const FORWARD: &str = "add table inet theirs; \
     add chain inet theirs forward { type filter hook forward priority 0; policy drop; }";
 
@@ -240,6 +261,7 @@ const FORWARD: &str = "add table inet theirs; \
 fn a_chain_that_drops_what_is_forwarded_is_named() {
     let site = Site::new(&[]);
     let node = &site.lab.node;
+    ask_no_rules_of_bridges(node);
     node.run(&["nft", FORWARD]);
     let found = doctor(&site.agent);
     found.is_fine();
@@ -254,13 +276,7 @@ fn a_chain_that_drops_what_is_forwarded_is_named() {
     found.is_not_fine();
     found.names("forward", "warn", bridge);
     found.names("ip_forward", "warn", "net.ipv4.ip_forward is 0");
-    let remedy = text(&found.finding("forward", bridge)["remedy"]).to_owned();
-    // As it is written.
-    let commands: Vec<&str> = remedy.split('`').skip(1).step_by(2).collect();
-    assert_eq!(commands.len(), 2, "{remedy}");
-    for command in commands {
-        node.run(&command.split(' ').collect::<Vec<_>>());
-    }
+    obey(node, found.finding("forward", bridge));
     netfw_tests::topology::forward(node);
     doctor(&site.agent).is_fine();
 }
@@ -281,15 +297,85 @@ fn a_chain_that_keeps_containers_from_names_is_named() {
     found.names(
         "input",
         "warn",
-        "inet theirs input has a last rule that drops",
+        "inet theirs input drops questions for names",
     );
-    let remedy = text(&found.finding("input", "netfw")["remedy"]).to_owned();
-    for command in remedy.split('`').skip(1).step_by(2) {
-        node.run(&command.split(' ').collect::<Vec<_>>());
-    }
+    obey(node, found.finding("input", "netfw"));
+    doctor(&site.agent).is_fine();
+}
+
+#[test]
+fn what_iptables_drops_is_named_and_mended_by_iptables() {
+    let site = Site::new(&["8080:80"]);
+    let node = &site.lab.node;
+    ask_no_rules_of_bridges(node);
+    let iptables = |line: &str| {
+        let words: Vec<&str> = ["iptables-nft"]
+            .into_iter()
+            .chain(line.split(' '))
+            .collect();
+        node.run(&words)
+    };
+    iptables("-P INPUT DROP");
+    iptables("-A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT");
+    iptables("-A INPUT -i up0 -p udp --dport 53 -j ACCEPT");
+    iptables("-N last");
+    iptables("-A last -m comment --comment all -j DROP");
+    iptables("-A OUTPUT -o lo -j ACCEPT");
+    iptables("-A OUTPUT -j last");
     let found = doctor(&site.agent);
-    found.is_fine();
-    found.names("input", "note", "inet theirs input");
+    found.is_not_fine();
+    found.names("input", "warn", "ip filter INPUT drops questions for names");
+    found.names("output", "warn", "a rule of ip filter last");
+    obey(node, found.finding("input", "netfw"));
+    obey(node, found.finding("output", "netfw"));
+    doctor(&site.agent).is_fine();
+    // It fails where there is a rule that it could not have written.
+    let listed = iptables("-S INPUT");
+    assert!(listed.contains("--dport 53"), "{listed}");
+}
+
+/// Neighbours of IPv6 are asked over the bridge.
+#[test]
+fn a_bridge_whose_frames_rules_drop_is_named() {
+    let site = Site::new(&[]);
+    let node = &site.lab.node;
+    if !ask_no_rules_of_bridges(node) {
+        return eprintln!("br_netfilter is not loaded here");
+    }
+    node.run(&["ip6tables-nft", "-P", "FORWARD", "DROP"]);
+    doctor(&site.agent).is_fine();
+    node.sysctl("bridge/bridge-nf-call-ip6tables", "1");
+    let other = site.lab.container("other");
+    attach(&site.agent, "other", &other, &[]);
+    let ping = |seconds: &str| {
+        let to = site.ip6.to_string();
+        let words = ["ping", "-c", "1", "-W", seconds, to.as_str()];
+        other.succeeds(&words)
+    };
+    assert!(!ping("1"), "the bridge asks nobody");
+    let found = doctor(&site.agent);
+    found.is_not_fine();
+    found.names(
+        "forward",
+        "warn",
+        "ip6 filter FORWARD drops neighbour discovery",
+    );
+    obey(node, found.finding("forward", "netfw"));
+    doctor(&site.agent).is_fine();
+    wait_until("a neighbour to be found", SOON, || ping("1"));
+}
+
+#[test]
+fn an_agent_that_hangs_is_told() {
+    let mut site = Site::new(&[]);
+    let signal = |site: &mut Site, signal| site.agent.process().signal(signal);
+    signal(&mut site, nix::sys::signal::Signal::SIGSTOP);
+    let found = doctor(&site.agent);
+    let said = site.agent.refuses(FAILED, &["down"]);
+    signal(&mut site, nix::sys::signal::Signal::SIGCONT);
+    found.is_not_fine();
+    found.names("agent", "fail", "has not answered");
+    assert!(said.contains("`kill -KILL "), "{said}");
 }
 
 #[test]
@@ -316,7 +402,7 @@ fn a_port_that_a_rule_translates_is_named() {
     found.names(
         "ports",
         "warn",
-        "ip theirs ports translates tcp ports 8000-8100",
+        "rules in ip theirs translate tcp port 8080",
     );
     found.names("ports", "warn", "0.0.0.0:8080:80/tcp");
     node.run(&["nft", "delete table ip theirs"]);
@@ -330,11 +416,7 @@ fn a_port_that_a_rule_translates_is_named() {
     node.run(&rule);
     let found = doctor(&site.agent);
     found.is_not_fine();
-    found.names(
-        "ports",
-        "warn",
-        "ip nat PREROUTING translates udp port 9000",
-    );
+    found.names("ports", "warn", "rules in ip nat translate udp port 9000");
 }
 
 #[test]
@@ -346,12 +428,22 @@ fn an_mtu_that_does_not_fit_is_named() {
     node.ip(&["link", "set", veth, "mtu", "2000"]);
     let found = doctor(&site.agent);
     found.is_not_fine();
-    found.names(
-        "mtu of bridge",
-        "warn",
-        &format!("less than the 2000 of {veth}"),
+    found.names("mtu of bridge", "warn", &format!("{veth} has 2000"));
+    let remedy = text(&found.finding("mtu of bridge", veth)["remedy"]).to_owned();
+    let host = format!("`ip link set dev {veth} mtu 1500`");
+    assert!(
+        remedy.contains(&host) && remedy.contains("`netfw exec web "),
+        "{remedy}"
     );
-    node.ip(&["link", "set", veth, "mtu", "1500"]);
+    // Both ends alike are no harm.
+    node.ip(&["link", "set", veth, "mtu", "1280"]);
+    site.web.ip(&["link", "set", "eth0", "mtu", "1280"]);
+    let found = doctor(&site.agent);
+    found.is_fine();
+    found.names("mtu of bridge", "note", "more than the 1280 of");
+    for end in [(node, veth), (&site.web, "eth0")] {
+        end.0.ip(&["link", "set", end.1, "mtu", "1500"]);
+    }
 
     site.agent
         .netfw(&["network", "create", "wide", "--mtu", "9000"]);
