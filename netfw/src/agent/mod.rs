@@ -15,6 +15,7 @@
 //! | [`xdp`] | XDP on uplinks |
 //! | [`observe`] | what happens to the node meanwhile |
 //! | [`view`] | answers |
+//! | [`watch`], [`told`] | single packets, told as they come |
 //! | [`notify`] | telling a service manager |
 //! | [`capability`] | what the agent may do |
 //! | [`run`] | the process: signals, socket, timers |
@@ -49,7 +50,9 @@ pub mod run;
 pub mod saved;
 pub mod start;
 pub mod store;
+mod told;
 pub mod view;
+pub mod watch;
 mod xdp;
 
 use std::{
@@ -72,7 +75,7 @@ use self::{
     store::Store,
 };
 use crate::{
-    bpf::{DataPlane, Epoch},
+    bpf::{DataPlane, Epoch, Events, Filters},
     name::Name,
     net::{Netlink, sysctl::Directory},
 };
@@ -132,6 +135,12 @@ impl Agent {
     /// What the programs log; to be read while `program_log` is configured.
     pub fn logger(&mut self) -> Result<Option<EbpfLogger<&'static dyn log::Log>>, AgentError> {
         Ok(self.dataplane.logger()?)
+    }
+
+    /// Who is told of packets, and what; once.
+    pub fn take_watch(&mut self) -> Result<(Filters, Events), AgentError> {
+        let taken = self.dataplane.take_watch();
+        taken.ok_or_else(|| AgentError::Fault("the events are taken already".into()))
     }
 
     /// To be raised whenever the node's ways to the world may have changed.

@@ -29,6 +29,7 @@ use super::{
     notify::ServiceManager,
     paths::Paths,
     purge::keep_purging,
+    watch::{Watch, keep_telling},
 };
 use crate::{
     api::server::{Shared, router},
@@ -102,9 +103,12 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
     }
     memory::give_back();
     let epoch = agent.epoch();
+    let (filters, events) = agent.take_watch()?;
+    let watch = Watch::new(filters);
     let ready = agent.status();
     let shared = Shared {
         agent: Arc::new(Mutex::new(agent)),
+        watch: watch.clone(),
         shutdown: Arc::new(Notify::new()),
     };
     let listener = listen(&socket, group.as_deref())?;
@@ -119,6 +123,10 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
         })
     };
     let sweeper = tokio::spawn(sweep(shared.agent.clone()));
+    let teller = {
+        let (agent, watch) = (shared.agent.clone(), watch.clone());
+        tokio::spawn(async move { keep_telling(&agent, &watch, events).await })
+    };
     let purger = {
         let agent = shared.agent.clone();
         tokio::spawn(async move { keep_purging(&agent).await })
@@ -192,12 +200,15 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
     notify.tell("STOPPING=1");
     sweeper.abort();
     purger.abort();
+    teller.abort();
+    watch.close();
     stop.notify_one();
     if tokio::time::timeout(GRACE, server).await.is_err() {
         tracing::warn!("requests were still under way");
     }
     // Whoever holds the lock changes nothing half-way.
-    let _last = shared.agent.lock().await;
+    let mut last = shared.agent.lock().await;
+    last.stop_tracing();
     if let Err(error) = fs::remove_file(&socket) {
         tracing::debug!(%error, "the socket was gone already");
     }

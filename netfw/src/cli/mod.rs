@@ -12,6 +12,7 @@ mod endpoint;
 mod exec;
 mod failure;
 mod flow;
+mod monitor;
 mod network;
 mod output;
 mod port;
@@ -19,6 +20,8 @@ mod publish;
 mod stats;
 mod status;
 mod store;
+mod trace;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -95,6 +98,8 @@ enum Command {
     Status,
     /// Packets and bytes of endpoints and publishes, drops by reason.
     Stats(stats::Args),
+    Monitor(monitor::Args),
+    Trace(trace::Args),
     /// Check, save and replace what the agent keeps on disk.
     #[command(subcommand)]
     Store(store::Command),
@@ -127,6 +132,8 @@ pub fn main() -> ExitCode {
         Command::Flow(command) => flow::run(&global, command),
         Command::Status => status::run(&global),
         Command::Stats(args) => stats::run(&global, args),
+        Command::Monitor(args) => monitor::run(&global, args),
+        Command::Trace(args) => trace::run(&global, args),
         Command::Store(command) => store::run(&global, command),
         Command::Doctor(args) => doctor::run(&global, args),
         Command::Completions(args) => {
@@ -228,6 +235,11 @@ mod tests {
             "netfw endpoint add x --allow-from 10.0.0.0/33",
             "netfw endpoint add x --allow-from",
             "netfw exec x --",
+            "netfw monitor --reason lek",
+            "netfw monitor --count 0",
+            "netfw monitor --from 10.0.0.0/33",
+            "netfw trace",
+            "netfw trace --count 1",
             "netfw exec x",
             "netfw agent --uplink a/b",
             "netfw agent --uplink eth0 --uplink sixteen-letters-",

@@ -41,4 +41,5 @@ mod tutorial;
 mod upgrade;
 mod vlan;
 mod walks;
+mod watch;
 mod xdp;
