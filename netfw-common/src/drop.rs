@@ -51,6 +51,10 @@ named! {
         Filtered = 19, "filtered";
         /// Sent to a publish by somebody whom its list of sources (`--allow-from`) does not name.
         NotAllowed = 20, "not-allowed";
+        /// Its endpoint or publish has most of the flow table already; others are to find room.
+        FlowShare = 21, "flow-share";
+        /// The container begins too many flows that nobody answers.
+        Unanswered = 22, "unanswered";
     }
 }
 

@@ -297,13 +297,41 @@ pub fn is_assured(state: u8) -> bool {
     (state::ESTABLISHED..state::TIME_WAIT).contains(&state)
 }
 
-/// Elements of the maps `QUERIES4` and `QUERIES6`: entries of flows without connections in the table
-/// of assured ones, their difference being those that are there. Each has one side that writes it.
-pub mod queries {
-    /// Inserted by the programs, less those that they removed.
-    pub const MADE: u32 = 0;
-    /// Removed by the agent.
-    pub const REMOVED: u32 = 1;
+/// The maps `HOLDINGS4` and `HOLDINGS6`: how many entries of the table of assured flows are whose. Arrays of
+/// `u64`, two elements for each holder, their difference being those that are there: each has one side that
+/// writes it.
+pub mod holdings {
+    use crate::record::COUNTERS;
+
+    /// Everybody's. Holders in general are indexes of counters, see [`super::Flow::counter`], and this one is
+    /// nobody's.
+    pub const ALL: u32 = 0;
+    /// Of flows without connections (UDP, ICMP, …), whoever has them.
+    pub const QUERIES: u32 = COUNTERS;
+
+    pub const ELEMENTS: u32 = 2 * (COUNTERS + 1);
+
+    /// The element that counts what programs inserted, less what they removed.
+    #[inline(always)]
+    pub const fn made(holder: u32) -> u32 {
+        2 * holder
+    }
+
+    /// The element that counts what the agent removed.
+    #[inline(always)]
+    pub const fn removed(holder: u32) -> u32 {
+        2 * holder + 1
+    }
+
+    /// May a holder of `mine` entries have another one, where `free` are free?
+    ///
+    /// It may have four times as many as it leaves to others (the dynamic threshold of Choudhury and Hahne): one
+    /// that takes all it can get has four fifths of the table, two have four ninths each, and there is room
+    /// for those who have little.
+    #[inline(always)]
+    pub const fn may_have_more(mine: i64, free: i64) -> bool {
+        mine < 4 * free
+    }
 }
 
 /// The state of a flow of UDP, ICMP or a protocol without ports after a packet in the reply direction or not.

@@ -20,6 +20,7 @@
 #![no_std]
 
 pub mod addr;
+pub mod budget;
 pub mod crc32c;
 pub mod csum;
 pub mod drop;

@@ -318,9 +318,13 @@ pub struct Config {
     /// Entries of the table of assured flows that are for flows without connections (UDP and such) at
     /// most: connections always find room, whatever datagrams a flood makes somebody answer.
     pub max_queries: u32,
+    /// Room in the table of assured flows, entries: of each family.
+    pub max_flows: u32,
+    /// Flows that a container may begin in a tick without an answer: see [`crate::budget`].
+    pub max_unanswered: u32,
 }
 
-const _: () = assert!(size_of::<Config>() == 40);
+const _: () = assert!(size_of::<Config>() == 48);
 
 impl Default for Config {
     fn default() -> Self {
@@ -331,9 +335,14 @@ impl Default for Config {
             epoch: 0,
             mappings: 0,
             max_queries: u32::MAX,
+            max_flows: u32::MAX,
+            max_unanswered: u32::MAX,
         }
     }
 }
+
+/// Entries of the map `COUNTERS`.
+pub const COUNTERS: u32 = 1 << 15;
 
 /// Packets and bytes (IP, without link-layer header) of a publish or an endpoint. Map `COUNTERS`:
 /// per-CPU array. Index 0 belongs to nobody.
@@ -373,6 +382,7 @@ impl core::ops::AddAssign for Counter {
 mod pod {
     use super::*;
     use crate::{
+        budget::Budget,
         flow::Flow,
         fragment::{FragmentKey, Held, HeldKey},
         tuple::Tuple,
@@ -393,6 +403,7 @@ mod pod {
         Subnet,
         Uplink,
         Local,
+        Budget,
         Config,
         Counter,
         DropKey,

@@ -22,16 +22,22 @@ use core::{
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use netfw_common::{
     addr::{Address, Be16, MacPair},
+    budget::Budget,
     drop::Drop,
     flow::{
-        Flow, TICK_SHIFT, Timeouts, flag, further, is_assured, lag, next_query_state,
-        next_tcp_state, queries, state, tcp,
+        Flow, TICK_SHIFT, Timeouts, flag, further, holdings, is_assured, lag, next_query_state,
+        next_tcp_state, state, tcp,
     },
-    record::Config,
+    record::{Config, EndpointIfindex},
     tuple::{Tuple, proto, zone},
 };
 
-use crate::{family::Family, independent, maps::CONFIG, work::Work};
+use crate::{
+    family::Family,
+    independent,
+    maps::{BUDGETS, CONFIG},
+    work::Work,
+};
 
 pub const BPF_NOEXIST: u64 = 1;
 pub const EEXIST: i32 = -17;
@@ -112,6 +118,8 @@ pub fn config() -> Config {
             epoch: 0,
             mappings: 0,
             max_queries: 0,
+            max_flows: 0,
+            max_unanswered: 0,
         },
     }
 }
@@ -159,6 +167,12 @@ impl<A: Address> Entry<A> {
     fn set_state(self, state: u8) {
         // SAFETY: see `set_seen`.
         unsafe { addr_of_mut!((*self.0).state).write_volatile(state) };
+    }
+
+    #[inline(always)]
+    fn counter(self) -> u16 {
+        // SAFETY: see `set_seen`.
+        unsafe { addr_of_mut!((*self.0).counter).read_volatile() }
     }
 
     /// Notes the tag that the direction's SCTP packets will have.
@@ -234,8 +248,8 @@ pub struct Kept {
 /// Why there is no flow to send by.
 pub enum Miss {
     Absent,
-    /// There is one, and it cannot become assured.
-    TableFull,
+    /// There is one, and it cannot become assured: why.
+    Refused(Drop),
 }
 
 /// Both tables, one entry; and whether it is assured.
@@ -355,6 +369,9 @@ fn advance<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
         old
     };
 
+    if reply && old == state::NEW && new != old && work.flow.has(flag::TO_CONTAINER) {
+        answered(work.flow.ifindex);
+    }
     for (half, entry) in [(&mut work.flow, entry), (&mut work.other, other)] {
         (half.seen, half.state) = (work.now, new);
         entry.set_seen(work.now);
@@ -427,27 +444,52 @@ fn other_half<F: Family>(work: &mut Work<F::Addr>) -> Option<Entry<F::Addr>> {
 fn remove<F: Family>(key: &Tuple<F::Addr>, assured: bool) {
     if !assured {
         let _ = F::embryos().remove(key);
-    } else if F::flows().remove(key).is_ok() && !proto::has_connections(key.proto) {
-        count_query::<F>(-1);
+    } else if let Some(entry) = F::flows().get_ptr_mut(key) {
+        let holder = Entry(entry).counter();
+        if F::flows().remove(key).is_ok() {
+            count::<F>(holder, key.proto, -1);
+        }
     }
 }
 
-/// Counts an entry of a flow without connection that came to the assured ones, or went.
+/// Counts an entry that came to the assured ones, or went.
 #[inline(never)]
-fn count_query<F: Family>(change: i64) {
-    if let Some(made) = F::queries().get_ptr_mut(queries::MADE) {
-        // What `AtomicI64` has for it is only for targets that compare and swap as well.
-        // SAFETY: an element of a map, which lives as long as the program; all programs write it so.
-        unsafe { atomic_xadd::<i64, i64, { AtomicOrdering::Relaxed }>(made.cast(), change) };
+fn count<F: Family>(holder: u16, proto: u8, change: i64) {
+    let add = |holder: u32| {
+        if let Some(made) = F::holdings().get_ptr_mut(holdings::made(holder)) {
+            // What `AtomicI64` has for it is only for targets that compare and swap as well.
+            // SAFETY: an element of a map, which lives as long as the program; all programs write it so.
+            unsafe { atomic_xadd::<i64, i64, { AtomicOrdering::Relaxed }>(made.cast(), change) };
+        }
+    };
+    add(holdings::ALL);
+    if holder != 0 {
+        add(holder.into());
     }
+    if !proto::has_connections(proto) {
+        add(holdings::QUERIES);
+    }
+}
+
+/// How many entries of the assured ones are this holder's.
+#[inline(always)]
+fn held<F: Family>(holder: u32) -> i64 {
+    let count = |element| F::holdings().get(element).copied().unwrap_or(0);
+    count(holdings::made(holder)).wrapping_sub(count(holdings::removed(holder))) as i64
 }
 
 /// Have flows without connections their share of the assured ones?
 #[inline(never)]
 fn are_queries_full<F: Family>() -> bool {
-    let count = |element| F::queries().get(element).copied().unwrap_or(0);
-    let present = count(queries::MADE).wrapping_sub(count(queries::REMOVED));
-    present.cast_signed() >= config().max_queries.into()
+    held::<F>(holdings::QUERIES) >= config().max_queries.into()
+}
+
+/// May the endpoint or publish of this counter have another flow, or are the others to find room?
+#[inline(never)]
+fn may_have_more<F: Family>(holder: u16) -> bool {
+    let free = i64::from(config().max_flows) - held::<F>(holdings::ALL);
+    // What is nobody's is not limited.
+    holder == 0 || holdings::may_have_more(held::<F>(holder.into()), free)
 }
 
 /// Removes the flow of `work.key` and `work.reply_key`, whose halves belong together.
@@ -465,20 +507,33 @@ fn assure<F: Family>(work: &Work<F::Addr>) -> Result<(), Miss> {
     if query && are_queries_full::<F>() {
         return Ok(());
     }
+    if !may_have_more::<F>(work.flow.counter) {
+        return refused(query, Drop::FlowShare);
+    }
     for (key, half) in [(&work.key, &work.flow), (&work.reply_key, &work.other)] {
         match F::flows().insert(key, half, BPF_NOEXIST) {
-            Ok(()) if query => count_query::<F>(1),
+            Ok(()) => count::<F>(half.counter, key.proto, 1),
             // Another CPU is doing the same.
-            Ok(()) | Err(EEXIST) => {}
+            Err(EEXIST) => {}
             Err(_) => {
                 // The table is full. Neither half may stay alone.
                 remove_both::<F>(work, true);
-                return if query { Ok(()) } else { Err(Miss::TableFull) };
+                return refused(query, Drop::TableFull);
             }
         }
     }
     remove_both::<F>(work, false);
     Ok(())
+}
+
+/// What has no connection goes on among the embryos.
+#[inline(always)]
+const fn refused(query: bool, why: Drop) -> Result<(), Miss> {
+    if query {
+        Ok(())
+    } else {
+        Err(Miss::Refused(why))
+    }
 }
 
 /// Moves a flow that is over from the assured to the embryos, where it may be pushed out.
@@ -528,6 +583,34 @@ pub fn find_for_error<F: Family>(work: &mut Work<F::Addr>) -> bool {
 pub fn keep_route<F: Family>(work: &Work<F::Addr>, route: &Kept) {
     if let Some((entry, _)) = find::<F>(&work.key) {
         entry.set_route(route, work.epoch);
+    }
+}
+
+/// May the container behind `ifindex` begin another flow? See [`netfw_common::budget`].
+#[inline(never)]
+pub fn may_begin(ifindex: u32, now: u32) -> bool {
+    let key = EndpointIfindex::from(ifindex);
+    let Some(entry) = BUDGETS.get_ptr_mut(key) else {
+        let first = Budget { tick: now, used: 1 };
+        let _ = BUDGETS.insert(key, first, 0);
+        return true;
+    };
+    // SAFETY: an element of a map, which lives as long as the program.
+    let budget = unsafe { entry.read_volatile() };
+    let Some(budget) = budget.begin(now, config().max_unanswered) else {
+        return false;
+    };
+    // SAFETY: as above. Two CPUs at once count one: it is a limit, and no account.
+    unsafe { entry.write_volatile(budget) };
+    true
+}
+
+/// A flow that the container behind `ifindex` has begun was answered.
+#[inline(never)]
+fn answered(ifindex: u32) {
+    if let Some(entry) = BUDGETS.get_ptr_mut(EndpointIfindex::from(ifindex)) {
+        // SAFETY: as in `may_begin`.
+        unsafe { entry.write_volatile(entry.read_volatile().answered()) };
     }
 }
 

@@ -13,16 +13,17 @@ use aya_ebpf::{
 };
 use netfw_common::{
     addr::{Ip4, Ip6},
+    budget::Budget,
     drop::SLOTS,
     event::{self, Event, Filter},
-    flow::{Flow4, Flow6},
+    flow::{Flow4, Flow6, holdings},
     fragment::{Datagram, FragmentKey4, FragmentKey6, Held, HeldKey},
     port,
     record::{
-        Allowed4, Allowed6, Config, Counter, DropKey, Endpoint, EndpointIfindex, IsAllowed, Local,
-        Mapping4, Mapping6, MappingKey4, MappingKey6, Permit, Publish4, Publish6, PublishKey4,
-        PublishKey6, Resolver, ResolverKey, SocketKey4, SocketKey6, SocketPeer4, SocketPeer6,
-        Subnet, Uplink, allow,
+        self, Allowed4, Allowed6, Config, Counter, DropKey, Endpoint, EndpointIfindex, IsAllowed,
+        Local, Mapping4, Mapping6, MappingKey4, MappingKey6, Permit, Publish4, Publish6,
+        PublishKey4, PublishKey6, Resolver, ResolverKey, SocketKey4, SocketKey6, SocketPeer4,
+        SocketPeer6, Subnet, Uplink, allow,
     },
     taken,
     tuple::{Tuple4, Tuple6},
@@ -37,7 +38,7 @@ const EMBRYO_ENTRIES: u32 = 1 << 17;
 const PUBLISH_ENTRIES: u32 = 1 << 18;
 const PERMIT_ENTRIES: u32 = 1 << 15;
 const ENDPOINT_ENTRIES: u32 = 1 << 14;
-const COUNTER_ENTRIES: u32 = 1 << 15;
+const BUDGET_ENTRIES: u32 = 1 << 12;
 const DATAGRAMS: u32 = 1 << 11;
 const TALK_ENTRIES: u32 = 1 << 13;
 const RESOLVER_ENTRIES: u32 = 1 << 13;
@@ -56,12 +57,15 @@ pub static FLOWS6: HashMap<Tuple6, Flow6> = HashMap::with_max_entries(FLOW_ENTRI
 pub static EMBRYOS4: LruHashMap<Tuple4, Flow4> = LruHashMap::with_max_entries(EMBRYO_ENTRIES, 0);
 #[map]
 pub static EMBRYOS6: LruHashMap<Tuple6, Flow6> = LruHashMap::with_max_entries(EMBRYO_ENTRIES, 0);
-/// How many entries of `FLOWS*` belong to flows without connections: see
-/// [`netfw_common::flow::queries`].
+/// How many entries of `FLOWS*` are whose: see [`holdings`].
 #[map]
-pub static QUERIES4: Array<u64> = Array::with_max_entries(2, 0);
+pub static HOLDINGS4: Array<u64> = Array::with_max_entries(holdings::ELEMENTS, 0);
 #[map]
-pub static QUERIES6: Array<u64> = Array::with_max_entries(2, 0);
+pub static HOLDINGS6: Array<u64> = Array::with_max_entries(holdings::ELEMENTS, 0);
+/// What each container may begin; not pinned: other programs begin anew.
+#[map]
+pub static BUDGETS: LruHashMap<EndpointIfindex, Budget> =
+    LruHashMap::with_max_entries(BUDGET_ENTRIES, 0);
 #[map]
 pub static PUBLISHES4: HashMap<PublishKey4, Publish4> =
     HashMap::with_max_entries(PUBLISH_ENTRIES, ON_DEMAND);
@@ -163,7 +167,7 @@ pub static RESOLVERS: HashMap<ResolverKey, Resolver> =
 #[map]
 pub static RESOLVER_SOCKETS: SockMap = SockMap::with_max_entries(RESOLVER_ENTRIES, 0);
 #[map]
-pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(COUNTER_ENTRIES, 0);
+pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(record::COUNTERS, 0);
 #[map]
 pub static DROPS: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLOTS, 0);
 /// Drops of what endpoints sent, for each that met one. An entry goes with its endpoint.

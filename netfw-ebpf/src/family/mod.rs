@@ -137,7 +137,7 @@ pub trait Family {
     fn uplink_address(uplink: &Uplink) -> Self::Addr;
 
     fn flows() -> &'static HashMap<Tuple<Self::Addr>, Flow<Self::Addr>>;
-    fn queries() -> &'static Array<u64>;
+    fn holdings() -> &'static Array<u64>;
     fn embryos() -> &'static LruHashMap<Tuple<Self::Addr>, Flow<Self::Addr>>;
     fn publishes() -> &'static HashMap<PublishKey<Self::Addr>, Publish<Self::Addr>>;
     fn taken() -> &'static Array<u64>;

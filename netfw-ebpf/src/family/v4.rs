@@ -342,8 +342,8 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn queries() -> &'static Array<u64> {
-        &maps::QUERIES4
+    fn holdings() -> &'static Array<u64> {
+        &maps::HOLDINGS4
     }
 
     #[inline(always)]

@@ -467,8 +467,8 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn queries() -> &'static Array<u64> {
-        &maps::QUERIES6
+    fn holdings() -> &'static Array<u64> {
+        &maps::HOLDINGS6
     }
 
     #[inline(always)]

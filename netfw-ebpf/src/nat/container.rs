@@ -81,7 +81,7 @@ fn flow_of<P: Packet, F: Family>(
                 watch::note_flow(Why::Known, &work.flow);
                 return Ok(());
             }
-            Err(Miss::TableFull) => return Err(Verdict::Drop(Drop::TableFull)),
+            Err(Miss::Refused(why)) => return Err(Verdict::Drop(why)),
             Err(Miss::Absent) => {}
         }
     } else if related::find::<P, F>(packet, work) {
@@ -96,6 +96,9 @@ fn flow_of<P: Packet, F: Family>(
         to_node::<P, F>(packet, work, sender)?;
     } else {
         to_world::<P, F>(packet, work, sender)?;
+    }
+    if !flow::may_begin(packet.ifindex(), work.now) {
+        return Err(Verdict::Drop(Drop::Unanswered));
     }
     mapping::create::<P, F, true>(packet, work).map_err(|reason| {
         // RFC 5508 REQ-8.

@@ -80,7 +80,7 @@ fn flow_of<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -> Re
                 watch::note_flow(Why::Known, &work.flow);
                 return Ok(());
             }
-            Err(Miss::TableFull) => return Err(Verdict::Drop(Drop::TableFull)),
+            Err(Miss::Refused(why)) => return Err(Verdict::Drop(why)),
             Err(Miss::Absent) => {}
         }
         // An interface that the agent does not serve is closed.

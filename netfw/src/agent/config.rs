@@ -24,6 +24,9 @@ pub const DEFAULT_INSTANCE: &str = "netfw";
 /// Flows that the table holds by default: 2^18 pairs, 2^19 entries.
 const DEFAULT_MAX_FLOWS: u32 = 1 << 18;
 const DEFAULT_MAX_EMBRYOS: u32 = 1 << 16;
+/// Ticks (some seconds) that one container takes at least to push out all embryos: the others' connections are
+/// answered in that time.
+const EMBRYOS_TURN: u32 = 8;
 /// 2^24 pairs take 3 GiB: whoever wants more mistyped.
 const MOST_FLOWS: u32 = 1 << 24;
 
@@ -147,6 +150,7 @@ impl File {
             parse_interface(name).map_err(ConfigError::Uplink)?;
         }
         let max_flows = size("max_flows", self.max_flows, DEFAULT_MAX_FLOWS)?;
+        let max_embryos = size("max_embryos", self.max_embryos, DEFAULT_MAX_EMBRYOS)?;
         // Three quarters: connections find room in any flood.
         let default = (max_flows - max_flows / 4).max(1);
         let max_udp_flows = size("max_udp_flows", self.max_udp_flows, default)?;
@@ -167,7 +171,7 @@ impl File {
             },
             xdp: xdp.or(self.xdp).unwrap_or_default(),
             max_flows,
-            max_embryos: size("max_embryos", self.max_embryos, DEFAULT_MAX_EMBRYOS)?,
+            max_embryos,
             dataplane: record::Config {
                 port_min,
                 port_max,
@@ -176,6 +180,8 @@ impl File {
                 mappings: 0,
                 // Two entries a flow.
                 max_queries: max_udp_flows * 2,
+                max_flows: max_flows * 2,
+                max_unanswered: (max_embryos / EMBRYOS_TURN).max(1),
             },
             socket_group: self.socket_group,
             allow_from: self.allow_from,

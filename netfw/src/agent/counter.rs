@@ -5,8 +5,7 @@
 
 use std::collections::HashSet;
 
-/// Entries of the map `COUNTERS` (see netfw-ebpf's maps).
-pub const ENTRIES: u32 = 1 << 15;
+pub use netfw_common::record::COUNTERS as ENTRIES;
 
 #[derive(Clone, Debug)]
 pub struct Indexes {

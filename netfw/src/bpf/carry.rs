@@ -50,7 +50,16 @@ pub enum Change {
 pub type Convert = fn(&[u8], &[u8]) -> Option<(Vec<u8>, Vec<u8>)>;
 
 /// All steps from [`OLDEST`] to this layout, in their order.
-pub const STEPS: &[Step] = &[];
+pub const STEPS: &[Step] = &[Step {
+    to: 4,
+    map: "CONFIG",
+    change: Change::Entries(config_4),
+}];
+
+/// Fields were added at the end; the agent writes what they are before a program reads them.
+fn config_4(key: &[u8], value: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+    Some((key.into(), [value, &[0; 8]].concat()))
+}
 
 /// How a map comes from one layout to this one.
 #[derive(Debug, PartialEq)]

@@ -26,7 +26,7 @@ use super::{
 pub struct Names {
     pub flows: &'static str,
     pub embryos: &'static str,
-    pub queries: &'static str,
+    pub holdings: &'static str,
     pub mappings: &'static str,
     pub permits: &'static str,
     pub publishes: &'static str,
@@ -88,7 +88,7 @@ impl Family for Ip4 {
     const NAMES: Names = Names {
         flows: "FLOWS4",
         embryos: "EMBRYOS4",
-        queries: "QUERIES4",
+        holdings: "HOLDINGS4",
         mappings: "MAPPINGS4",
         permits: "PERMITS4",
         publishes: "PUBLISHES4",
@@ -141,7 +141,7 @@ impl Family for Ip6 {
     const NAMES: Names = Names {
         flows: "FLOWS6",
         embryos: "EMBRYOS6",
-        queries: "QUERIES6",
+        holdings: "HOLDINGS6",
         mappings: "MAPPINGS6",
         permits: "PERMITS6",
         publishes: "PUBLISHES6",

@@ -12,21 +12,21 @@
 //! ([`DataPlane::visit`], [`DataPlane::sweep`]), and the caller may let others have the data plane
 //! between them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
-use aya::maps::{Array, MapData};
 use netfw_common::{
     addr::{Ip4, Ip6},
-    flow::{Flow, TICK_SHIFT, Timeouts, flag, is_assured, queries},
+    flow::{Flow, TICK_SHIFT, Timeouts, flag, is_assured},
     record::{Mapping, MappingKey, Permit, side},
-    tuple::{Tuple, proto},
+    tuple::Tuple,
 };
 use nix::time::{ClockId, clock_gettime};
 
 use super::{
     BpfError, DataPlane,
     family::Family,
-    table::{Table, Walk, take},
+    holdings::{Holdings, Removed},
+    table::{Table, Walk},
 };
 
 /// Entries that [`DataPlane::flow_usage`] counts before it extrapolates: some 0.4 % off then.
@@ -50,8 +50,7 @@ pub struct FlowTables<A: Family> {
     assured: Table<Tuple<A>, Flow<A>>,
     /// Embryonic: an LRU, which makes room by itself.
     embryos: Table<Tuple<A>, Flow<A>>,
-    /// See [`netfw_common::flow::queries`].
-    queries: Array<MapData, u64>,
+    holdings: Holdings,
     mappings: Table<MappingKey<A>, Mapping<A>>,
     permits: Table<Tuple<A>, Permit>,
     sweep: Position<A>,
@@ -150,7 +149,7 @@ impl<A: Family> FlowTables<A> {
         Ok(Self {
             assured: Table::take(ebpf, A::NAMES.flows)?,
             embryos: Table::take(ebpf, A::NAMES.embryos)?,
-            queries: take(ebpf, A::NAMES.queries)?,
+            holdings: Holdings::take(ebpf, A::NAMES.holdings)?,
             mappings: Table::take(ebpf, A::NAMES.mappings)?,
             permits: Table::take(ebpf, A::NAMES.permits)?,
             sweep: Position::default(),
@@ -171,41 +170,36 @@ impl<A: Family> FlowTables<A> {
         Ok(found.filter(|(other, _)| half.is_half_of(key, other)))
     }
 
-    fn delete(&mut self, key: &Tuple<A>, assured: bool) -> Result<bool, BpfError> {
+    fn delete(&mut self, key: &Tuple<A>, half: &Flow<A>, assured: bool) -> Result<bool, BpfError> {
         if !assured {
             return self.embryos.remove(key);
         }
-        let removed = self.assured.remove(key)?;
-        if removed && !proto::has_connections(key.proto) {
-            self.count_removed(1)?;
+        let there = self.assured.remove(key)?;
+        if there {
+            let mut removed = Removed::default();
+            removed.note(key.proto, half.counter);
+            self.holdings.count(removed)?;
         }
-        Ok(removed)
+        Ok(there)
     }
 
-    /// Deletes those that are there still. Their other halves, until they go too, are without counterpart,
-    /// and count as absent.
-    fn delete_halves(&mut self, assured: bool, keys: &[Tuple<A>]) -> Result<(), BpfError> {
+    /// Deletes those that are there still, with the counter of each. Their other halves, until they go too,
+    /// are without counterpart, and count as absent.
+    fn delete_halves(
+        &mut self,
+        assured: bool,
+        halves: &HashMap<Tuple<A>, u16>,
+    ) -> Result<(), BpfError> {
+        let keys: Vec<_> = halves.keys().copied().collect();
         if !assured {
-            return self.embryos.remove_all(keys);
+            return self.embryos.remove_all(&keys);
         }
-        let mut queries = 0;
-        let deleted = self.assured.remove_each(keys, |key| {
-            queries += u64::from(!proto::has_connections(key.proto));
-        });
-        self.count_removed(queries)?;
+        let mut removed = Removed::default();
+        let deleted = self
+            .assured
+            .remove_each(&keys, |key| removed.note(key.proto, halves[key]));
+        self.holdings.count(removed)?;
         deleted
-    }
-
-    /// Entries of flows without connections that are assured no more.
-    fn count_removed(&mut self, more: u64) -> Result<(), BpfError> {
-        if more == 0 {
-            return Ok(());
-        }
-        let failed = |what| BpfError::map(A::NAMES.queries, what);
-        let before = self.queries.get(&queries::REMOVED, 0);
-        let count = before.map_err(failed("read"))?.wrapping_add(more);
-        let written = self.queries.set(queries::REMOVED, count, 0);
-        written.map_err(failed("write"))
     }
 
     /// Removes the flow of the half under `key`, if there is one and `is_over` says so of its halves.
@@ -223,10 +217,10 @@ impl<A: Family> FlowTables<A> {
         }
         // The other half goes first: a packet of the flow then finds this one without its
         // counterpart, which counts as absent.
-        if let Some((_, assured)) = other {
-            self.delete(&half.reverse_key(key.proto), assured)?;
+        if let Some((other, assured)) = other {
+            self.delete(&half.reverse_key(key.proto), &other, assured)?;
         }
-        self.delete(key, assured)
+        self.delete(key, &half, assured)
     }
 
     /// Removes the mapping of the side under `key`, if there is one and `is_over` says so of its
@@ -329,11 +323,11 @@ impl<A: Family> FlowTables<A> {
             }
         };
         // No copy of a table that may hold millions, for the few that are meant.
-        let mut selected = Vec::new();
+        let mut selected = HashMap::new();
         let mut originals = 0;
         let end = table.step(walk, |key, flow| {
             if visit.flow(key, flow) {
-                selected.push(*key);
+                selected.insert(*key, flow.counter);
                 originals += usize::from(!flow.has(flag::REPLY));
             }
         })?;
@@ -341,7 +335,7 @@ impl<A: Family> FlowTables<A> {
             self.delete_halves(part == Part::Assured, &selected)?;
             return Ok((originals, end));
         }
-        for key in &selected {
+        for key in selected.keys() {
             // Its other half may have been selected too, and gone.
             removed += usize::from(self.remove_if(key, |_, _| true)?);
         }

@@ -27,6 +27,7 @@
 //! | `maps` | endpoints, publishes, subnets, …, counters |
 //! | `taken` | ports that the node's processes may not bind |
 //! | `flows` | the flow tables |
+//! | `holdings` | who has how much of them |
 //! | `events` | single packets, told to whoever listens |
 //! | `traced` | programs that tell of every packet, in the place of the others |
 //! | `stats` | what the programs cost |
@@ -42,6 +43,7 @@ mod error;
 mod events;
 mod family;
 mod flows;
+mod holdings;
 mod insn;
 mod load;
 mod lookup;

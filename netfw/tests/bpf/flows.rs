@@ -11,7 +11,7 @@ use netfw::bpf::{BPFFS, DataPlane, Family, FlowWalk, Options, Part, Visit, now};
 use netfw_common::{
     ABI,
     addr::{Be16, Ip4, Ip6},
-    flow::{Flow, Flow4, flag, queries, state},
+    flow::{Flow, Flow4, flag, holdings, state},
     record::{Mapping, Mapping6, MappingKey, MappingKey6, side},
     tuple::{Tuple, Tuple4, proto, zone},
 };
@@ -168,22 +168,28 @@ fn removed_queries_are_counted() {
     }
     let instance = Instance::new();
     let mut plane = DataPlane::load(&instance.options()).unwrap();
-    insert(&mut plane, flow(1, state::ESTABLISHED, now()));
-    let [(key, half), (_, reply)] = flow(2, state::ESTABLISHED, now());
+    let counted = |n| {
+        flow(n, state::ESTABLISHED, now()).map(|(key, half)| (key, Flow { counter: 9, ..half }))
+    };
+    insert(&mut plane, counted(1));
+    let [(key, half), (_, reply)] = counted(2);
     let key = Tuple4 {
         proto: proto::UDP,
         ..key
     };
     let reverse = half.reverse_key(proto::UDP);
     insert(&mut plane, [(key, half), (reverse, reply)]);
-    assert_eq!(plane.visit_all(&mut Counter(0)).unwrap(), 2);
+    assert_eq!(plane.visit_all(&mut Counter(9)).unwrap(), 2);
     let pin = Path::new(BPFFS)
         .join(&instance.0)
-        .join(format!("v{ABI}/maps/QUERIES4"));
+        .join(format!("v{ABI}/maps/HOLDINGS4"));
     let map = Map::Array(MapData::from_pin(pin).unwrap());
     let counts: Array<MapData, u64> = map.try_into().unwrap();
-    assert_eq!(counts.get(&queries::REMOVED, 0).unwrap(), 2);
-    assert_eq!(counts.get(&queries::MADE, 0).unwrap(), 0);
+    let count = |element| counts.get(&element, 0).unwrap();
+    for (holder, removed) in [(holdings::ALL, 4), (holdings::QUERIES, 2), (9, 4), (8, 0)] {
+        assert_eq!(count(holdings::removed(holder)), removed, "{holder}");
+        assert_eq!(count(holdings::made(holder)), 0, "{holder}");
+    }
 }
 
 #[test]

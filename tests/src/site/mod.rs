@@ -24,8 +24,9 @@ use aya::{
 };
 use netfw_common::{
     addr::{Address, Be16, Ip4, Ip6},
+    budget::Budget,
     event::{Event, FILTERS, Filter},
-    flow::{Flow, queries},
+    flow::{Flow, holdings},
     fragment::{Datagram, FragmentKey, Held, HeldKey},
     record::{
         Allowed, Config, Counter, Endpoint, IsAllowed, Local, Mapping, MappingKey, Permit, Publish,
@@ -151,6 +152,7 @@ impl Site {
         self.clear::<u32, Endpoint>("ENDPOINTS");
         self.clear::<u32, Uplink>("UPLINKS");
         self.clear::<HeldKey, Held>("HELD");
+        self.clear::<u32, Budget>("BUDGETS");
         let mut counters: PerCpuArray<&mut MapData, Counter> =
             PerCpuArray::try_from(self.ebpf.map_mut("COUNTERS").expect("a map")).expect("an array");
         let cpus = nr_cpus().expect("CPUs");
@@ -182,11 +184,13 @@ impl Site {
         for name in ["FLOWS", "EMBRYOS"] {
             self.clear::<Tuple<A>, Flow<A>>(&format!("{name}{digit}"));
         }
-        let name = format!("QUERIES{digit}");
+        let name = format!("HOLDINGS{digit}");
         let map = self.ebpf.map_mut(&name).expect("a map");
-        let mut queries: Array<&mut MapData, u64> = Array::try_from(map).expect("an array");
-        for element in [queries::MADE, queries::REMOVED] {
-            queries.set(element, 0, 0).expect("a count");
+        let mut holdings: Array<&mut MapData, u64> = Array::try_from(map).expect("an array");
+        for element in 0..holdings::ELEMENTS {
+            if holdings.get(&element, 0).expect("a count") != 0 {
+                holdings.set(element, 0, 0).expect("a count");
+            }
         }
         self.clear::<FragmentKey<A>, [u8; size_of::<Datagram>()]>(&format!("FRAGMENTS{digit}"));
         self.clear::<Tuple<A>, u32>(&format!("TALKS{digit}"));

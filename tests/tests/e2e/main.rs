@@ -14,6 +14,7 @@ mod exec;
 mod fixtures;
 mod floods;
 mod fragments;
+mod hostile;
 mod icmp;
 mod independent;
 mod ipv6;

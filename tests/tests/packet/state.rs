@@ -296,6 +296,70 @@ fn a_full_table_is_no_end_to_talks() {
 }
 
 #[test]
+fn nobody_has_all_of_the_table() {
+    with_rig(|rig| {
+        // The 64 entries that there are: whoever asks for more has four fifths.
+        rig.configure(|config| config.max_flows = 64);
+        rig.publish("node", 8081, proto::TCP, ("peer", 80), 7);
+        let mut refused = 0;
+        for port in 4000..4040 {
+            let client = format!("client:{port}");
+            rig.send(At::World, tcp(&client, "node:8080", "S")).sent();
+            rig.send(At::Web, tcp("web:80", &client, "S.")).sent();
+            let last = rig.send(At::World, tcp(&client, "node:8080", "."));
+            if rig.entries().0.len() < 52 {
+                last.sent();
+            } else if port > 4025 {
+                last.dropped(Drop::FlowShare);
+                refused += 1;
+            }
+        }
+        assert_eq!((rig.entries().0.len(), refused), (52, 14));
+        // Others find room.
+        rig.send(At::World, tcp("client:5000", "node:8081", "S"))
+            .sent();
+        rig.send(At::Peer, tcp("peer:80", "client:5000", "S."))
+            .sent();
+        rig.send(At::World, tcp("client:5000", "node:8081", "."))
+            .sent();
+        assert_eq!(rig.entries().0.len(), 54);
+        // The old ones go on, and each that ends makes room for another.
+        for port in 4000..4020 {
+            let client = format!("client:{port}");
+            rig.send(At::World, tcp(&client, "node:8080", "F.")).sent();
+            rig.send(At::Web, tcp("web:80", &client, "F.")).sent();
+        }
+        rig.connect("client:6000", "node:8080", "web:80");
+    });
+}
+
+#[test]
+fn what_nobody_answers_is_limited_for_each_container() {
+    with_rig(|rig| {
+        rig.configure(|config| config.max_unanswered = 8);
+        for port in 4000..4008 {
+            rig.send(At::Web, tcp(&format!("web:{port}"), "client:80", "S"))
+                .sent();
+        }
+        rig.send(At::Web, tcp("web:4008", "client:80", "S"))
+            .dropped(Drop::Unanswered);
+        rig.send(At::Web, udp("web:4008", "client:53"))
+            .dropped(Drop::Unanswered);
+        // Another container is not concerned, nor is what was begun.
+        rig.send(At::Peer, udp("peer:4008", "client:53")).sent();
+        rig.send(At::Web, tcp("web:4000", "client:80", "S")).sent();
+        // An answer gives one back.
+        rig.send(At::World, tcp("client:80", "node:4000", "S."))
+            .sent();
+        rig.send(At::Web, tcp("web:4009", "client:80", "S")).sent();
+        rig.send(At::Web, tcp("web:4010", "client:80", "S"))
+            .dropped(Drop::Unanswered);
+        rig.next_tick();
+        rig.send(At::Web, tcp("web:4010", "client:80", "S")).sent();
+    });
+}
+
+#[test]
 fn a_flood_pushes_out_embryos_only() {
     with_rig(|rig| {
         rig.connect("client:4000", "node:8080", "web:80");
