@@ -11,6 +11,7 @@
 //! | [`bpf`] | the data plane: programs, pins, maps |
 //! | [`dns`] | names: a DNS server for each network |
 //! | [`net`] | interfaces, addresses, routes, namespaces, sockets |
+//! | [`metrics`] | what Prometheus is told |
 //! | [`doctor`] | what is not as netfw needs it, and what to do |
 //! | [`demo`] | a lab in namespaces that shows it all at work |
 //! | [`publish`], [`source`], [`name`], [`mode`], [`rules`], [`filter`] | what people write: port mappings, who may use them, names and MAC addresses, networks and ways to do without, rules of networks, which flows they want to see |
@@ -23,6 +24,7 @@ pub mod demo;
 pub mod dns;
 pub mod doctor;
 pub mod filter;
+pub mod metrics;
 pub mod mode;
 pub mod name;
 pub mod net;

@@ -8,6 +8,7 @@
 //! * [`topology`]: [`Lab`], a client, a node and the outside world in one line
 //! * [`agent`]: a `netfw agent` that serves a lab's node, and the command line towards it
 //! * [`programs`]: nginx, echo servers, tcpdump and the like, in a namespace
+//! * [`pty`]: a program on a terminal
 //! * [`load`]: traffic that says what it missed
 //! * [`raw`]: sockets of any IP protocol
 //! * [`sctp`]: an SCTP stack in user space
@@ -34,6 +35,7 @@ pub mod load;
 pub mod netns;
 pub mod packet;
 pub mod programs;
+pub mod pty;
 pub mod raw;
 pub mod reaper;
 pub mod sctp;

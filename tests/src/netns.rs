@@ -186,7 +186,14 @@ pub struct Running {
 impl Running {
     #[track_caller]
     pub fn start(command: Command) -> Self {
-        Self::start_with(command, Stdio::null())
+        Self::start_with(command, Stdio::null(), scratch())
+    }
+
+    /// As [`start`](Self::start), with that file as stderr.
+    #[track_caller]
+    pub fn start_with_stderr(command: Command, stderr: &File) -> Self {
+        let stderr = stderr.try_clone().expect("a file can be shared");
+        Self::start_with(command, Stdio::null(), stderr)
     }
 
     /// A process, `sleep`, that holds a socket. This one's own files are not seen under its id in `/proc`:
@@ -201,14 +208,13 @@ impl Running {
     /// As [`holding`](Self::holding), another program.
     #[track_caller]
     pub fn hold(command: Command, socket: impl Into<OwnedFd>) -> Self {
-        Self::start_with(command, Stdio::from(socket.into()))
+        Self::start_with(command, Stdio::from(socket.into()), scratch())
     }
 
     #[track_caller]
-    fn start_with(mut command: Command, stdin: Stdio) -> Self {
+    fn start_with(mut command: Command, stdin: Stdio, stderr: File) -> Self {
         let what = format!("{command:?}");
-        let file = || tempfile::tempfile().expect("a temporary file can be made");
-        let (stdout, stderr) = (file(), file());
+        let stdout = scratch();
         let copy = |file: &File| file.try_clone().expect("a file can be shared");
         let child = command
             .stdin(stdin)
@@ -284,6 +290,10 @@ impl Drop for Running {
             eprintln!("--- {}\n{stdout}{stderr}---", self.what);
         }
     }
+}
+
+fn scratch() -> File {
+    tempfile::tempfile().expect("a temporary file can be made")
 }
 
 /// Reads at positions: the offset is the writer's.

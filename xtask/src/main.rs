@@ -6,6 +6,7 @@
 mod bench;
 mod build;
 mod command;
+mod deny;
 mod endure;
 mod fuzz;
 mod kernel;
@@ -49,6 +50,8 @@ enum Command {
     Verify(verify::Arguments),
     /// Build the Debian package: binary, unit, configuration, man pages, completions
     Package(package::Arguments),
+    /// Check licences, sources and known faults of all crates (cargo-deny)
+    Deny(deny::Arguments),
     /// Compare netfw with iptables and plain routing, side by side on this machine
     Bench(bench::Arguments),
 }
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Command::Endure(arguments) => endure::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Package(arguments) => package::run(&arguments),
+        Command::Deny(arguments) => deny::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
     };
     match done {

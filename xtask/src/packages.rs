@@ -37,6 +37,9 @@ pub const FOR_TESTS: &[Program] = &[
     ("/usr/lib/usrsctp/client", "libusrsctp-examples"),
 ];
 
+/// What the programs that tests start need beside.
+pub const LIBRARIES_FOR_TESTS: [&str; 1] = ["python3-prometheus-client"];
+
 pub const FOR_BENCH: &[Program] = &[
     ("ip", "iproute2"),
     ("nsenter", "util-linux"),

@@ -15,6 +15,7 @@ use serde::Deserialize;
 
 use crate::{
     dns::resolv,
+    metrics::Address,
     name::{InterfaceError, Name, parse_interface},
     source::Sources,
 };
@@ -29,6 +30,9 @@ const DEFAULT_MAX_EMBRYOS: u32 = 1 << 16;
 const EMBRYOS_TURN: u32 = 8;
 /// 2^24 pairs take 3 GiB: whoever wants more mistyped.
 const MOST_FLOWS: u32 = 1 << 24;
+
+/// Four series each.
+const DEFAULT_METRICS_ROWS: usize = 1000;
 
 /// When XDP takes packets before TC does.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Deserialize, clap::ValueEnum)]
@@ -65,6 +69,10 @@ pub struct Config {
     pub allow_from: Sources,
     /// Where the node's resolvers are named.
     pub resolv_conf: PathBuf,
+    /// Where metrics are served, beside the API's socket.
+    pub metrics: Option<Address>,
+    /// Endpoints and publishes that have counters among them.
+    pub metrics_rows: usize,
     /// Whether the programs log every decision (slow).
     pub program_log: bool,
 }
@@ -103,6 +111,8 @@ pub struct File {
     pub xdp: Option<Xdp>,
     pub allow_from: Sources,
     pub resolv_conf: Option<PathBuf>,
+    pub metrics: Option<Address>,
+    pub metrics_rows: Option<usize>,
     pub timeouts: FileTimeouts,
 }
 
@@ -130,13 +140,14 @@ impl File {
         })
     }
 
-    /// The configuration of `instance`; `netns`, `uplinks` and `xdp` are the command line's.
+    /// The configuration of `instance`; `netns`, `uplinks`, `xdp` and `metrics` are the command line's.
     pub fn resolve(
         self,
         instance: Name,
         netns: Option<PathBuf>,
         uplinks: Vec<String>,
         xdp: Option<Xdp>,
+        metrics: Option<Address>,
         program_log: bool,
     ) -> Result<Config, ConfigError> {
         let (port_min, port_max) = match self.ports.as_deref() {
@@ -195,6 +206,8 @@ impl File {
                 }
                 path => path.unwrap_or_else(|| resolv::PATH.into()),
             },
+            metrics: metrics.or(self.metrics),
+            metrics_rows: self.metrics_rows.unwrap_or(DEFAULT_METRICS_ROWS),
             program_log,
         })
     }
@@ -286,7 +299,7 @@ mod tests {
 
     fn resolve(text: &str) -> Result<Config, String> {
         let file: File = toml::from_str(text).map_err(|e| e.to_string())?;
-        file.resolve("netfw".parse().unwrap(), None, vec![], None, false)
+        file.resolve("netfw".parse().unwrap(), None, vec![], None, None, false)
             .map_err(|e| e.to_string())
     }
 
@@ -328,6 +341,8 @@ mod tests {
             "allow_from = [\"10.0.0.0/33\"]",
             "allow_from = [\"\"]",
             "resolv_conf = \"resolv.conf\"",
+            "metrics = \"9469\"",
+            "metrics_rows = -1",
             "[timeouts]\nicmp = 0",
             "[timeouts]\nicmp = 4294967295",
         ] {
@@ -349,7 +364,7 @@ mod tests {
             let keys = keys.filter(|line| !without.iter().any(|key| line.starts_with(key)));
             keys.collect::<Vec<_>>().join("\n")
         };
-        let examples = ["socket_group", "uplinks", "allow_from"];
+        let examples = ["socket_group", "uplinks", "allow_from", "metrics ="];
         assert_eq!(shown(&uncommented(&examples)), shown(""));
         let all = uncommented(&[]);
         assert_ne!(shown(&all), shown(""));

@@ -8,6 +8,7 @@ use super::{capability::CapabilityError, ipam::AddressError, paths::LockError, s
 use crate::{
     api::types::FailureKind,
     bpf::BpfError,
+    metrics::serve::ServeError,
     mode::Mode,
     name::{Name, NameError},
     net::{error::NetError, socket::Holder},
@@ -155,6 +156,8 @@ pub enum AgentError {
     #[error(transparent)]
     Capability(#[from] CapabilityError),
     #[error(transparent)]
+    Metrics(#[from] ServeError),
+    #[error(transparent)]
     Lock(#[from] LockError),
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -206,7 +209,10 @@ impl AgentError {
             | E::Listeners
             | E::OtherNamespace { .. }
             | E::OtherInstance { .. }
-            | E::Lock(LockError::Held { .. }) => FailureKind::Conflict,
+            | E::Lock(LockError::Held { .. })
+            | E::Metrics(ServeError::Taken { .. } | ServeError::InTheWay { .. }) => {
+                FailureKind::Conflict
+            }
             _ => FailureKind::Internal,
         }
     }

@@ -35,6 +35,7 @@ pub mod error;
 pub mod files;
 pub mod flow;
 pub mod ipam;
+pub mod measure;
 pub mod memory;
 mod names;
 pub mod network;
@@ -75,7 +76,8 @@ use self::{
     store::Store,
 };
 use crate::{
-    bpf::{DataPlane, Epoch, Events, Filters},
+    bpf::{DataPlane, Epoch, Filters, PacketEvents},
+    metrics::Events,
     name::Name,
     net::{Netlink, sysctl::Directory},
 };
@@ -115,6 +117,7 @@ pub struct Agent {
     /// Why the node's own processes do not reach publishes, if so.
     sockets: Result<(), String>,
     mtu: u32,
+    events: Events,
     started: Instant,
 }
 
@@ -138,7 +141,7 @@ impl Agent {
     }
 
     /// Who is told of packets, and what; once.
-    pub fn take_watch(&mut self) -> Result<(Filters, Events), AgentError> {
+    pub fn take_watch(&mut self) -> Result<(Filters, PacketEvents), AgentError> {
         let taken = self.dataplane.take_watch();
         taken.ok_or_else(|| AgentError::Fault("the events are taken already".into()))
     }

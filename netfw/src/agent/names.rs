@@ -32,6 +32,7 @@ impl Agent {
     pub(super) fn start_names(&mut self) {
         let options = Options {
             resolv_conf: self.config.resolv_conf.clone(),
+            answers: self.events.answers.clone(),
             ..Options::default()
         };
         match self.dataplane.attach_lookup() {

@@ -11,12 +11,13 @@ use super::{
     purge::{Doomed, Then},
     record::{Attachment, Endpoint},
 };
-use crate::{name::Name, net::Touched};
+use crate::{metrics::Repair, name::Name, net::Touched};
 
 impl Agent {
     /// Brings uplinks, local addresses and endpoints in line with what the kernel has. Trouble
     /// with one interface is reported and does not keep others from being served.
     pub async fn observe(&mut self) -> Result<(), AgentError> {
+        self.events.reconciles.inc();
         let links = self.netlink.links().await?;
         let addresses = self.netlink.addresses().await?;
         let view = node::observe(&links, &addresses, &self.config.uplinks);
@@ -107,6 +108,7 @@ impl Agent {
             }
             tracing::warn!(network = %name, "its bridge or the gateway's address was removed: made again");
             self.ensure_bridge(&name).await?;
+            self.events.repaired(Repair::Bridge);
             if !there {
                 self.ensure_endpoints().await?;
                 self.forget_strangers()?;
@@ -160,10 +162,13 @@ impl Agent {
                 continue;
             };
             match mended {
-                Ok(()) => tracing::warn!(
-                    interface = %name,
-                    "somebody took netfw's filter off: it is there again"
-                ),
+                Ok(()) => {
+                    self.events.repaired(Repair::Filter);
+                    tracing::warn!(
+                        interface = %name,
+                        "somebody took netfw's filter off: it is there again"
+                    );
+                }
                 // The interface may be going as well.
                 Err(error) => tracing::warn!(interface = %name, error, "without netfw's filter"),
             }

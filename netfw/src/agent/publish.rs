@@ -21,10 +21,11 @@ use super::{
 use crate::{
     api::types::{self, PublishRequest},
     bpf,
+    metrics::Address,
     name::Name,
     net::{
         diag,
-        socket::{Protocol, Sockets},
+        socket::{Holder, Protocol, Sockets},
         sysctl,
     },
     publish::{Families, PortRange, Publish, Spec},
@@ -362,7 +363,24 @@ impl Agent {
                 existing: *other,
             });
         }
-        looks.check(publish)
+        match self.holds(publish) {
+            Some(holder) => Err(AgentError::PortHeld {
+                publish: *publish,
+                holder,
+            }),
+            None => looks.check(publish),
+        }
+    }
+
+    /// The agent's own socket, for metrics, where a publish would take its packets; those of the name servers
+    /// are in nobody's way.
+    fn holds(&self, publish: &Publish) -> Option<Holder> {
+        let Some(Address::Tcp(own)) = self.config.metrics else {
+            return None;
+        };
+        let ports = publish.host_ports.ports();
+        Holder::this_process(own, ports, publish.host_ip)
+            .filter(|holder| holder.proto == publish.protocol)
     }
 
     /// Says which publishes are in the way of sockets that were there first: after a reboot a process may
@@ -415,6 +433,7 @@ impl Agent {
                     .find(|p| p.overlaps(publish))
                     .map(|p| p.host_ports.last)
                     .or_else(|| publish.host_ports.ports().find(|port| held.contains(port)))
+                    .or_else(|| self.holds(publish).map(|holder| holder.port))
             };
             let mut first = pool.first;
             while let Some(last) = first.checked_add((count - 1) as u16)

@@ -32,8 +32,9 @@ use super::{
     watch::{Watch, keep_telling},
 };
 use crate::{
-    api::server::{Shared, router},
+    api::server::{Shared, metrics_router, router},
     bpf::{DataPlane, Epoch},
+    metrics::serve::{Listener, is_open},
     net::{Change, Monitor, Namespace},
 };
 
@@ -97,19 +98,27 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
     let mut monitor = Monitor::current()?;
     let group = config.socket_group.clone();
     let program_log = config.program_log;
+    // Before anything is made, too: an address that cannot be had ends the start.
+    let metrics = config.metrics.clone();
+    let scraped = match &metrics {
+        Some(address) => Some(Listener::bind(address, group.as_deref()).await?),
+        None => None,
+    };
     let mut agent = Agent::start(config, &paths.store()).await?;
     if program_log {
         tokio::spawn(forward_log(agent.logger()?));
     }
     memory::give_back();
     let epoch = agent.epoch();
-    let (filters, events) = agent.take_watch()?;
+    let (filters, packets) = agent.take_watch()?;
     let watch = Watch::new(filters);
     let ready = agent.status();
+    let events = agent.events().clone();
     let shared = Shared {
         agent: Arc::new(Mutex::new(agent)),
         watch: watch.clone(),
         shutdown: Arc::new(Notify::new()),
+        events,
     };
     let listener = listen(&socket, group.as_deref())?;
     let stop = Arc::new(Notify::new());
@@ -122,10 +131,14 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
                 .await
         })
     };
+    let scraper = scraped.map(|listener| {
+        let app = metrics_router(shared.clone());
+        tokio::spawn(listener.serve(app, shared.agent.clone()))
+    });
     let sweeper = tokio::spawn(sweep(shared.agent.clone()));
     let teller = {
         let (agent, watch) = (shared.agent.clone(), watch.clone());
-        tokio::spawn(async move { keep_telling(&agent, &watch, events).await })
+        tokio::spawn(async move { keep_telling(&agent, &watch, packets).await })
     };
     let purger = {
         let agent = shared.agent.clone();
@@ -139,6 +152,14 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
         socket = %socket.display(),
         "netfw {} is ready", ready.version
     );
+    if let Some(address) = &metrics {
+        let open = is_open(address);
+        tracing::info!(
+            %address,
+            "metrics are served{}",
+            if open { " to all who reach that, but for containers" } else { "" }
+        );
+    }
     notify
         .tell_of("READY=1", &shared.agent, Agent::sentence)
         .await;
@@ -199,6 +220,9 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
     };
     notify.tell("STOPPING=1");
     sweeper.abort();
+    if let Some(scraper) = scraper {
+        scraper.abort();
+    }
     purger.abort();
     teller.abort();
     watch.close();
@@ -282,7 +306,7 @@ async fn forward_log(logger: Option<EbpfLogger<&'static dyn log::Log>>) {
 
 /// The socket, for root alone, or for root and a group. Whoever died left the file; we have the
 /// lock, so nobody else's it is.
-fn listen(socket: &Path, group: Option<&str>) -> Result<UnixListener, AgentError> {
+pub fn listen(socket: &Path, group: Option<&str>) -> Result<UnixListener, AgentError> {
     let io = |source| AgentError::Io {
         path: socket.to_owned(),
         source,

@@ -67,6 +67,7 @@ impl Agent {
             names: Default::default(),
             sockets: Ok(()),
             mtu: 0,
+            events: Default::default(),
             started: Instant::now(),
         };
         agent.reconcile().await?;

@@ -20,7 +20,7 @@ use tokio::{
 use super::{Agent, AgentError, start::options, told::Names};
 use crate::{
     api::watch::Line,
-    bpf::{Events, Filters, Traced},
+    bpf::{Filters, PacketEvents, Traced},
     filter::WatchFilter,
 };
 
@@ -264,7 +264,7 @@ impl Agent {
 }
 
 /// Reads the ring, for as long as the agent runs.
-pub async fn keep_telling(agent: &Mutex<Agent>, watch: &Watch, events: Events) {
+pub async fn keep_telling(agent: &Mutex<Agent>, watch: &Watch, events: PacketEvents) {
     // SAFETY: the ring owns its descriptor, always the same one, and closes it only when it is dropped,
     // which AsyncFd does after deregistering.
     let registered = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) };

@@ -21,6 +21,7 @@
 //! | `GET /v1/monitor[?reasons=…&endpoint=…&protocol=…&from=…&to=…]` | | a [`Line`](watch::Line) for each drop, as it happens |
 //! | `GET /v1/trace?…` | | likewise, for whatever becomes of a packet |
 //! | `GET /v1/store` | | [`Saved`](crate::agent::saved::Saved), as the store has it |
+//! | `GET /metrics` | | metrics for Prometheus, as text ([`metrics`](crate::metrics)) |
 //! | `POST /v1/shutdown` | ends the agent; the data plane stays | nothing |
 //!
 //! Errors are [`Failure`](types::Failure) with status 400, 404, 409 or 500. Paths begin with the

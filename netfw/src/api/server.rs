@@ -8,8 +8,9 @@ use std::{convert::Infallible, sync::Arc};
 use axum::{
     Json, Router,
     body::{Body, Bytes},
-    extract::{DefaultBodyLimit, Path, Query, State, rejection::QueryRejection},
+    extract::{DefaultBodyLimit, Path, Query, Request, State, rejection::QueryRejection},
     http::{StatusCode, header::CONTENT_TYPE},
+    middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::{delete, get, post},
 };
@@ -32,6 +33,7 @@ use crate::{
         watch::{self, Wanted, Watch},
     },
     filter::{FlowFilter, WatchFilter},
+    metrics::{self, Events},
     name::Name,
 };
 
@@ -45,6 +47,7 @@ pub struct Shared {
     pub watch: Arc<Watch>,
     /// Told when somebody asks the agent to end.
     pub shutdown: Arc<Notify>,
+    pub events: Events,
 }
 
 pub fn router(shared: Shared) -> Router {
@@ -72,6 +75,7 @@ pub fn router(shared: Shared) -> Router {
         .route("/v1/trace", get(trace))
         .route("/v1/store", get(store))
         .route("/v1/shutdown", post(shutdown))
+        .route("/metrics", get(metrics))
         .fallback(async || {
             refuse(
                 StatusCode::NOT_FOUND,
@@ -80,7 +84,28 @@ pub fn router(shared: Shared) -> Router {
             )
         })
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(from_fn_with_state(shared.events.clone(), count))
         .with_state(shared)
+}
+
+/// The metrics alone, for an address that others than root reach.
+pub fn metrics_router(shared: Shared) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .fallback(async || {
+            (
+                StatusCode::NOT_FOUND,
+                "there is /metrics, and nothing else\n",
+            )
+        })
+        .with_state(shared)
+}
+
+async fn count(State(events): State<Events>, request: Request, next: Next) -> Response {
+    let method = request.method().clone();
+    let response = next.run(request).await;
+    events.requested(method.as_str(), response.status().as_u16());
+    response
 }
 
 struct Refusal(AgentError);
@@ -150,6 +175,12 @@ async fn status(State(shared): State<Shared>) -> Answer<Status> {
 
 async fn stats(State(shared): State<Shared>) -> Answer<Stats> {
     Ok(Json(shared.agent.lock().await.stats()?))
+}
+
+async fn metrics(State(shared): State<Shared>) -> Result<Response, Refusal> {
+    let page = shared.agent.lock().await.page()?;
+    let text = page.text(&shared.events);
+    Ok(([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }
 
 async fn networks(State(shared): State<Shared>) -> Answer<Vec<Network>> {

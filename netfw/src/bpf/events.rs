@@ -89,9 +89,9 @@ impl Filters {
 }
 
 /// The events, as they come. Readable, as a file descriptor, where there are some.
-pub struct Events(RingBuf<MapData>);
+pub struct PacketEvents(RingBuf<MapData>);
 
-impl Events {
+impl PacketEvents {
     /// Without what the last reader left.
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, BpfError> {
         let mut events = Self(take(ebpf, EVENTS)?);
@@ -103,7 +103,7 @@ impl Events {
 }
 
 /// Those that are there.
-impl Iterator for Events {
+impl Iterator for PacketEvents {
     type Item = Event;
 
     fn next(&mut self) -> Option<Event> {
@@ -117,7 +117,7 @@ impl Iterator for Events {
     }
 }
 
-impl AsRawFd for Events {
+impl AsRawFd for PacketEvents {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
     }

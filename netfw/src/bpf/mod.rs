@@ -68,7 +68,7 @@ pub use self::{
     cgroup::mounted as cgroup_root,
     company::{At, OnHook, on_hooks},
     error::BpfError,
-    events::{Events, Filters, epoch_of_events},
+    events::{Filters, PacketEvents, epoch_of_events},
     family::Family,
     flows::{FlowWalk, Part, Visit, now},
     load::PROGRAMS_OBJECT,
@@ -104,7 +104,7 @@ pub struct DataPlane {
     /// What runs in the place of `ebpf`, while somebody traces.
     traced: Option<Traced>,
     /// Until somebody takes them.
-    watch: Option<(Filters, Events)>,
+    watch: Option<(Filters, PacketEvents)>,
     pins: pin::Pins,
     maps: maps::Maps,
     flows: flows::Flows,
@@ -147,7 +147,7 @@ impl DataPlane {
         let mut plane = Self {
             maps: maps::Maps::take(&mut ebpf)?,
             traced: None,
-            watch: Some((Filters::take(&mut ebpf)?, Events::take(&mut ebpf)?)),
+            watch: Some((Filters::take(&mut ebpf)?, PacketEvents::take(&mut ebpf)?)),
             flows: flows::Flows::take(&mut ebpf)?,
             pins: pins.clone(),
             only: None,
@@ -234,7 +234,7 @@ impl DataPlane {
     }
 
     /// Who wants to be told of packets, and what there is to tell; for one taker.
-    pub fn take_watch(&mut self) -> Option<(Filters, Events)> {
+    pub fn take_watch(&mut self) -> Option<(Filters, PacketEvents)> {
         self.watch.take()
     }
 

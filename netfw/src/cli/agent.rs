@@ -1,19 +1,17 @@
 //! `netfw agent`.
 
-use std::{
-    ffi::OsString,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use tracing_subscriber::EnvFilter;
 
-use super::{Global, need_root};
+use super::{Global, log, need_root};
 use crate::{
     agent::{
         config::{Config, File, Xdp},
         run,
     },
     bpf::BPFFS,
+    metrics::Address,
     name::parse_interface,
     net::{Namespace, mounts, namespace},
 };
@@ -32,6 +30,10 @@ pub struct Args {
     /// driver, wherever it can; generic: on every uplink, slowly. Default: auto.
     #[arg(long, value_name = "MODE", hide_possible_values = true)]
     xdp: Option<Xdp>,
+    /// Serve metrics for Prometheus there, too: ADDRESS:PORT, as in 127.0.0.1:9469, or unix:/PATH.
+    /// Default: on the agent's own socket only.
+    #[arg(long, value_name = "ADDRESS")]
+    metrics: Option<Address>,
     /// A TOML file with table sizes, timeouts, ports for masquerade and the socket's group.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -50,25 +52,8 @@ pub fn run(global: &Global, args: Args) -> anyhow::Result<()> {
     let config = resolve(global, args, program_log)?;
     need_root("the agent")?;
     mounts::check(Path::new(BPFFS))?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .with_ansi(colours(
-            std::io::IsTerminal::is_terminal(&std::io::stderr()),
-            |name| std::env::var_os(name),
-        ))
-        // It would tell of a closed stderr on stderr, and panic over that.
-        .log_internal_errors(false)
-        .init();
+    log::init(filter, &global.instance);
     Ok(run::run(config)?)
-}
-
-/// no-color.org: any value that is not empty means none.
-fn colours(terminal: bool, variable: impl Fn(&str) -> Option<OsString>) -> bool {
-    terminal
-        && variable("NO_COLOR").is_none_or(|value| value.is_empty())
-        && variable("TERM").is_none_or(|value| value != "dumb")
 }
 
 fn filter(level: Option<tracing::level_filters::LevelFilter>) -> anyhow::Result<EnvFilter> {
@@ -99,6 +84,7 @@ fn resolve(global: &Global, args: Args, program_log: bool) -> anyhow::Result<Con
         netns,
         args.uplinks,
         args.xdp,
+        args.metrics,
         program_log,
     )?)
 }
@@ -113,21 +99,4 @@ pub fn namespace_path(text: &str) -> anyhow::Result<PathBuf> {
     // For its words: it says how to make one.
     Namespace::named(text)?;
     Ok(path)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn colours_are_for_terminals_that_want_them() {
-        let with = |name: &'static str, value: &'static str| {
-            colours(true, move |asked| (asked == name).then(|| value.into()))
-        };
-        assert!(with("TERM", "xterm"));
-        assert!(with("NO_COLOR", ""));
-        assert!(!with("NO_COLOR", "1"));
-        assert!(!with("TERM", "dumb"));
-        assert!(!colours(false, |_| None));
-    }
 }

@@ -7,7 +7,7 @@ use std::{ffi::OsString, io::Write, process::ExitCode};
 
 use serde::Serialize;
 
-use super::{Format, NeedsRoot, exec::CannotRun};
+use super::{Format, NeedsRoot, exec::CannotRun, top::NoTerminal};
 use crate::{
     agent::{AgentError, config::ConfigError},
     api::{client::ClientError, types::FailureKind},
@@ -62,6 +62,9 @@ pub fn usage(error: &clap::Error, arguments: impl Iterator<Item = OsString>) -> 
 fn kind(error: &anyhow::Error) -> Kind {
     if error.is::<NeedsRoot>() {
         return Kind::Own(Own::Permission);
+    }
+    if error.is::<NoTerminal>() {
+        return Kind::Agent(FailureKind::Invalid);
     }
     if let Some(error) = error.downcast_ref::<CannotRun>() {
         return Kind::Agent(match error.status() {

@@ -12,6 +12,7 @@ mod endpoint;
 mod exec;
 mod failure;
 mod flow;
+mod log;
 mod monitor;
 mod network;
 mod output;
@@ -20,6 +21,7 @@ mod publish;
 mod stats;
 mod status;
 mod store;
+mod top;
 mod trace;
 mod watch;
 
@@ -100,6 +102,8 @@ enum Command {
     Stats(stats::Args),
     Monitor(monitor::Args),
     Trace(trace::Args),
+    /// Rates of publishes and endpoints, new flows and drops, on the whole terminal.
+    Top(top::Args),
     /// Check, save and replace what the agent keeps on disk.
     #[command(subcommand)]
     Store(store::Command),
@@ -134,6 +138,7 @@ pub fn main() -> ExitCode {
         Command::Stats(args) => stats::run(&global, args),
         Command::Monitor(args) => monitor::run(&global, args),
         Command::Trace(args) => trace::run(&global, args),
+        Command::Top(args) => top::run(&global, args),
         Command::Store(command) => store::run(&global, command),
         Command::Doctor(args) => doctor::run(&global, args),
         Command::Completions(args) => {
@@ -241,6 +246,8 @@ mod tests {
             "netfw trace",
             "netfw trace --count 1",
             "netfw exec x",
+            "netfw top --interval 0",
+            "netfw agent --metrics localhost:9469",
             "netfw agent --uplink a/b",
             "netfw agent --uplink eth0 --uplink sixteen-letters-",
         ] {

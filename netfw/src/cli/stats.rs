@@ -75,7 +75,7 @@ fn watch(global: &Global, interval: Duration) -> anyhow::Result<()> {
 }
 
 /// What came between two looks, a second. What is new counts from 0; what was reset counts as new.
-fn rates(before: &Stats, now: &Stats, seconds: f64) -> Stats {
+pub(super) fn rates(before: &Stats, now: &Stats, seconds: f64) -> Stats {
     let rate = |old: Option<&Counter>, new: &Counter| {
         let old = old.copied().unwrap_or_default();
         let each = |old: u64, new: u64| {

@@ -13,7 +13,10 @@ use super::{
     upstream::Question,
     view::{Directory, Names},
 };
-use crate::name::Name;
+use crate::{
+    metrics::{Answered, Answers},
+    name::Name,
+};
 
 /// What serves all networks.
 #[derive(Debug)]
@@ -22,6 +25,7 @@ pub struct Resolver {
     forwarder: Forwarder,
     queries: Arc<Tally<Identity>>,
     connections: Arc<Tally<Identity>>,
+    answers: Answers,
 }
 
 /// What comes of a query.
@@ -45,12 +49,13 @@ pub struct Forwarded {
 }
 
 impl Resolver {
-    pub fn new(forwarder: Forwarder, limits: &Limits) -> Self {
+    pub fn new(forwarder: Forwarder, limits: &Limits, answers: Answers) -> Self {
         Self {
             directory: Directory::default(),
             forwarder,
             queries: Tally::new(limits.queries, limits.queries_each),
             connections: Tally::new(limits.connections, limits.connections_each),
+            answers,
         }
     }
 
@@ -69,7 +74,10 @@ impl Resolver {
         let asked = match Asked::read(query, transport) {
             Ok(asked) => asked,
             Err(Unanswerable::Silence) => return Outcome::Silence,
-            Err(Unanswerable::Refused(answer)) => return Outcome::Answer(answer),
+            Err(Unanswerable::Refused(answer)) => {
+                self.answers.count(Answered::Malformed);
+                return Outcome::Answer(answer);
+            }
         };
         let names = self.directory.current();
         let Some(asker) = Asker::find(&names, network, from) else {
@@ -97,6 +105,12 @@ impl Resolver {
                 None => (ResponseCode::Refused, Vec::new()),
             },
         };
+        self.answers.count(match code {
+            ResponseCode::NoError => Answered::Known,
+            ResponseCode::NXDomain => Answered::NoSuchName,
+            ResponseCode::Refused => Answered::Refused,
+            _ => Answered::Failed,
+        });
         Outcome::Answer(asked.answer(code, records))
     }
 
@@ -119,8 +133,12 @@ impl Forwarded {
         };
         let forwarder = &self.resolver.forwarder;
         let told = forwarder.forward(question, self.names.gateways()).await;
-        told.and_then(|answer| asked.cut(answer).ok_or(ResponseCode::ServFail))
-            .unwrap_or_else(|code| asked.answer(code, Vec::new()))
+        let told = told.and_then(|answer| asked.cut(answer).ok_or(ResponseCode::ServFail));
+        self.resolver.answers.count(match told {
+            Ok(_) => Answered::Forwarded,
+            Err(_) => Answered::Failed,
+        });
+        told.unwrap_or_else(|code| asked.answer(code, Vec::new()))
     }
 }
 
@@ -142,7 +160,7 @@ pub(super) mod tests {
         let path = directory.join("resolv.conf");
         std::fs::write(&path, "nameserver 127.77.77.77\noptions attempts:1\n").unwrap();
         let forwarder = Forwarder::new(File::new(path), Patience::default());
-        let resolver = Resolver::new(forwarder, limits);
+        let resolver = Resolver::new(forwarder, limits, Answers::default());
         let network = |name: &str, internal, addr: &str| Network {
             name: name.parse().unwrap(),
             internal,

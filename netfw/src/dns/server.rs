@@ -15,7 +15,7 @@ use super::{
     tcp, udp,
     view::{Bridge, View},
 };
-use crate::{bpf::Lookup, name::Name};
+use crate::{bpf::Lookup, metrics::Answers, name::Name};
 
 /// What a server is started with.
 #[derive(Clone, Debug)]
@@ -24,6 +24,8 @@ pub struct Options {
     pub resolv_conf: PathBuf,
     pub limits: Limits,
     pub patience: Patience,
+    /// Where queries are counted.
+    pub answers: Answers,
 }
 
 impl Default for Options {
@@ -33,6 +35,7 @@ impl Default for Options {
             resolv_conf: resolv::PATH.into(),
             limits: Limits::of_process(),
             patience: Patience::default(),
+            answers: Answers::default(),
         }
     }
 }
@@ -66,7 +69,11 @@ impl Server {
         let forwarder = Forwarder::new(file, options.patience);
         Self {
             lookup,
-            resolver: Arc::new(Resolver::new(forwarder, &options.limits)),
+            resolver: Arc::new(Resolver::new(
+                forwarder,
+                &options.limits,
+                options.answers.clone(),
+            )),
             gates: BTreeMap::new(),
         }
     }

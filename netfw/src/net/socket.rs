@@ -12,7 +12,7 @@ use std::{
     cell::OnceCell,
     collections::{HashMap, HashSet},
     fmt, fs, io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     ops::RangeInclusive,
     path::Path,
     str::FromStr,
@@ -99,13 +99,38 @@ pub struct Holder {
 impl fmt::Display for Holder {
     /// `tcp 0.0.0.0:8080 is held by nginx (pid 4711)`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let addr = std::net::SocketAddr::new(self.addr, self.port);
+        let addr = SocketAddr::new(self.addr, self.port);
         write!(f, "{} {addr} is held by ", self.proto)?;
         match (&self.command, self.pid) {
             (Some(command), Some(pid)) => write!(f, "{command} (pid {pid})"),
             (None, Some(pid)) => write!(f, "pid {pid}"),
             _ => f.write_str("a process that cannot be seen from here"),
         }
+    }
+}
+
+impl Holder {
+    /// A socket of this process that listens for TCP connections at `own`, where that is in the way of `ports` on
+    /// `host_ip`, as [`Sockets::holder`] has it.
+    pub fn this_process(
+        own: SocketAddr,
+        ports: RangeInclusive<u16>,
+        host_ip: IpAddr,
+    ) -> Option<Self> {
+        let entry = Entry {
+            addr: own.ip(),
+            port: own.port(),
+            inode: 0,
+            v6only: false,
+        };
+        let pid = std::process::id();
+        (ports.contains(&entry.port) && overlaps(&entry, host_ip)).then(|| Self {
+            proto: Protocol::Tcp,
+            addr: entry.addr,
+            port: entry.port,
+            pid: Some(pid),
+            command: command(pid),
+        })
     }
 }
 

@@ -1,0 +1,212 @@
+//! Serving the metrics on an address of their own, in the node's network namespace.
+//!
+//! There is no password and no encryption: whoever reaches the address may read, but for containers, who would
+//! reach any address of the node that is not a loopback one. What a peer can hold is bounded: so many connections,
+//! one request each, for so long.
+
+use std::{
+    fs, io,
+    os::unix::{fs::FileTypeExt as _, net::UnixStream as StdUnixStream},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::Router;
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener},
+    sync::{Mutex, Semaphore},
+    task::JoinSet,
+    time::timeout,
+};
+
+use super::Address;
+use crate::agent::{Agent, AgentError, run::listen};
+
+/// At a time.
+const CONNECTIONS: usize = 16;
+/// From a connection's begin to its end.
+const LIFE: Duration = Duration::from_secs(30);
+/// After a connection that could not be accepted: no file descriptors, at worst.
+const PAUSE: Duration = Duration::from_millis(100);
+
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error(
+        "metrics cannot be served at {address}: somebody has that port: a process (`ss -ltnp`) or a publish \
+         (`netfw port`); end that, or choose another port (--metrics, or `metrics` in the configuration)"
+    )]
+    Taken { address: Address },
+    #[error(
+        "metrics cannot be served at {address}: the node has no such address (yet), or the interface is down: choose \
+         another (--metrics, or `metrics` in the configuration), or bring it up first"
+    )]
+    NoSuchAddress { address: Address },
+    #[error(
+        "metrics cannot be served at {address}: {path} is there, and no socket that nobody serves; remove it, or choose another path"
+    )]
+    InTheWay { address: Address, path: PathBuf },
+    #[error("metrics cannot be served at {address}: {source}")]
+    Io { address: Address, source: io::Error },
+}
+
+/// Where metrics will be served.
+#[derive(Debug)]
+pub enum Listener {
+    Tcp(TcpListener),
+    /// Its file goes with the value.
+    Unix(UnixListener, PathBuf),
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Self::Unix(_, path) = self
+            && let Err(error) = fs::remove_file(&*path)
+        {
+            tracing::debug!(%error, "the metrics' socket was gone already");
+        }
+    }
+}
+
+impl Listener {
+    /// In the calling thread's network namespace. `group` may open a unix socket, beside root.
+    pub async fn bind(address: &Address, group: Option<&str>) -> Result<Self, AgentError> {
+        match address {
+            Address::Tcp(addr) => match TcpListener::bind(addr).await {
+                Ok(listener) => Ok(Self::Tcp(listener)),
+                Err(source) => {
+                    let address = address.clone();
+                    Err(match source.kind() {
+                        io::ErrorKind::AddrInUse => ServeError::Taken { address },
+                        io::ErrorKind::AddrNotAvailable => ServeError::NoSuchAddress { address },
+                        _ => ServeError::Io { address, source },
+                    }
+                    .into())
+                }
+            },
+            Address::Unix(path) => {
+                if !is_free(path) {
+                    return Err(ServeError::InTheWay {
+                        address: address.clone(),
+                        path: path.clone(),
+                    }
+                    .into());
+                }
+                Ok(Self::Unix(listen(path, group)?, path.clone()))
+            }
+        }
+    }
+
+    /// Until it is dropped.
+    pub async fn serve(self, app: Router, agent: Arc<Mutex<Agent>>) {
+        let room = Arc::new(Semaphore::new(CONNECTIONS));
+        let mut connections = JoinSet::new();
+        loop {
+            while connections.try_join_next().is_some() {}
+            let accepted = match &self {
+                Self::Tcp(listener) => match listener.accept().await {
+                    Ok((_, peer)) if agent.lock().await.is_container(peer.ip()) => {
+                        tracing::debug!(%peer, "a container is told no metrics");
+                        continue;
+                    }
+                    Ok((stream, _)) => Ok(Stream::Tcp(stream)),
+                    Err(error) => Err(error),
+                },
+                Self::Unix(listener, _) => listener
+                    .accept()
+                    .await
+                    .map(|(stream, _)| Stream::Unix(stream)),
+            };
+            let stream = match accepted {
+                Ok(stream) => stream,
+                Err(error) => {
+                    tracing::debug!(%error, "nobody for metrics");
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+            };
+            let Ok(place) = room.clone().try_acquire_owned() else {
+                tracing::debug!("too many ask for metrics");
+                continue;
+            };
+            let app = app.clone();
+            connections.spawn(async move {
+                let answered = match stream {
+                    Stream::Tcp(stream) => timeout(LIFE, answer(stream, app)).await,
+                    Stream::Unix(stream) => timeout(LIFE, answer(stream, app)).await,
+                };
+                if !matches!(answered, Ok(Ok(()))) {
+                    tracing::debug!("a connection for metrics came to nothing");
+                }
+                drop(place);
+            });
+        }
+    }
+}
+
+enum Stream {
+    Tcp(tokio::net::TcpStream),
+    Unix(tokio::net::UnixStream),
+}
+
+/// One request.
+async fn answer(
+    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
+    app: Router,
+) -> hyper::Result<()> {
+    hyper::server::conn::http1::Builder::new()
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(app))
+        .await
+}
+
+/// Nothing is there, or what somebody left who died.
+fn is_free(path: &Path) -> bool {
+    match fs::symlink_metadata(path) {
+        Ok(meta) => meta.file_type().is_socket() && StdUnixStream::connect(path).is_err(),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
+}
+
+/// Does anybody but processes of this machine reach it?
+pub fn is_open(address: &Address) -> bool {
+    match address {
+        Address::Tcp(addr) => !addr.ip().to_canonical().is_loopback(),
+        Address::Unix(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_nobody_needs_is_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("m.sock");
+        assert!(is_free(&path));
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        assert!(!is_free(&path), "it is served");
+        drop(listener);
+        assert!(is_free(&path), "it is a leftover");
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "mine").unwrap();
+        assert!(!is_free(&path), "it is a file");
+    }
+
+    #[test]
+    fn loopback_is_closed_and_all_else_open() {
+        for (address, open) in [
+            ("127.0.0.1:1", false),
+            ("[::1]:1", false),
+            ("unix:/m", false),
+            ("0.0.0.0:1", true),
+            ("[::]:1", true),
+            ("192.0.2.1:1", true),
+        ] {
+            assert_eq!(is_open(&address.parse().unwrap()), open, "{address}");
+        }
+    }
+}
