@@ -51,16 +51,19 @@ pub const FOR_BENCH: &[Program] = &[
     ("/usr/lib/cni/bridge", "containernetworking-plugins"),
 ];
 
-/// For `--kernel`: to boot another kernel, and the programs that its tests start.
+/// For `--kernel`: to boot another kernel.
 pub const FOR_KERNEL: &[Program] = &[
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
-    ("ip", "iproute2"),
-    ("tc", "iproute2"),
-    ("nsenter", "util-linux"),
     ("unshare", "util-linux"),
-    ("ethtool", "ethtool"),
     ("strip", "binutils"),
+];
+
+/// What runs on that kernel, beside [`FOR_TESTS`], and busybox has not or has not all of.
+pub const FOR_GUESTS: &[Program] = &[
+    ("bash", "bash"),
+    ("getent", "libc-bin"),
+    ("setpriv", "util-linux"),
 ];
 
 /// For `package --try`.

@@ -23,25 +23,66 @@ use crate::{
 #[derive(clap::Args)]
 pub struct Arguments {
     /// On another kernel, in qemu: the newest of Debian's cloud kernels of this version, as 6.1.
-    /// Runs the verifier test, the packet tests, XDP on virtio-net and `netfw demo`
+    /// Runs the verifier test, the packet tests, XDP on virtio-net, the end-to-end tests and `netfw demo`
     #[arg(long, value_name = "VERSION")]
     kernel: Option<String>,
+    /// With --kernel: no more than what shows each hook at work
+    #[arg(long, requires = "kernel")]
+    brief: bool,
     /// For the test programs: a filter, `--nocapture`, `--test-threads N`, …
     #[arg(last = true)]
     arguments: Vec<OsString>,
 }
 
+/// End-to-end tests that together have packets at each hook: TC on uplinks, the guard on what leaves, TC on
+/// containers' interfaces, XDP, sockets of the node, port 53 of gateways; and an agent that is killed.
+const EACH_HOOK: [&str; 7] = [
+    "publish::a_published_port_serves",
+    "masquerade::a_container_reaches_the_outside",
+    "network::a_stolen_address_gets_nothing_out",
+    "xdp::a_publish_is_reached_by_xdp",
+    "sockets::a_process_of_the_node_reaches",
+    "names::containers_find_each_other",
+    "agent::transfers_go_on",
+];
+
+/// End-to-end tests for a processor, and not for one that is emulated, nor for what a cloud kernel and an
+/// initramfs have not: how many packets arrive in which time, other programs' services.
+const NOT_EMULATED: [&str; 8] = [
+    "bulk::",
+    "endurance::",
+    "fixtures::",
+    "floods::",
+    "hostile::",
+    "metrics::",
+    "top::",
+    "upgrade::",
+];
+
+fn skipped() -> String {
+    NOT_EMULATED
+        .map(|tests| format!("--skip {tests}"))
+        .join(" ")
+}
+
 pub fn run(arguments: &Arguments) -> Result<()> {
     if let Some(version) = &arguments.kernel {
-        let arguments = kernel::words(&arguments.arguments)?;
-        return kernel::run(&kernel::Plan {
-            version,
-            steps: &[
-                kernel::tests("verifier", ""),
-                kernel::tests("packet", &arguments),
+        let words = kernel::words(&arguments.arguments)?;
+        let verifier = kernel::tests("verifier", "");
+        let (of_each_hook, all) = (EACH_HOOK.join(" "), words.clone() + " " + &skipped());
+        let steps = match arguments.brief {
+            true => vec![verifier, kernel::tests("e2e", &of_each_hook)],
+            false => vec![
+                verifier,
+                kernel::tests("packet", &words),
                 kernel::VIRTIO,
+                kernel::tests("e2e", &all),
                 kernel::DEMO,
             ],
+        };
+        return kernel::run(&kernel::Plan {
+            version,
+            steps: &steps,
             update_budget: false,
         });
     }

@@ -23,7 +23,7 @@ use crate::{
 const MARK: &str = "@guest ";
 
 /// After this many seconds qemu is ended: some four times what all takes, emulated, on two busy cores.
-const DEADLINE: u32 = 3600;
+const DEADLINE: u32 = 4 * 3600;
 
 /// In MiB. The initramfs is in it twice while it is unpacked.
 const MEMORY: u32 = 2048;

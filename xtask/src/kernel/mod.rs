@@ -76,7 +76,13 @@ pub fn run(plan: &Plan) -> Result<()> {
         );
     }
     let toolchain = setup::run()?;
-    packages::ensure_programs(packages::FOR_KERNEL)?;
+    for programs in [
+        packages::FOR_KERNEL,
+        packages::FOR_GUESTS,
+        packages::FOR_TESTS,
+    ] {
+        packages::ensure_programs(programs)?;
+    }
     let directory = build::target().join("kernel").join(plan.version);
     let image = Image::get(plan.version, &directory)?;
     let netfw = build::netfw(&toolchain)?;

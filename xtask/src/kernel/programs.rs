@@ -10,14 +10,18 @@ use anyhow::{Context as _, Result};
 use super::initramfs::Archive;
 use crate::{
     command::{find, output},
+    packages::{FOR_GUESTS, FOR_TESTS},
     toolchain::Toolchain,
 };
 
 /// Where our own programs lie in the guest.
 pub const OWN: &str = "/netfw";
 
-/// What tests and netfw start, and busybox has not or has not all of.
-const SYSTEM: &[&str] = &["ip", "tc", "nsenter", "ethtool"];
+/// Whom programs give up root for: busybox has no users of its own.
+const USERS: &str = "root:x:0:0:root:/root:/bin/sh\n\
+                     nobody:x:65534:65534:nobody:/:/bin/false\n\
+                     tcpdump:x:100:100::/:/bin/false\n";
+const GROUPS: &str = "root:x:0:\nnogroup:x:65534:\ntcpdump:x:100:\n";
 
 /// Compiles the test programs of those names; name and file of each.
 pub fn build_tests(toolchain: &Toolchain, names: &[&str]) -> Result<Vec<(String, PathBuf)>> {
@@ -61,10 +65,20 @@ pub fn add_system(archive: &mut Archive) -> Result<()> {
     for directory in ["/proc", "/sys", "/dev", "/tmp", "/run", "/root"] {
         archive.directory(directory);
     }
+    archive.file("/etc/passwd", USERS.as_bytes(), 0o644);
+    archive.file("/etc/group", GROUPS.as_bytes(), 0o644);
+    archive.file("/etc/nsswitch.conf", b"hosts: files dns\n", 0o644);
     let busybox = Path::new("/bin/busybox");
-    for program in SYSTEM {
+    for (program, _) in FOR_GUESTS.iter().copied().chain(FOR_TESTS.iter().copied()) {
         let file = find(program).with_context(|| format!("there is no {program} here"))?;
-        archive.copy(&file, Path::new("/bin").join(program))?;
+        let name = Path::new(program)
+            .file_name()
+            .context("a program has a name")?;
+        let place = match Path::new(program).is_absolute() {
+            true => PathBuf::from(program),
+            false => Path::new("/bin").join(name),
+        };
+        archive.copy(&file, place)?;
         add_libraries(archive, &file)?;
     }
     archive.copy(
