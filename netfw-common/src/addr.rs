@@ -98,6 +98,9 @@ pub trait Address: Copy + Eq + Default + 'static {
     /// Does it name the host that speaks: `127.0.0.0/8`, `::1`?
     fn is_loopback(&self) -> bool;
 
+    /// As an address of IPv6: one of IPv4 is mapped (`::ffff:a.b.c.d`).
+    fn wide(self) -> Ip6;
+
     /// Is it the link's business rather than a router's: multicast, limited broadcast, and IPv6
     /// link-local? IPv4 link-local is routed all the same: clouds serve instance metadata at
     /// 169.254.169.254.
@@ -138,6 +141,11 @@ impl From<Ip4> for core::net::Ipv4Addr {
 impl Address for Ip4 {
     const ANY: Self = Self(Be32::new(0));
     const LOOPBACK: Self = Self::new([127, 0, 0, 1]);
+
+    #[inline(always)]
+    fn wide(self) -> Ip6 {
+        Ip6::from_mapped(self)
+    }
 
     #[inline(always)]
     fn sum(&self) -> u64 {
@@ -247,6 +255,11 @@ impl From<Ip6> for core::net::Ipv6Addr {
 impl Address for Ip6 {
     const ANY: Self = Self([Be32::new(0); 4]);
     const LOOPBACK: Self = Self([Be32::new(0), Be32::new(0), Be32::new(0), Be32::new(1)]);
+
+    #[inline(always)]
+    fn wide(self) -> Ip6 {
+        self
+    }
 
     #[inline(always)]
     fn sum(&self) -> u64 {

@@ -11,6 +11,7 @@
 //! | [`flow`] | flow entries, states, timeouts, ticks |
 //! | [`record`] | endpoints, publishes, subnets, uplinks, configuration, counters |
 //! | [`drop`] | why a packet was dropped |
+//! | [`event`] | what somebody who listens is told of single packets |
 //! | [`csum`] | RFC 1624 checksum arithmetic |
 //! | [`crc32c`] | SCTP's checksum, changed without reading the packet |
 //! | [`fragment`] | datagrams in pieces, and pieces that wait |
@@ -23,8 +24,10 @@ pub mod budget;
 pub mod crc32c;
 pub mod csum;
 pub mod drop;
+pub mod event;
 pub mod flow;
 pub mod fragment;
+mod named;
 pub mod port;
 pub mod record;
 pub mod taken;

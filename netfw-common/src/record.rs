@@ -357,6 +357,18 @@ pub struct Counter {
     pub tx_bytes: u64,
 }
 
+/// Drops of what one endpoint sent. Map `DROPS_OF`: per-CPU hash, value `u64` packets. 8 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Debug)]
+pub struct DropKey {
+    /// Index of the endpoint's own counter.
+    pub endpoint: u32,
+    /// A [`crate::drop::Drop`].
+    pub reason: u32,
+}
+
+const _: () = assert!(size_of::<DropKey>() == 8);
+
 impl core::ops::AddAssign for Counter {
     fn add_assign(&mut self, other: Self) {
         self.rx_packets += other.rx_packets;
@@ -394,6 +406,7 @@ mod pod {
         Budget,
         Config,
         Counter,
+        DropKey,
         Tuple<Ip4>,
         Tuple<Ip6>,
         Flow<Ip4>,

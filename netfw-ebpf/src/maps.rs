@@ -6,20 +6,24 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, SockMap},
+    maps::{
+        Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf,
+        SockMap,
+    },
 };
 use netfw_common::{
     addr::{Ip4, Ip6},
     budget::Budget,
     drop::SLOTS,
+    event::{self, Event, Filter},
     flow::{Flow4, Flow6, holdings},
     fragment::{Datagram, FragmentKey4, FragmentKey6, Held, HeldKey},
     port,
     record::{
-        self, Allowed4, Allowed6, Config, Counter, Endpoint, EndpointIfindex, IsAllowed, Local,
-        Mapping4, Mapping6, MappingKey4, MappingKey6, Permit, Publish4, Publish6, PublishKey4,
-        PublishKey6, Resolver, ResolverKey, SocketKey4, SocketKey6, SocketPeer4, SocketPeer6,
-        Subnet, Uplink, allow,
+        self, Allowed4, Allowed6, Config, Counter, DropKey, Endpoint, EndpointIfindex, IsAllowed,
+        Local, Mapping4, Mapping6, MappingKey4, MappingKey6, Permit, Publish4, Publish6,
+        PublishKey4, PublishKey6, Resolver, ResolverKey, SocketKey4, SocketKey6, SocketPeer4,
+        SocketPeer6, Subnet, Uplink, allow,
     },
     taken,
     tuple::{Tuple4, Tuple6},
@@ -166,5 +170,23 @@ pub static RESOLVER_SOCKETS: SockMap = SockMap::with_max_entries(RESOLVER_ENTRIE
 pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(record::COUNTERS, 0);
 #[map]
 pub static DROPS: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLOTS, 0);
+/// Drops of what endpoints sent, for each that met one. An entry goes with its endpoint.
+#[map]
+pub static DROPS_OF: PerCpuHashMap<DropKey, u64> =
+    PerCpuHashMap::with_max_entries(ENDPOINT_ENTRIES, ON_DEMAND);
+/// What those who listen are told, who they are, and how many listen. The agent writes a filter before it
+/// counts it, and reads events.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(event::RING, 0);
+#[map]
+pub static FILTERS: Array<Filter> = Array::with_max_entries(event::FILTERS, 0);
+#[map]
+pub static LISTENERS: Array<u32> = Array::with_max_entries(1, 0);
+/// Events that were too many for each filter, and those that found no room.
+#[map]
+pub static SUPPRESSED: PerCpuArray<u64> = PerCpuArray::with_max_entries(event::FILTERS + 1, 0);
+/// The event of the packet at hand, and others: see [`crate::event::watch`]. Not pinned.
+#[map]
+pub static EVENT: PerCpuArray<Event> = PerCpuArray::with_max_entries(3, 0);
 #[map]
 pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);

@@ -201,11 +201,13 @@ impl Icmp {
     pub const ID: usize = 4;
 }
 
-/// An ARP packet for IPv4 over Ethernet (RFC 826), up to the sender's address.
+/// An ARP packet for IPv4 over Ethernet (RFC 826).
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct Arp {
     pub hardware: [u8; 8],
     pub sender_mac: Mac,
     pub sender_ip: [u8; 4],
+    pub target_mac: Mac,
+    pub target_ip: [u8; 4],
 }

@@ -1,4 +1,6 @@
-//! Which flows somebody wants to see, as people write it: `flow ls --protocol udp --port 53`.
+//! Which flows and packets somebody wants to see, as people write it: `flow ls --protocol udp --port 53`.
+
+mod watch;
 
 use std::{fmt, str::FromStr};
 
@@ -6,6 +8,7 @@ use ipnet::IpNet;
 use netfw_common::tuple::proto;
 use serde::{Deserialize, Serialize};
 
+pub use self::watch::{Place, Reasons, WatchFilter, parse_reason};
 use crate::{name::Name, text::by_text};
 
 /// All that is said must hold; nothing said: every flow.
@@ -133,20 +136,24 @@ by_text!(IpProtocol, Prefix);
 impl FlowFilter {
     /// As the query of a URL; empty where nothing is said.
     pub fn query(&self) -> String {
-        let words = [
+        query([
             self.endpoint.as_ref().map(|v| format!("endpoint={v}")),
             self.protocol.map(|v| format!("protocol={v}")),
             // Neither `:` nor `/` has a meaning in a query (RFC 3986 3.4).
             self.address.map(|v| format!("address={v}")),
             self.port.map(|v| format!("port={v}")),
             self.state.map(|v| format!("state={}", v.name())),
-        ];
-        let words: Vec<String> = words.into_iter().flatten().collect();
-        if words.is_empty() {
-            return String::new();
-        }
-        format!("?{}", words.join("&"))
+        ])
     }
+}
+
+/// The query of a URL, of those words that there are.
+fn query<const N: usize>(words: [Option<String>; N]) -> String {
+    let words: Vec<String> = words.into_iter().flatten().collect();
+    if words.is_empty() {
+        return String::new();
+    }
+    format!("?{}", words.join("&"))
 }
 
 #[cfg(test)]

@@ -54,9 +54,19 @@ pub trait Family {
     fn parse<P: Packet>(packet: &P, work: &mut Work<Self::Addr>, zone: u8)
     -> Result<(), Malformed>;
 
-    /// Reads addresses and protocol of a packet that leaves into `key`. Returns where, from the network
-    /// header on, its transport header begins; None where there is no header to be read.
-    fn leaving<P: Packet>(packet: &P, key: &mut Tuple<Self::Addr>) -> Option<usize>;
+    /// Reads addresses and protocol from a header at `at`, counted from the packet's own network header,
+    /// into `key`, and checks nothing. Returns where, counted likewise, the transport header begins, and
+    /// whether it is there, as in the parts of an IPv4 datagram but the first it is not; None where there is
+    /// no header to be read.
+    fn glance<P: Packet>(
+        packet: &P,
+        at: usize,
+        key: &mut Tuple<Self::Addr>,
+    ) -> Option<(usize, bool)>;
+
+    /// The header's field that tells the packet's length, and what it does not count.
+    const LENGTH: usize;
+    const LENGTH_LACKS: u32;
 
     /// The verdict on what a container sends that is its link's business alone, or from an address
     /// that it does not have; None: a packet to be routed.

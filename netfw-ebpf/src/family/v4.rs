@@ -160,17 +160,14 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn leaving<P: Packet>(packet: &P, key: &mut Tuple<Ip4>) -> Option<usize> {
+    fn glance<P: Packet>(packet: &P, at: usize, key: &mut Tuple<Ip4>) -> Option<(usize, bool)> {
         let mut header = Ipv4::default();
-        if !packet.load_network(0, &mut header) {
+        if !packet.load_network(at, &mut header) {
             return None;
         }
-        (key.src, key.dst) = (header.src, header.dst);
-        // The parts of a datagram but the first have no transport header.
-        if header.fragment.get() & Ipv4::OFFSET == 0 {
-            key.proto = header.proto;
-        }
-        Some(usize::from(header.version_ihl & 0xf) * 4)
+        (key.src, key.dst, key.proto) = (header.src, header.dst, header.proto);
+        let l4 = at + usize::from(header.version_ihl & 0xf) * 4;
+        Some((l4, header.fragment.get() & Ipv4::OFFSET == 0))
     }
 
     #[inline(always)]
@@ -194,6 +191,9 @@ impl Family for V4 {
         }
         work.key.dst.is_link_scope().then_some(Verdict::Pass)
     }
+
+    const LENGTH: usize = 2;
+    const LENGTH_LACKS: u32 = 0;
 
     const HEADER: usize = Ipv4::LEN;
     const QUOTE: u32 = 576 - 28;

@@ -295,19 +295,19 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn leaving<P: Packet>(packet: &P, key: &mut Tuple<Ip6>) -> Option<usize> {
+    fn glance<P: Packet>(packet: &P, at: usize, key: &mut Tuple<Ip6>) -> Option<(usize, bool)> {
         let mut header = Ipv6::default();
-        if !packet.load_network(0, &mut header) {
+        if !packet.load_network(at, &mut header) {
             return None;
         }
         (key.src, key.dst, key.proto) = (header.src, header.dst, header.next);
         // In front of what a tunnel carries Linux says how deep tunnels may be nested (RFC 2473 4.1).
-        let mut option = Extension::default();
-        if header.next == extension::DESTINATION && packet.load_network(Ipv6::LEN, &mut option) {
+        let (l4, mut option) = (at + Ipv6::LEN, Extension::default());
+        if header.next == extension::DESTINATION && packet.load_network(l4, &mut option) {
             key.proto = option.next;
-            return Some(Ipv6::LEN + option.len(header.next) as usize);
+            return Some((l4 + option.len(header.next) as usize, true));
         }
-        Some(Ipv6::LEN)
+        Some((l4, true))
     }
 
     #[inline(always)]
@@ -322,6 +322,9 @@ impl Family for V6 {
             && packet.write(at + size_of::<Ip6>(), to.dst);
         written.then(|| changed + csum::difference(word(hops), word(left)))
     }
+
+    const LENGTH: usize = 4;
+    const LENGTH_LACKS: u32 = Ipv6::LEN as u32;
 
     const HEADER: usize = Ipv6::LEN;
     const QUOTE: u32 = 1280 - 48;

@@ -22,11 +22,13 @@ use aya_ebpf::{
 };
 use netfw_common::{
     addr::{Address as _, Be16, Be32, Ip4, Ip6},
+    event::Hook,
     record::{SocketKey, SocketPeer},
     tuple::{Tuple, proto, zone},
 };
 
 use crate::{
+    event::watch,
     family::{Family, V4, V6},
     nat::world::published,
     socket,
@@ -186,7 +188,7 @@ impl Call {
     #[inline(always)]
     fn connect<F: Form>(&self) -> i32 {
         if self.is_of_node() {
-            self.to_container::<F>();
+            self.to_container::<F>(Hook::Connect);
         }
         GO_ON
     }
@@ -195,7 +197,7 @@ impl Call {
     fn send<F: Form>(&self) -> i32 {
         // The kernel has chosen the interface by the address's scope already.
         if self.is_of_node() && !F::addr(self).is_link_local() && !self.is_answer::<F>() {
-            self.to_container::<F>();
+            self.to_container::<F>(Hook::Send);
         }
         GO_ON
     }
@@ -224,7 +226,7 @@ impl Call {
 
     /// A socket that asks for a publish gets the container.
     #[inline(always)]
-    fn to_container<F: Form>(&self) {
+    fn to_container<F: Form>(&self, hook: Hook) {
         // It goes by that interface, or from that address, which no container answers to.
         let bound = self.bound::<F>();
         // SAFETY: the kernel's context, valid for the program's run.
@@ -237,7 +239,7 @@ impl Call {
             asked.addr = F::Addr::LOOPBACK;
         }
         let Some(publish) = published::<F::Family>(asked.addr, asked.port, self.proto()) else {
-            return;
+            return self.tell_of::<F>(hook, asked, asked);
         };
         let peer = SocketPeer {
             addr: publish.addr,
@@ -251,6 +253,17 @@ impl Call {
             let _ = sockets.insert(key, asked, 0);
         }
         self.set_peer::<F>(peer);
+        self.tell_of::<F>(hook, asked, peer);
+    }
+
+    /// Whoever traces is told of the call.
+    #[inline(always)]
+    fn tell_of<F: Form>(&self, hook: Hook, asked: SocketPeer<F::Addr>, given: SocketPeer<F::Addr>) {
+        if watch::traces() {
+            let from = (self.bound::<F>(), self.bound_port());
+            let (asked, given) = ((asked.addr, asked.port), (given.addr, given.port));
+            watch::called::<F::Family>(hook, self.proto(), from, asked, given);
+        }
     }
 
     /// Is it to a process of the node that waits for just this datagram, though the kernel chose a
@@ -259,8 +272,6 @@ impl Call {
     fn is_answer<F: Form>(&self) -> bool {
         let to = self.peer::<F>();
         let bound = self.bound::<F>();
-        // SAFETY: the kernel's context, valid for the program's run.
-        let port = unsafe { (*self.socket()).src_port } as u16;
         let datagram = Tuple {
             // From where it was asked, if it may choose.
             src: if bound == F::Addr::ANY {
@@ -269,7 +280,7 @@ impl Call {
                 bound
             },
             dst: to.addr,
-            sport: Be16::new(port),
+            sport: self.bound_port(),
             dport: to.port,
             proto: proto::UDP,
             zone: zone::WORLD,
@@ -306,6 +317,13 @@ impl Call {
     fn bound<F: Form>(&self) -> F::Addr {
         // SAFETY: the kernel's socket, valid for the program's run.
         unsafe { F::Family::bound(self.socket()) }
+    }
+
+    /// The port that the socket is bound to, or 0.
+    #[inline(always)]
+    fn bound_port(&self) -> Be16 {
+        // SAFETY: the kernel's socket, valid for the program's run.
+        Be16::new(unsafe { (*self.socket()).src_port } as u16)
     }
 
     /// The IP protocol number.

@@ -8,10 +8,14 @@ use aya_ebpf::{
     macros::classifier,
     programs::TcContext,
 };
-use netfw_common::drop::Drop;
+use netfw_common::{
+    drop::Drop,
+    event::{Hook, Why},
+    record::Endpoint,
+};
 
 use crate::{
-    event,
+    event::{self, watch},
     family::{V4, V6},
     maps::ENDPOINTS,
     nat,
@@ -26,19 +30,20 @@ const HEADERS: usize = ETH_LEN + 60 + 20;
 /// Ingress of an uplink: what comes from the world.
 #[classifier]
 pub fn netfw_uplink(ctx: TcContext) -> i32 {
-    from_world(Skb::<ETH_LEN>::new(ctx))
+    from_world(Skb::<ETH_LEN>::new(ctx), Hook::Uplink)
 }
 
 /// Ingress of an uplink whose frames have no link-layer header (tun, WireGuard, IP tunnels).
 #[classifier]
 pub fn netfw_tunnel(ctx: TcContext) -> i32 {
-    from_world(Skb::<0>::new(ctx))
+    from_world(Skb::<0>::new(ctx), Hook::Tunnel)
 }
 
 #[inline(always)]
-fn from_world<const L2: usize>(mut packet: Skb<L2>) -> i32 {
+fn from_world<const L2: usize>(mut packet: Skb<L2>, hook: Hook) -> i32 {
+    watch::begin(&packet);
     if packet.has_priority_tag() {
-        return receive_untagged(&mut packet);
+        return receive_untagged(&mut packet, hook);
     }
     packet.make_linear(HEADERS);
     let verdict = match packet.protocol() {
@@ -46,7 +51,7 @@ fn from_world<const L2: usize>(mut packet: Skb<L2>) -> i32 {
         ethertype::IPV6 => nat::world::receive::<_, V6>(&mut packet),
         _ => Verdict::Pass,
     };
-    act(&packet, verdict)
+    act(&packet, hook, None, verdict)
 }
 
 /// Ingress of the host side of a container's veth pair: what a container sends.
@@ -54,20 +59,22 @@ fn from_world<const L2: usize>(mut packet: Skb<L2>) -> i32 {
 #[inline(always)]
 pub fn netfw_container(ctx: TcContext) -> i32 {
     let mut packet = Skb::<ETH_LEN>::new(ctx);
+    watch::begin(&packet);
     if packet.has_priority_tag() {
-        return receive_untagged(&mut packet);
+        return receive_untagged(&mut packet, Hook::Container);
     }
-    let verdict = from_container(&mut packet);
-    act(&packet, verdict)
+    // SAFETY: integers, written by the agent alone.
+    let sender = unsafe { ENDPOINTS.get(packet.ifindex()) };
+    let verdict = match sender {
+        Some(sender) => from_container(&mut packet, sender),
+        // On its way in or out: nothing may pass unchecked.
+        None => Verdict::Drop(Drop::NoEndpoint),
+    };
+    act(&packet, Hook::Container, sender, verdict)
 }
 
 #[inline(always)]
-fn from_container(packet: &mut Skb<ETH_LEN>) -> Verdict {
-    // SAFETY: integers, written by the agent alone.
-    let Some(sender) = (unsafe { ENDPOINTS.get(packet.ifindex()) }) else {
-        // On its way in or out: nothing may pass unchecked.
-        return Verdict::Drop(Drop::NoEndpoint);
-    };
+fn from_container(packet: &mut Skb<ETH_LEN>, sender: &Endpoint) -> Verdict {
     packet.make_linear(HEADERS);
     let Some(ethernet) = packet.read::<Ethernet>(0) else {
         return Verdict::Drop(Drop::Malformed);
@@ -99,11 +106,12 @@ fn from_container(packet: &mut Skb<ETH_LEN>) -> Verdict {
 /// Has a frame whose tag names no VLAN received once more, without that tag: to the kernel it is an
 /// untagged one, and so it must be to us.
 #[inline(always)]
-fn receive_untagged<const L2: usize>(packet: &mut Skb<L2>) -> i32 {
+fn receive_untagged<const L2: usize>(packet: &mut Skb<L2>, hook: Hook) -> i32 {
     // One tag: who sends two has no good reason.
     if !packet.untag() || packet.has_priority_tag() {
-        return act(packet, Verdict::Drop(Drop::Malformed));
+        return act(packet, hook, None, Verdict::Drop(Drop::Malformed));
     }
+    watch::again(packet, hook);
     // SAFETY: a helper call that notes where the packet goes.
     unsafe { bpf_redirect(packet.ifindex(), BPF_F_INGRESS.into()) as i32 }
 }
@@ -112,28 +120,37 @@ fn receive_untagged<const L2: usize>(packet: &mut Skb<L2>) -> i32 {
 #[classifier]
 pub fn netfw_guard(ctx: TcContext) -> i32 {
     let packet = Skb::<ETH_LEN>::new(ctx);
+    watch::begin(&packet);
     if packet.is_vouched_for() {
-        return TC_ACT_UNSPEC;
+        watch::note(Why::Vouched);
+        return act(&packet, Hook::Guard, None, Verdict::Pass);
     }
+    watch::note(Why::NoLeak);
     let verdict = match packet.protocol() {
         ethertype::IPV4 => nat::guard::send::<_, V4>(&packet),
         ethertype::IPV6 => nat::guard::send::<_, V6>(&packet),
         _ => Verdict::Pass,
     };
-    act(&packet, verdict)
+    act(&packet, Hook::Guard, None, verdict)
 }
 
-/// The verdict as TC's action.
+/// The verdict as TC's action. `sender`: the container that the packet is from.
 #[inline(always)]
-fn act<const L2: usize>(packet: &Skb<L2>, verdict: Verdict) -> i32 {
+fn act<const L2: usize>(
+    packet: &Skb<L2>,
+    hook: Hook,
+    sender: Option<&Endpoint>,
+    verdict: Verdict,
+) -> i32 {
+    watch::end(packet, hook, &verdict);
     match verdict {
         Verdict::Pass => TC_ACT_UNSPEC,
         Verdict::Drop(reason) => {
-            event::dropped(reason, packet.ifindex());
+            event::dropped(reason, packet.ifindex(), sender);
             TC_ACT_SHOT
         }
         Verdict::Answer(reason) => {
-            event::dropped(reason, packet.ifindex());
+            event::dropped(reason, packet.ifindex(), sender);
             // SAFETY: a helper call that notes where the packet goes.
             unsafe { bpf_redirect(packet.ifindex(), 0) as i32 }
         }

@@ -5,14 +5,15 @@ use aya_ebpf::{
     macros::xdp,
     programs::XdpContext,
 };
+use netfw_common::event::Hook;
 
 use crate::{
-    event,
+    event::{self, watch},
     family::{V4, V6},
     maps::VETHS,
     nat,
     packet::{Frame, Packet as _},
-    parse::{Ethernet, ethertype},
+    parse::ethertype,
     verdict::Verdict,
 };
 
@@ -20,14 +21,16 @@ use crate::{
 #[xdp]
 pub fn netfw_uplink_xdp(ctx: XdpContext) -> u32 {
     let mut packet = Frame::new(ctx);
-    let verdict = match packet.read::<Ethernet>(0).map(|header| header.ethertype) {
-        Some(ethertype::IPV4) => nat::world::receive::<_, V4>(&mut packet),
-        Some(ethertype::IPV6) => nat::world::receive::<_, V6>(&mut packet),
+    watch::begin(&packet);
+    let verdict = match packet.protocol() {
+        ethertype::IPV4 => nat::world::receive::<_, V4>(&mut packet),
+        ethertype::IPV6 => nat::world::receive::<_, V6>(&mut packet),
         _ => Verdict::Pass,
     };
+    watch::end(&packet, Hook::Xdp, &verdict);
     match verdict {
         Verdict::Drop(reason) => {
-            event::dropped(reason, packet.ifindex());
+            event::dropped(reason, packet.ifindex(), None);
             XDP_DROP
         }
         // Of the flags, the action where the map has no such interface: it is rewritten already.

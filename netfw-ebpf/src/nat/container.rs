@@ -3,6 +3,7 @@
 use netfw_common::{
     addr::{Address as _, Be16, Mac, MacPair},
     drop::Drop,
+    event::Why,
     flow::flag,
     record::{DNS_PORT, Endpoint, network_flag},
     tuple::{proto, zone},
@@ -16,7 +17,7 @@ use super::{
     world::{asks_for_publish, endpoint_at},
 };
 use crate::{
-    event::{self, Direction},
+    event::{self, Direction, watch},
     family::Family,
     flow::{self, Miss},
     independent::{self, Asked},
@@ -76,11 +77,15 @@ fn flow_of<P: Packet, F: Family>(
     }
     if work.translatable {
         match flow::lookup::<F>(work) {
-            Ok(()) => return Ok(()),
+            Ok(()) => {
+                watch::note_flow(Why::Known, &work.flow);
+                return Ok(());
+            }
             Err(Miss::Refused(why)) => return Err(Verdict::Drop(why)),
             Err(Miss::Absent) => {}
         }
     } else if related::find::<P, F>(packet, work) {
+        watch::note_flow(Why::Related, &work.flow);
         return Ok(());
     }
 
@@ -256,6 +261,7 @@ fn neighbour<P: Packet, F: Family>(
     if ethernet.dst != receiver.mac && !packet.set_ethernet::<F>(macs) {
         return Verdict::Drop(Drop::Malformed);
     }
+    watch::note(Why::Neighbour);
     event::count(sender.counter, Direction::Tx, work.len.into());
     event::count(receiver.counter, Direction::Rx, work.len.into());
     Verdict::Peer {

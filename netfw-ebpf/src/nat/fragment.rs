@@ -34,13 +34,14 @@
 //! Records and pieces that wait lie in LRU maps of fixed size, which a flood can only make forget.
 
 use netfw_common::{
+    addr::Address,
     drop::Drop,
     flow::Segment,
     fragment::{Datagram, FragmentKey, Held, HeldKey, Units, is_over},
 };
 
 use crate::{
-    event,
+    event::{self, watch},
     family::Family,
     maps::{HELD, NEW_DATAGRAM, NEW_HELD},
     packet::Packet,
@@ -297,7 +298,7 @@ fn hold<P: Packet, A>(packet: &P, work: &Work<A>) -> bool {
 /// Has the piece behind this one received once more, if it waits. That goes by way of the packet at
 /// hand: false where it could not be made again what it was.
 #[inline(never)]
-fn wake<P: Packet, A>(packet: &mut P, work: &Work<A>) -> bool {
+fn wake<P: Packet, A: Address>(packet: &mut P, work: &Work<A>) -> bool {
     let key = held_key::<P, _>(work, work.units.end);
     // SAFETY: an element of a map, which lives as long as the program; plain integers. Another piece
     // may be written there meanwhile: then this one is not there any more to be removed.
@@ -305,14 +306,16 @@ fn wake<P: Packet, A>(packet: &mut P, work: &Work<A>) -> bool {
         return true;
     };
     // What waits longer is of another datagram, whose first one was lost.
-    let (ifindex, expired) = (held.ifindex, is_over(held.since, work.now, true));
+    let (ifindex, held_len) = (held.ifindex, held.len);
+    let expired = is_over(held.since, work.now, true);
     let Some(own) = copy(packet, work) else {
         return true;
     };
     let made = packet.replace(&held.frame, held.len as usize);
     // Whoever removes it has it.
     if HELD.remove(&key).is_ok() && (!made || expired || !packet.receive_copy(ifindex)) {
-        event::dropped(Drop::LostFragment, ifindex);
+        event::dropped(Drop::LostFragment, ifindex, None);
+        watch::lost::<P, _>(&work.key, ifindex, held_len);
     }
     packet.replace(&own.frame, own.len as usize)
 }

@@ -15,7 +15,7 @@ use crate::{family::Family, maps::ENDPOINTS, packet::Packet, parse::Icmp, talk, 
 #[inline(always)]
 pub fn send<P: Packet, F: Family>(packet: &P) -> Verdict {
     let mut key = Tuple::default();
-    let Some(l4) = F::leaving(packet, &mut key) else {
+    let Some((l4, whole)) = F::glance(packet, 0, &mut key) else {
         return Verdict::Pass;
     };
     match F::subnet(key.src) {
@@ -25,7 +25,7 @@ pub fn send<P: Packet, F: Family>(packet: &P) -> Verdict {
         }
         _ => {}
     }
-    if key.proto == proto::UDP || talk::is_of_kind::<F>(key.proto) {
+    if whole && (key.proto == proto::UDP || talk::is_of_kind::<F>(key.proto)) {
         note::<P, F>(packet, &mut key, l4);
     }
     Verdict::Pass

@@ -6,6 +6,7 @@ use aya_ebpf::helpers::generated::bpf_for_each_map_elem;
 use netfw_common::{
     addr::{Address, Be16, MacPair},
     drop::Drop,
+    event::Why,
     flow::{Flow, flag, state},
     port,
     record::{Endpoint, PublishKey, endpoint_flag, network_flag},
@@ -13,6 +14,7 @@ use netfw_common::{
 };
 
 use crate::{
+    event::watch,
     family::Family,
     flow::{self, Claim},
     independent,
@@ -113,6 +115,7 @@ pub fn create<P: Packet, F: Family, const OUT: bool>(
     work: &mut Work<F::Addr>,
 ) -> Result<(), Drop> {
     insert::<P, F, OUT>(packet, work)?;
+    watch::note_flow(Why::New, &work.flow);
     F::log_opened(work);
     Ok(())
 }

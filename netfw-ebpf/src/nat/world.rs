@@ -3,6 +3,7 @@
 use netfw_common::{
     addr::{Address, Be16},
     drop::Drop,
+    event::Why,
     flow::{flag, tcp},
     record::{Endpoint, Publish, PublishKey, Subnet, allow, network_flag},
     tuple::{proto, zone},
@@ -15,6 +16,7 @@ use super::{
     related, translate,
 };
 use crate::{
+    event::watch,
     family::Family,
     flow::{self, Miss},
     independent::{self, Asked},
@@ -34,6 +36,7 @@ pub fn receive<P: Packet, F: Family>(packet: &mut P) -> Verdict {
     };
     flow::set_now(work);
     if !packet.is_for_us(work) {
+        watch::note(Why::NotForUs);
         return Verdict::Pass;
     }
     work.key.dst = F::Addr::ANY;
@@ -69,13 +72,19 @@ fn flow_of<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -> Re
     }
     if work.translatable {
         match flow::lookup::<F>(work) {
-            Ok(()) if is_overtaken::<P, F>(packet, work) => flow::forget::<F>(work),
-            Ok(()) => return Ok(()),
+            Ok(()) if is_overtaken::<P, F>(packet, work) => {
+                watch::note(Why::Socket);
+                flow::forget::<F>(work);
+            }
+            Ok(()) => {
+                watch::note_flow(Why::Known, &work.flow);
+                return Ok(());
+            }
             Err(Miss::Refused(why)) => return Err(Verdict::Drop(why)),
             Err(Miss::Absent) => {}
         }
         // An interface that the agent does not serve is closed.
-        if work.opens && F::is_local(&work.key.dst) && UPLINKS.get_ptr(packet.ifindex()).is_some() {
+        if work.opens && F::is_local(&work.key.dst) && is_served(packet) {
             match asks_for_container::<P, F>(packet, work) {
                 Asked::Container => return dnat::<P, F>(packet, work).map_err(Verdict::Drop),
                 Asked::Filtered => return Err(Verdict::Drop(Drop::Filtered)),
@@ -83,9 +92,20 @@ fn flow_of<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -> Re
             }
         }
     } else if related::find::<P, F>(packet, work) {
+        watch::note_flow(Why::Related, &work.flow);
         return Ok(());
     }
     Err(stray::<P, F>(work))
+}
+
+/// Is it an interface that the agent serves?
+#[inline(always)]
+fn is_served<P: Packet>(packet: &P) -> bool {
+    let served = UPLINKS.get_ptr(packet.ifindex()).is_some();
+    if !served {
+        watch::note(Why::Closed);
+    }
+    served
 }
 
 /// Is that a network whose containers go to the world by their own addresses, and are answered there?
@@ -142,6 +162,7 @@ fn is_for_socket<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>) -> 
 #[inline(always)]
 fn deliver<P: Packet, F: Family>(packet: &mut P, work: &mut Work<F::Addr>) -> Verdict {
     if packet.is_left::<F>(work) {
+        watch::note(Why::Left);
         return Verdict::Pass;
     }
     if work.ttl <= 1 {
@@ -172,7 +193,11 @@ fn asks_for_container<P: Packet, F: Family>(packet: &P, work: &mut Work<F::Addr>
         // kernel chose a published port for the process.
         let awaited =
             work.key.proto == proto::UDP && socket::is_awaited::<F>(packet.context(), &work.key);
-        return if awaited { Asked::No } else { Asked::Container };
+        if awaited {
+            watch::note(Why::Socket);
+            return Asked::No;
+        }
+        return Asked::Container;
     }
     work.mapped = false;
     (work.remote, work.remote_port) = (work.key.src, work.key.sport);

@@ -3,22 +3,29 @@
 //! XDP does what is many: whole TCP, UDP and SCTP packets and echoes, without IP options or extension
 //! headers, into containers that take frames. The rest is left to TC behind it.
 
-use core::ffi::c_void;
+use core::{ffi::c_void, hint::black_box};
 
 use aya_ebpf::{EbpfContext as _, programs::XdpContext};
-use netfw_common::{addr::MacPair, flow::flag, tuple::proto};
+use netfw_common::{
+    addr::{Be16, MacPair},
+    flow::flag,
+    tuple::proto,
+};
 
 use super::Packet;
 use crate::{
     family::Family,
     maps::UPLINKS,
-    parse::{ETH_LEN, Sctp},
+    parse::{ETH_LEN, Ethernet, Sctp},
     work::{KeptUplink, Work},
 };
 
 pub struct Frame(XdpContext);
 
 impl Frame {
+    /// Largest offset from the network header that is read at.
+    const MAX_OFFSET: usize = 0x1ff;
+
     pub fn new(ctx: XdpContext) -> Self {
         Self(ctx)
     }
@@ -79,8 +86,13 @@ impl Packet for Frame {
     }
 
     #[inline(always)]
-    fn load_network<T>(&self, _: usize, _: &mut T) -> bool {
-        false
+    fn load_network<T: Copy>(&self, offset: usize, to: &mut T) -> bool {
+        // What stands behind headers of varying length; the verifier wants to know how far that is.
+        let Some(value) = self.read(ETH_LEN + (black_box(offset) & Self::MAX_OFFSET)) else {
+            return false;
+        };
+        *to = value;
+        true
     }
 
     #[inline(always)]
@@ -106,6 +118,12 @@ impl Packet for Frame {
     #[inline(always)]
     fn insert(&mut self, _: u32) -> bool {
         false
+    }
+
+    #[inline(always)]
+    fn protocol(&self) -> Be16 {
+        self.read::<Ethernet>(0)
+            .map_or(Be16::new(0), |header| header.ethertype)
     }
 
     #[inline(always)]

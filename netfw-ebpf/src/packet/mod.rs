@@ -10,7 +10,10 @@ mod skb;
 pub use frame::Frame;
 pub use skb::{Skb, bounded};
 
-use netfw_common::{addr::MacPair, csum};
+use netfw_common::{
+    addr::{Be16, MacPair},
+    csum,
+};
 
 use crate::{family::Family, work::Work};
 
@@ -40,7 +43,7 @@ pub trait Packet {
 
     /// Copies bytes from `offset`, counted from the network header, to `to`, where the frame has them:
     /// for hooks that see frames of several kinds.
-    fn load_network<T>(&self, offset: usize, to: &mut T) -> bool;
+    fn load_network<T: Copy>(&self, offset: usize, to: &mut T) -> bool;
 
     /// Writes `value` at `offset`, where the frame has room and the hook writes other than directly.
     fn store<T>(&mut self, offset: usize, value: &T) -> bool;
@@ -57,6 +60,9 @@ pub trait Packet {
 
     /// Makes room for `len` bytes between link-layer and network header.
     fn insert(&mut self, len: u32) -> bool;
+
+    /// EtherType of the packet, behind tags that the kernel keeps beside the frame.
+    fn protocol(&self) -> Be16;
 
     /// Interface of the hook: on which it was received, or by which it leaves.
     fn ifindex(&self) -> u32;

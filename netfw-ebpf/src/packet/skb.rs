@@ -53,13 +53,6 @@ impl<const L2: usize> Skb<L2> {
         Self(ctx)
     }
 
-    /// EtherType of the packet, as the kernel sees it behind tags.
-    #[inline(always)]
-    pub fn protocol(&self) -> Be16 {
-        // SAFETY: the kernel's context, valid for the program's run.
-        Be16::from_wire(unsafe { (*self.raw()).protocol } as u16)
-    }
-
     /// A frame that its sender addressed to another MAC than this interface's is not for this host,
     /// as the kernel sees it, and a container behind [`crate::verdict::Verdict::Peer`] would drop it
     /// (kernels before 6.15, c43272299488, do not scrub that).
@@ -167,7 +160,7 @@ impl<const L2: usize> Packet for Skb<L2> {
     }
 
     #[inline(always)]
-    fn load_network<T>(&self, offset: usize, to: &mut T) -> bool {
+    fn load_network<T: Copy>(&self, offset: usize, to: &mut T) -> bool {
         let len = size_of::<T>() as u32;
         let to = core::ptr::from_mut(to).cast();
         let (skb, from) = (self.raw().cast(), BPF_HDR_START_NET);
@@ -216,6 +209,12 @@ impl<const L2: usize> Packet for Skb<L2> {
         // Behind the link-layer header, if there is one.
         // SAFETY: a helper call.
         unsafe { bpf_skb_adjust_room(self.raw(), len as i32, BPF_ADJ_ROOM_MAC, 0) == 0 }
+    }
+
+    #[inline(always)]
+    fn protocol(&self) -> Be16 {
+        // SAFETY: the kernel's context, valid for the program's run.
+        Be16::from_wire(unsafe { (*self.raw()).protocol } as u16)
     }
 
     #[inline(always)]

@@ -478,6 +478,9 @@ impl Agent {
         for counter in endpoint.counters() {
             self.counters.give_back(counter);
         }
+        if let Err(error) = self.dataplane.forget_drops_of(endpoint.counter) {
+            tracing::warn!(error = %crate::chain(&error), "its drops are counted on");
+        }
         tracing::info!(endpoint = %name, "removed");
         Ok(deleted?)
     }

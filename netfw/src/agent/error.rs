@@ -137,6 +137,11 @@ pub enum AgentError {
     },
     #[error("all {0} counters are in use: withdraw publishes or endpoints")]
     NoCounter(u32),
+    #[error(
+        "{} monitors and traces listen already: end one of them",
+        netfw_common::event::FILTERS
+    )]
+    Listeners,
     #[error("no interface name netfwN is free for the bridge")]
     NoBridgeName,
     #[error(
@@ -209,6 +214,7 @@ impl AgentError {
             | E::PortHeld { .. }
             | E::NoFreePort { .. }
             | E::Gone(_)
+            | E::Listeners
             | E::OtherNamespace { .. }
             | E::OtherInstance { .. }
             | E::Lock(LockError::Held { .. })

@@ -213,13 +213,17 @@ fn view(flow: &Listed, endpoint: Option<&Name>, timeout: u32, now: u32) -> Flow 
         timeout: left,
         original: flow.original,
         reply: flow.reply,
-        origin: match flow.flags & (flag::PUBLISHED | flag::MAPPED) {
-            flag::PUBLISHED => "publish",
-            0 | flag::MAPPED => "masquerade",
-            _ => "mapping",
-        }
-        .into(),
+        origin: origin(flow.flags).into(),
         endpoint: endpoint.cloned(),
+    }
+}
+
+/// What made a flow, by its flags.
+pub(super) fn origin(flags: u8) -> &'static str {
+    match flags & (flag::PUBLISHED | flag::MAPPED) {
+        flag::PUBLISHED => "publish",
+        0 | flag::MAPPED => "masquerade",
+        _ => "mapping",
     }
 }
 

@@ -17,6 +17,7 @@
 //! | [`apply`], [`target`], [`steps`] | the node brought to what a document wants: what that is, and what is different |
 //! | [`described`] | the wanted state as such a document |
 //! | [`view`] | answers |
+//! | [`watch`], [`told`] | single packets, told as they come |
 //! | [`notify`] | telling a service manager |
 //! | [`capability`] | what the agent may do |
 //! | [`run`] | the process: signals, socket, timers |
@@ -58,7 +59,9 @@ pub mod start;
 mod steps;
 pub mod store;
 mod target;
+mod told;
 pub mod view;
+pub mod watch;
 mod xdp;
 
 use std::{
@@ -82,7 +85,7 @@ use self::{
     store::Store,
 };
 use crate::{
-    bpf::{DataPlane, Epoch},
+    bpf::{DataPlane, Epoch, Filters, PacketEvents},
     metrics::Events,
     name::Name,
     net::{Netlink, sysctl::Directory},
@@ -151,6 +154,12 @@ impl Agent {
     /// What the programs log; to be read while `program_log` is configured.
     pub fn logger(&mut self) -> Result<Option<EbpfLogger<&'static dyn log::Log>>, AgentError> {
         Ok(self.dataplane.logger()?)
+    }
+
+    /// Who is told of packets, and what; once.
+    pub fn take_watch(&mut self) -> Result<(Filters, PacketEvents), AgentError> {
+        let taken = self.dataplane.take_watch();
+        taken.ok_or_else(|| AgentError::Fault("the events are taken already".into()))
     }
 
     /// To be raised whenever the node's ways to the world may have changed.

@@ -30,6 +30,7 @@ use super::{
     notify::ServiceManager,
     paths::Paths,
     purge::keep_purging,
+    watch::{Watch, keep_telling},
 };
 use crate::{
     api::server::{Shared, metrics_router, router},
@@ -112,10 +113,13 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
     }
     memory::give_back();
     let epoch = agent.epoch();
+    let (filters, packets) = agent.take_watch()?;
+    let watch = Watch::new(filters);
     let ready = agent.status();
     let events = agent.events().clone();
     let shared = Shared {
         agent: Arc::new(Mutex::new(agent)),
+        watch: watch.clone(),
         shutdown: Arc::new(Notify::new()),
         events,
     };
@@ -135,6 +139,10 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
         tokio::spawn(listener.serve(app, shared.agent.clone()))
     });
     let sweeper = tokio::spawn(sweep(shared.agent.clone()));
+    let teller = {
+        let (agent, watch) = (shared.agent.clone(), watch.clone());
+        tokio::spawn(async move { keep_telling(&agent, &watch, packets).await })
+    };
     let purger = {
         let agent = shared.agent.clone();
         tokio::spawn(async move { keep_purging(&agent).await })
@@ -241,12 +249,15 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
         scraper.abort();
     }
     purger.abort();
+    teller.abort();
+    watch.close();
     stop.notify_one();
     if tokio::time::timeout(GRACE, server).await.is_err() {
         tracing::warn!("requests were still under way");
     }
     // Whoever holds the lock changes nothing half-way.
-    let _last = shared.agent.lock().await;
+    let mut last = shared.agent.lock().await;
+    last.stop_tracing();
     if let Err(error) = fs::remove_file(&socket) {
         tracing::debug!(%error, "the socket was gone already");
     }

@@ -20,7 +20,7 @@ use super::{
     endpoint::place,
     network, node,
     purge::{Doomed, Then},
-    record::{self, Attachment, Node, alias, host_mac, instance_of, is_object, object_of},
+    record::{self, Attachment, Node, Wanted, alias, host_mac, instance_of, is_object, object_of},
     store::{Change, Store},
 };
 use crate::{
@@ -47,17 +47,7 @@ impl Agent {
             store.commit(&[Change::Node(&node)])?;
             wanted.node = Some(node);
         }
-        let dataplane = DataPlane::load(&Options {
-            instance: config.instance.to_string(),
-            max_flows: config.max_flows,
-            max_embryos: config.max_embryos,
-            log_level: config.program_log.then_some(log::Level::Debug),
-            config: netfw_common::record::Config {
-                mappings: wanted.has_mappings().into(),
-                ..config.dataplane
-            },
-            steps: bpf::STEPS,
-        })?;
+        let dataplane = DataPlane::load(&options(&config, &wanted))?;
         let counters = Indexes::new(wanted.counters(), counter::ENTRIES);
         let mut agent = Self {
             config,
@@ -400,6 +390,21 @@ impl Agent {
             .get(&attachment.network)
             .copied()
             .ok_or_else(|| self.no_network(&attachment.network))
+    }
+}
+
+/// What the data plane is loaded with.
+pub(super) fn options(config: &Config, wanted: &Wanted) -> Options {
+    Options {
+        instance: config.instance.to_string(),
+        max_flows: config.max_flows,
+        max_embryos: config.max_embryos,
+        log_level: config.program_log.then_some(log::Level::Debug),
+        config: netfw_common::record::Config {
+            mappings: wanted.has_mappings().into(),
+            ..config.dataplane
+        },
+        steps: bpf::STEPS,
     }
 }
 

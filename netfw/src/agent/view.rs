@@ -1,6 +1,6 @@
 //! Answers: the state as the API shows it.
 
-use std::path::PathBuf;
+use std::{collections::HashMap, path::PathBuf};
 
 use netfw_common::{
     addr::{Ip4, Ip6},
@@ -14,9 +14,9 @@ use super::{
 };
 use crate::{
     api::types::{
-        self, Attachment, Counter, DropStats, Endpoint, EndpointState, EndpointStats, KnownMac,
-        Member, Network, NetworkDetails, Program, PublishStats, Stats, Status, Table, Uplink,
-        Wiring,
+        self, Attachment, Counter, DropStats, Endpoint, EndpointDrops, EndpointState,
+        EndpointStats, KnownMac, Member, Network, NetworkDetails, Program, PublishStats, Stats,
+        Status, Table, Uplink, Wiring,
     },
     bpf::{Family, Part},
     name::{Mac, Name},
@@ -384,12 +384,30 @@ impl Agent {
 impl Agent {
     fn drop_views(&self) -> Result<Vec<DropStats>, AgentError> {
         let drops = self.dataplane.drops()?;
+        let of_endpoints = self.dataplane.drops_of_endpoints()?;
+        let names = self.wanted.endpoints.values();
+        let names: HashMap<u32, &Name> = names.map(|e| (e.counter, &e.name)).collect();
+        let senders = |reason: Drop| {
+            let of_reason = of_endpoints
+                .iter()
+                .filter(|(key, _)| key.reason == reason as u32);
+            let named = of_reason.filter_map(|(key, packets)| {
+                Some(EndpointDrops {
+                    name: (*names.get(&key.endpoint)?).clone(),
+                    packets: *packets,
+                })
+            });
+            let mut senders: Vec<_> = named.collect();
+            senders.sort_by(|a, b| a.name.cmp(&b.name));
+            senders
+        };
         Ok(drops
             .into_iter()
             .map(|(reason, packets)| DropStats {
                 reason: reason.name().into(),
                 description: reason.description().into(),
                 packets,
+                senders: senders(reason),
             })
             .collect())
     }

@@ -6,21 +6,23 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::FutureExt as _;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
-    Method, Request,
-    body::Bytes,
+    Method, Request, Response,
+    body::{Bytes, Incoming},
     header::{CONTENT_TYPE, HOST},
 };
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, task::JoinHandle};
 
 use super::types::{
     Applied, ApplyRequest, ConnectRequest, Endpoint, EndpointRequest, Failure, FailureKind, Fault,
     Flow, Flushed, Network, NetworkDetails, NetworkRequest, PublishRequest, Stats, Status,
     UnpublishRequest,
 };
+use super::watch::Line;
 use crate::{
     agent::{paths::Paths, saved::Saved},
     filter::FlowFilter,
@@ -70,6 +72,11 @@ pub enum ClientError {
         pid: Option<i32>,
         patience: Duration,
     },
+    #[error(
+        "the agent has ended, and with it what it tells; `netfw{} status` waits for another one",
+        crate::agent::run::instance_option(instance)
+    )]
+    Ended { instance: Name },
     #[error("the agent's answer cannot be read ({source}): is it another version of netfw?")]
     Answer { source: serde_json::Error },
     /// The agent refused; its own words.
@@ -117,6 +124,20 @@ impl Client {
 
     pub async fn stats(&self) -> Result<Stats> {
         self.get("/v1/stats").await
+    }
+
+    /// What `monitor` or `trace` is told, under a path with its query.
+    pub async fn watch(&self, path: &str) -> Result<Lines> {
+        let (response, connection) = self.ask(Method::GET, path, NOTHING).await?;
+        if !response.status().is_success() {
+            return Err(self.refusal(path, response).await);
+        }
+        Ok(Lines {
+            body: response.into_body(),
+            begun: Vec::new(),
+            instance: self.paths.instance.clone(),
+            _connection: AbortOnDrop(connection),
+        })
     }
 
     pub async fn store(&self) -> Result<Saved> {
@@ -214,12 +235,28 @@ impl Client {
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<T> {
+        let (response, connection) = self.ask(method, path, body).await?;
+        let _connection = AbortOnDrop(connection);
+        if !response.status().is_success() {
+            return Err(self.refusal(path, response).await);
+        }
+        let bytes = self.whole(response).await?;
+        serde_json::from_slice(&bytes).map_err(|source| ClientError::Answer { source })
+    }
+
+    /// Sends a request; the answer, and the connection that it comes by.
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<(Response<Incoming>, JoinHandle<()>)> {
         let stream = self.connect().await?;
         let pid = stream.peer_cred().ok().and_then(|agent| agent.pid());
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|e| self.http(e))?;
-        let connection = tokio::spawn(connection);
+        let connection = tokio::spawn(connection.map(drop));
         let body = match body {
             Some(body) => serde_json::to_vec(body).map_err(|e| self.http(e))?,
             None => Vec::new(),
@@ -232,7 +269,7 @@ impl Client {
             .body(Full::new(Bytes::from(body)))
             .map_err(|e| self.http(e))?;
         let answer = sender.send_request(request);
-        let response =
+        let answer =
             match self.patience {
                 None => answer.await,
                 Some(patience) => tokio::time::timeout(patience, answer).await.map_err(|_| {
@@ -243,18 +280,22 @@ impl Client {
                     }
                 })?,
             };
-        let response = response.map_err(|e| self.http(e))?;
+        Ok((answer.map_err(|e| self.http(e))?, connection))
+    }
+
+    async fn whole(&self, response: Response<Incoming>) -> Result<Bytes> {
+        let body = Limited::new(response.into_body(), LIMIT).collect().await;
+        Ok(body.map_err(|e| self.http(e))?.to_bytes())
+    }
+
+    /// What the agent said in an answer that is none.
+    async fn refusal(&self, path: &str, response: Response<Incoming>) -> ClientError {
         let status = response.status();
-        let bytes = Limited::new(response.into_body(), LIMIT)
-            .collect()
-            .await
-            .map_err(|e| self.http(e))?
-            .to_bytes();
-        connection.abort();
-        if status.is_success() {
-            return serde_json::from_slice(&bytes).map_err(|source| ClientError::Answer { source });
-        }
-        Err(match serde_json::from_slice(&bytes) {
+        let bytes = match self.whole(response).await {
+            Ok(bytes) => bytes,
+            Err(error) => return error,
+        };
+        match serde_json::from_slice(&bytes) {
             Ok(Failure {
                 error,
                 kind,
@@ -273,7 +314,7 @@ impl Client {
                 kind: FailureKind::Internal,
                 faults: Vec::new(),
             },
-        })
+        }
     }
 
     /// Waits for an agent that is starting: `netfw agent & netfw endpoint add …` is one line.
@@ -327,3 +368,41 @@ impl Client {
 }
 
 const NOTHING: Option<&()> = None;
+
+/// Lines of JSON, as they come.
+pub struct Lines {
+    body: Incoming,
+    /// The beginning of a line.
+    begun: Vec<u8>,
+    instance: Name,
+    _connection: AbortOnDrop,
+}
+
+impl Lines {
+    /// The next one. There is one until the agent ends.
+    pub async fn next(&mut self) -> Result<Line> {
+        loop {
+            if let Some(end) = self.begun.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.begun.drain(..=end).collect();
+                return serde_json::from_slice(&line)
+                    .map_err(|source| ClientError::Answer { source });
+            }
+            match self.body.frame().await {
+                Some(Ok(frame)) => self.begun.extend(frame.into_data().unwrap_or_default()),
+                // In order, or killed.
+                None | Some(Err(_)) => {
+                    let instance = self.instance.clone();
+                    return Err(ClientError::Ended { instance });
+                }
+            }
+        }
+    }
+}
+
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

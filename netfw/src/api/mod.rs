@@ -18,6 +18,8 @@
 //! | `DELETE /v1/endpoints/NAME/publishes` | withdraws, [`UnpublishRequest`](types::UnpublishRequest) | the endpoint |
 //! | `GET /v1/flows[?endpoint=NAME]` | | list of [`Flow`](types::Flow) |
 //! | `DELETE /v1/flows[?endpoint=NAME]` | forgets flows | [`Flushed`](types::Flushed) |
+//! | `GET /v1/monitor[?reasons=…&endpoint=…&protocol=…&from=…&to=…]` | | a [`Line`](watch::Line) for each drop, as it happens |
+//! | `GET /v1/trace?…` | | likewise, for whatever becomes of a packet |
 //! | `GET /v1/store` | | [`Saved`](crate::agent::saved::Saved), as the store has it |
 //! | `GET /metrics` | | metrics for Prometheus, as text ([`metrics`](crate::metrics)) |
 //! | `POST /v1/shutdown` | ends the agent; the data plane stays | nothing |
@@ -28,3 +30,4 @@
 pub mod client;
 pub mod server;
 pub mod types;
+pub mod watch;

@@ -3,11 +3,11 @@
 //! A request runs to its end even where the client goes away: it is spawned, because a change
 //! that is dropped half-way would leave the store and the kernel apart.
 
-use std::sync::Arc;
+use std::{convert::Infallible, sync::Arc};
 
 use axum::{
     Json, Router,
-    body::Bytes,
+    body::{Body, Bytes},
     extract::{DefaultBodyLimit, Path, Query, Request, State, rejection::QueryRejection},
     http::{StatusCode, header::CONTENT_TYPE},
     middleware::{Next, from_fn_with_state},
@@ -26,8 +26,14 @@ use super::types::{
     UnpublishRequest,
 };
 use crate::{
-    agent::{Agent, AgentError, flow, memory, purge::carry_out, saved::Saved, view::wire},
-    filter::FlowFilter,
+    agent::{
+        Agent, AgentError, flow, memory,
+        purge::carry_out,
+        saved::Saved,
+        view::wire,
+        watch::{self, Wanted, Watch},
+    },
+    filter::{FlowFilter, WatchFilter},
     metrics::{self, Events},
     name::Name,
 };
@@ -38,6 +44,8 @@ const BODY_LIMIT: usize = 1 << 20;
 #[derive(Clone)]
 pub struct Shared {
     pub agent: Arc<Mutex<Agent>>,
+    /// Who is told of packets.
+    pub watch: Arc<Watch>,
     /// Told when somebody asks the agent to end.
     pub shutdown: Arc<Notify>,
     pub events: Events,
@@ -64,6 +72,8 @@ pub fn router(shared: Shared) -> Router {
             post(publish).delete(unpublish),
         )
         .route("/v1/flows", get(flows).delete(flush))
+        .route("/v1/monitor", get(monitor))
+        .route("/v1/trace", get(trace))
         .route("/v1/store", get(store))
         .route("/v1/apply", post(apply))
         .route("/v1/shutdown", post(shutdown))
@@ -354,6 +364,28 @@ async fn flush(State(shared): State<Shared>, query: Filter) -> Answer<Flushed> {
         Ok(Flushed { flows })
     })
     .await
+}
+
+type Watched = Result<Query<WatchFilter>, QueryRejection>;
+
+async fn monitor(State(shared): State<Shared>, query: Watched) -> Result<Response, Refusal> {
+    told(&shared, Wanted::Drops, query).await
+}
+
+async fn trace(State(shared): State<Shared>, query: Watched) -> Result<Response, Refusal> {
+    told(&shared, Wanted::Traces, query).await
+}
+
+/// Lines as they come, until the client has enough or the agent ends.
+async fn told(shared: &Shared, wanted: Wanted, query: Watched) -> Result<Response, Refusal> {
+    let Query(filter) = query.map_err(|rejection| AgentError::Request(rejection.body_text()))?;
+    let told = watch::listen(&shared.agent, &shared.watch, wanted, &filter).await?;
+    let lines = futures::stream::unfold(told, async |mut told| {
+        let line = told.next().await?;
+        Some((Ok::<_, Infallible>(line), told))
+    });
+    let lines = Body::from_stream(lines);
+    Ok(([(CONTENT_TYPE, "application/x-ndjson")], lines).into_response())
 }
 
 async fn shutdown(State(shared): State<Shared>) -> Answer<()> {

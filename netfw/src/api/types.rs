@@ -589,4 +589,14 @@ pub struct DropStats {
     pub reason: String,
     pub description: String,
     pub packets: u64,
+    /// The endpoints that sent them, if endpoints did.
+    #[serde(default)]
+    pub senders: Vec<EndpointDrops>,
+}
+
+/// What was dropped of an endpoint's packets.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct EndpointDrops {
+    pub name: Name,
+    pub packets: u64,
 }

@@ -525,7 +525,7 @@ pub fn running(links: &Path) -> Vec<(Hook, u32, String, Attachment)> {
 }
 
 /// The interface of an index in the calling thread's namespace.
-pub(super) fn name_of(ifindex: u32) -> Option<String> {
+pub fn name_of(ifindex: u32) -> Option<String> {
     let mut name = [0u8; libc::IF_NAMESIZE];
     // SAFETY: the function writes a string of at most IF_NAMESIZE bytes with its NUL.
     let found = unsafe { libc::if_indextoname(ifindex, name.as_mut_ptr().cast()) };

@@ -254,22 +254,26 @@ impl DataPlane {
     }
 
     /// Puts the programs in the place of ours wherever the kernel runs those; pins that stand for nothing are
-    /// left for the agent to find.
-    fn swap_all(&mut self) -> Result<(), BpfError> {
+    /// left for the agent to find. Goes on past errors, and returns the first.
+    pub(super) fn swap_all(&mut self) -> Result<(), BpfError> {
         let links = self.pins.links();
+        let mut errors = Vec::new();
         for (hook, ifindex, name, way) in attach::running(&links) {
-            attach::attach(&mut self.ebpf, &links, hook, ifindex, &name, Some(way))?;
+            let ebpf = self.running();
+            errors.extend(attach::attach(ebpf, &links, hook, ifindex, &name, Some(way)).err());
         }
         for ifindex in self.xdp_pinned() {
-            let mode = self.xdp_mode(ifindex)?;
-            if let (Some(mode), Some(name)) = (mode, attach::name_of(ifindex)) {
-                self.attach_xdp(ifindex, &name, mode)?;
+            match (self.xdp_mode(ifindex), attach::name_of(ifindex)) {
+                (Ok(Some(mode)), Some(name)) => {
+                    errors.extend(self.attach_xdp(ifindex, &name, mode).err());
+                }
+                (mode, _) => errors.extend(mode.err()),
             }
         }
         if super::cgroup::missing(&links).is_empty() {
-            self.attach_sockets()?;
+            errors.extend(self.attach_sockets().err());
         }
-        Ok(())
+        errors.into_iter().next().map_or(Ok(()), Err)
     }
 }
 

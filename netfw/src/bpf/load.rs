@@ -66,6 +66,11 @@ pub const PINNED: &[&str] = &[
     "UPLINKS",
     "COUNTERS",
     "DROPS",
+    "DROPS_OF",
+    "EVENTS",
+    "FILTERS",
+    "LISTENERS",
+    "SUPPRESSED",
     "CONFIG",
 ];
 
@@ -115,10 +120,12 @@ struct Globals {
     netns: u64,
     says_why: u8,
     v6only_bit: u32,
+    /// Do the programs tell what becomes of each packet?
+    traces: u8,
 }
 
 impl Globals {
-    fn find(log_level: Option<log::Level>) -> Result<Self, BpfError> {
+    fn find(log_level: Option<log::Level>, traces: bool) -> Result<Self, BpfError> {
         let globals = Self {
             log_level: log_level.map_or(0u8, |level| level as u8),
             // Without one the guard looks at every packet.
@@ -126,6 +133,7 @@ impl Globals {
             netns: cgroup::netns_cookie().map_err(|source| BpfError::Cookie { source })?,
             says_why: u8::from(cgroup::may_say_why()),
             v6only_bit: cgroup::v6only_bit().unwrap_or(0),
+            traces: traces.into(),
         };
         let (says_why, v6only_bit) = (globals.says_why, globals.v6only_bit);
         tracing::debug!(says_why, v6only_bit, "of sockets that are refused a port");
@@ -138,12 +146,18 @@ impl Globals {
         loader.override_global("VOUCHER", &self.voucher, true);
         loader.override_global("SAYS_WHY", &self.says_why, true);
         loader.override_global("V6ONLY_BIT", &self.v6only_bit, true);
+        loader.override_global("TRACES", &self.traces, true);
     }
 }
 
 /// Loads maps and programs of an instance; its directories must be there. What an `older` layout has pinned
-/// and this one has the same of is used by both then.
-pub fn load(options: &Options, pins: &Pins, older: &[Layout]) -> Result<Ebpf, BpfError> {
+/// and this one has the same of is used by both then. `traces`: programs that tell what becomes of each packet.
+pub fn load(
+    options: &Options,
+    pins: &Pins,
+    older: &[Layout],
+    traces: bool,
+) -> Result<Ebpf, BpfError> {
     let sizes = sizes(options.max_flows, options.max_embryos)?;
     let directory = pins.maps();
     let adopt = || {
@@ -166,7 +180,7 @@ pub fn load(options: &Options, pins: &Pins, older: &[Layout]) -> Result<Ebpf, Bp
     });
     adopted?;
 
-    let globals = Globals::find(options.log_level)?;
+    let globals = Globals::find(options.log_level, traces)?;
     globals.set(&mut loader);
     for (name, size) in sizes {
         loader.map_max_entries(name, size);
@@ -181,7 +195,7 @@ pub fn load(options: &Options, pins: &Pins, older: &[Layout]) -> Result<Ebpf, Bp
 
 /// The object as an agent has it, but with room for next to nothing, and pinned nowhere: it goes with the value.
 pub fn load_unpinned() -> Result<Ebpf, BpfError> {
-    let globals = Globals::find(None)?;
+    let globals = Globals::find(None, false)?;
     let mut loader = EbpfLoader::new();
     globals.set(&mut loader);
     for (name, size) in sizes(64, 64)? {

@@ -12,15 +12,18 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{Array, LpmTrie, MapData, PerCpuArray, PerCpuValues, xdp::DevMapHash},
+    maps::{
+        Array, LpmTrie, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues,
+        xdp::DevMapHash,
+    },
 };
 use ipnet::IpNet;
 use netfw_common::{
     addr::{Ip4, Ip6},
     drop::Drop,
     record::{
-        Config, Counter, Endpoint, Local, Publish, PublishKey, SocketKey, SocketPeer, Subnet,
-        Uplink, endpoint_flag,
+        Config, Counter, DropKey, Endpoint, Local, Publish, PublishKey, SocketKey, SocketPeer,
+        Subnet, Uplink, endpoint_flag,
     },
 };
 use nix::libc;
@@ -43,6 +46,7 @@ pub struct Maps {
     pub(super) veths: DevMapHash<MapData>,
     counters: PerCpuArray<MapData, Counter>,
     drops: PerCpuArray<MapData, u64>,
+    drops_of: PerCpuHashMap<MapData, DropKey, u64>,
     config: Settings,
 }
 
@@ -69,6 +73,7 @@ impl Maps {
             veths: take(ebpf, "VETHS")?,
             counters: take(ebpf, "COUNTERS")?,
             drops: take(ebpf, "DROPS")?,
+            drops_of: take(ebpf, "DROPS_OF")?,
             config: Settings(Arc::new(Mutex::new(take(ebpf, CONFIG)?))),
         })
     }
@@ -353,7 +358,8 @@ impl DataPlane {
         let cpus = aya::util::nr_cpus().map_err(|(_, error)| failed()(error.into()))?;
         let zeros = PerCpuValues::try_from(vec![Counter::default(); cpus])
             .map_err(|error| failed()(error.into()))?;
-        self.maps.counters.set(index, zeros, 0).map_err(failed())
+        self.maps.counters.set(index, zeros, 0).map_err(failed())?;
+        self.forget_drops_of(index)
     }
 
     /// Packets dropped for each reason, summed over the CPUs.
@@ -369,6 +375,35 @@ impl DataPlane {
                 Ok((reason, values.iter().sum()))
             })
             .collect()
+    }
+
+    /// Packets dropped of what endpoints sent, by the index of the endpoint's counter. Endpoints that met no
+    /// drop are not there.
+    pub fn drops_of_endpoints(&self) -> Result<Vec<(DropKey, u64)>, BpfError> {
+        self.maps
+            .drops_of
+            .iter()
+            .map(|entry| {
+                let (key, values) = entry.map_err(BpfError::map("DROPS_OF", "read"))?;
+                Ok((key, values.iter().sum()))
+            })
+            .collect()
+    }
+
+    /// Whatever was counted for the endpoint with this counter is forgotten.
+    pub fn forget_drops_of(&mut self, endpoint: u32) -> Result<(), BpfError> {
+        for reason in Drop::ALL {
+            let key = DropKey {
+                endpoint,
+                reason: *reason as u32,
+            };
+            match self.maps.drops_of.remove(&key) {
+                Ok(()) | Err(MapError::KeyNotFound) => {}
+                Err(error) if root_errno(&error) == Some(libc::ENOENT) => {}
+                Err(error) => return Err(BpfError::map("DROPS_OF", "delete from")(error)),
+            }
+        }
+        Ok(())
     }
 }
 

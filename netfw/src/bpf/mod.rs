@@ -28,6 +28,8 @@
 //! | `taken` | ports that the node's processes may not bind |
 //! | `flows` | the flow tables |
 //! | `holdings` | who has how much of them |
+//! | `events` | single packets, told to whoever listens |
+//! | `traced` | programs that tell of every packet, in the place of the others |
 //! | `stats` | what the programs cost |
 //! | `sys` | the only raw `bpf(2)` |
 
@@ -38,6 +40,7 @@ mod carry;
 mod cgroup;
 mod company;
 mod error;
+mod events;
 mod family;
 mod flows;
 mod holdings;
@@ -52,6 +55,7 @@ mod stats;
 mod sys;
 mod table;
 mod taken;
+mod traced;
 mod trial;
 mod xdp;
 
@@ -59,11 +63,12 @@ use aya::Ebpf;
 use netfw_common::record::Config;
 
 pub use self::{
-    attach::{Attachment, Hook},
+    attach::{Attachment, Hook, name_of as interface_name},
     carry::{Change, Convert, STEPS, Step},
     cgroup::mounted as cgroup_root,
     company::{At, OnHook, on_hooks},
     error::BpfError,
+    events::{Filters, PacketEvents, epoch_of_events},
     family::Family,
     flows::{FlowWalk, Part, Visit, now},
     load::PROGRAMS_OBJECT,
@@ -72,6 +77,7 @@ pub use self::{
     pin::{BPFFS, is_mounted as is_bpffs_mounted},
     sockets::Connected,
     stats::{ProgramStats, enable_stats},
+    traced::Traced,
     trial::{Attached, Features, Tried, features},
     xdp::XdpMode,
 };
@@ -95,6 +101,10 @@ pub struct Options {
 /// The data plane of one instance.
 pub struct DataPlane {
     ebpf: Ebpf,
+    /// What runs in the place of `ebpf`, while somebody traces.
+    traced: Option<Traced>,
+    /// Until somebody takes them.
+    watch: Option<(Filters, PacketEvents)>,
     pins: pin::Pins,
     maps: maps::Maps,
     flows: flows::Flows,
@@ -130,12 +140,14 @@ impl DataPlane {
         pins: &pin::Pins,
         older: &[pin::Layout],
     ) -> Result<Self, BpfError> {
-        let mut ebpf = load::load(options, pins, older)?;
+        let mut ebpf = load::load(options, pins, older, false)?;
         for layout in older {
             carry::convert(options.steps, layout, pins, carry::Pass::First)?;
         }
         let mut plane = Self {
             maps: maps::Maps::take(&mut ebpf)?,
+            traced: None,
+            watch: Some((Filters::take(&mut ebpf)?, PacketEvents::take(&mut ebpf)?)),
             flows: flows::Flows::take(&mut ebpf)?,
             pins: pins.clone(),
             only: None,
@@ -212,12 +224,18 @@ impl DataPlane {
 
     /// The sockets of the node's own processes, on the whole machine's root cgroup.
     pub fn attach_sockets(&mut self) -> Result<(), BpfError> {
-        cgroup::attach(&mut self.ebpf, &self.pins.links())
+        let links = self.pins.links();
+        cgroup::attach(self.running(), &links)
     }
 
     fn attach(&mut self, hook: Hook, ifindex: u32, name: &str) -> Result<Attachment, BpfError> {
-        let links = self.pins.links();
-        attach::attach(&mut self.ebpf, &links, hook, ifindex, name, self.only)
+        let (links, only) = (self.pins.links(), self.only);
+        attach::attach(self.running(), &links, hook, ifindex, name, only)
+    }
+
+    /// Who wants to be told of packets, and what there is to tell; for one taker.
+    pub fn take_watch(&mut self) -> Option<(Filters, PacketEvents)> {
+        self.watch.take()
     }
 
     /// Has somebody taken a program of ours off the interface? Only filters can be: a TCX link is its maker's.

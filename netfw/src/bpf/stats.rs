@@ -33,7 +33,7 @@ impl DataPlane {
             .map(|hook| hook.program())
             .chain([xdp::PROGRAM])
             .filter_map(|name| {
-                let info = self.ebpf.program(name)?.info().ok()?;
+                let info = self.now_running().program(name)?.info().ok()?;
                 Some(ProgramStats {
                     name,
                     run_count: info.run_count(),

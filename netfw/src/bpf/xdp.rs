@@ -117,7 +117,11 @@ impl DataPlane {
     /// The XDP program on an uplink, in that mode and no other; in place of ours that is there.
     pub fn attach_xdp(&mut self, ifindex: u32, name: &str, mode: XdpMode) -> Result<(), BpfError> {
         let pin = pin_of(&self.pins.links(), ifindex);
-        let program = loaded(&mut self.ebpf, &mut self.xdp_refused)?;
+        let (ebpf, refused) = match &mut self.traced {
+            Some(traced) => (&mut traced.ebpf, &mut traced.xdp_refused),
+            None => (&mut self.ebpf, &mut self.xdp_refused),
+        };
+        let program = loaded(ebpf, refused)?;
         let failed = |source: io::Error| BpfError::AttachXdp {
             interface: name.into(),
             mode,

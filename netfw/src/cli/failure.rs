@@ -75,7 +75,11 @@ fn kind(error: &anyhow::Error) -> Kind {
     }
     match error.downcast_ref::<ClientError>() {
         Some(ClientError::Refused { kind, .. }) => return Kind::Agent(*kind),
-        Some(ClientError::NotRunning { .. } | ClientError::Starting { .. }) => {
+        Some(
+            ClientError::NotRunning { .. }
+            | ClientError::Starting { .. }
+            | ClientError::Ended { .. },
+        ) => {
             return Kind::Own(Own::NotRunning);
         }
         Some(ClientError::Permission { .. }) => return Kind::Own(Own::Permission),

@@ -14,6 +14,7 @@ mod exec;
 mod failure;
 mod flow;
 mod log;
+mod monitor;
 mod network;
 mod output;
 mod port;
@@ -22,6 +23,8 @@ mod stats;
 mod status;
 mod store;
 mod top;
+mod trace;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -98,6 +101,8 @@ enum Command {
     Status,
     /// Packets and bytes of endpoints and publishes, drops by reason.
     Stats(stats::Args),
+    Monitor(monitor::Args),
+    Trace(trace::Args),
     /// Rates of publishes and endpoints, new flows and drops, on the whole terminal.
     Top(top::Args),
     Apply(apply::Args),
@@ -133,6 +138,8 @@ pub fn main() -> ExitCode {
         Command::Flow(command) => flow::run(&global, command),
         Command::Status => status::run(&global),
         Command::Stats(args) => stats::run(&global, args),
+        Command::Monitor(args) => monitor::run(&global, args),
+        Command::Trace(args) => trace::run(&global, args),
         Command::Top(args) => top::run(&global, args),
         Command::Apply(args) => apply::run(&global, args),
         Command::Store(command) => store::run(&global, command),
@@ -238,6 +245,11 @@ mod tests {
             "netfw apply",
             "netfw apply x.toml",
             "netfw exec x --",
+            "netfw monitor --reason lek",
+            "netfw monitor --count 0",
+            "netfw monitor --from 10.0.0.0/33",
+            "netfw trace",
+            "netfw trace --count 1",
             "netfw exec x",
             "netfw top --interval 0",
             "netfw agent --metrics localhost:9469",

@@ -16,7 +16,7 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Drops by reason instead of counters.
+    /// Drops by reason, and of what endpoints sent by endpoint, instead of counters.
     #[arg(long)]
     drops: bool,
     /// Again and again, until Ctrl-C: packets and bytes a second, of an interval of so many seconds.
@@ -112,6 +112,7 @@ pub(super) fn rates(before: &Stats, now: &Stats, seconds: f64) -> Stats {
             ..Counter::default()
         };
         let old = old.map(|d| counter(d.packets));
+        drop.senders.clear();
         drop.packets = rate(old.as_ref(), &counter(drop.packets)).rx_packets;
     }
     rates
@@ -146,11 +147,20 @@ fn table(stats: &Stats, headings: &[&str; 4]) -> String {
 }
 
 fn show_drops(drops: &[DropStats]) -> String {
-    let mut table = Table::new(&["REASON", "PACKETS", "WHAT IT MEANS"]);
+    let mut table = Table::new(&["REASON", "PACKETS", "SENT BY", "WHAT IT MEANS"]);
     for d in drops {
+        let senders = d.senders.iter();
+        let senders: Vec<_> = senders
+            .map(|s| format!("{} ({})", s.name, s.packets))
+            .collect();
         table.row([
             d.reason.clone(),
             d.packets.to_string(),
+            if senders.is_empty() {
+                "-".into()
+            } else {
+                senders.join(", ")
+            },
             d.description.clone(),
         ]);
     }
@@ -177,6 +187,7 @@ mod tests {
                 reason: "leak".into(),
                 description: String::new(),
                 packets: dropped,
+                senders: Vec::new(),
             }],
         }
     }

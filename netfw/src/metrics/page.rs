@@ -420,6 +420,7 @@ mod tests {
                 reason: "leak".into(),
                 description: String::new(),
                 packets: 7,
+                senders: Vec::new(),
             }],
         };
         let status = Status {

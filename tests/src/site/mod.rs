@@ -16,13 +16,16 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, PerCpuValues, lpm_trie::Key, xdp},
+    maps::{
+        Array, HashMap, LpmTrie, MapData, PerCpuArray, PerCpuValues, RingBuf, lpm_trie::Key, xdp,
+    },
     programs::{SchedClassifier, Xdp},
     util::nr_cpus,
 };
 use netfw_common::{
     addr::{Address, Be16, Ip4, Ip6},
     budget::Budget,
+    event::{Event, FILTERS, Filter},
     flow::{Flow, holdings},
     fragment::{Datagram, FragmentKey, Held, HeldKey},
     record::{
@@ -56,6 +59,9 @@ static POOL: Mutex<Vec<Site>> = Mutex::new(Vec::new());
 pub struct Site {
     pub ebpf: Ebpf,
     pub devices: TestDevices,
+    /// Do the programs tell what becomes of each packet?
+    pub traces: bool,
+    events: RingBuf<MapData>,
 }
 
 /// MAC addresses of those in the table.
@@ -74,17 +80,62 @@ const FEW_EMBRYOS: u32 = 1024;
 
 impl Site {
     /// One that nobody uses, with small flow tables.
-    pub fn take() -> Self {
-        let free = POOL.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        free.unwrap_or_else(|| Self::load(Some((FEW_FLOWS, FEW_EMBRYOS))))
+    pub fn take(traces: bool) -> Self {
+        let mut free = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = free.iter().position(|site| site.traces == traces);
+        let found = found.map(|at| free.swap_remove(at));
+        drop(free);
+        found.unwrap_or_else(|| Self::load_with(Some((FEW_FLOWS, FEW_EMBRYOS)), traces))
     }
 
     /// A new one, with so many entries for flows and for embryos in each family, or as many as the
     /// agent has. Its maps are empty: [`reset`](Self::reset) fills them.
     pub fn load(tables: Option<(u32, u32)>) -> Self {
+        Self::load_with(tables, false)
+    }
+
+    fn load_with(tables: Option<(u32, u32)>, traces: bool) -> Self {
         let devices = TestDevices::new();
-        let ebpf = devices.enter(|_| load(tables));
-        Self { ebpf, devices }
+        let mut ebpf = devices.enter(|_| load(tables, traces));
+        let events = ebpf.take_map("EVENTS").expect("a map");
+        Self {
+            ebpf,
+            devices,
+            traces,
+            events: events.try_into().expect("a ring"),
+        }
+    }
+
+    /// Has the programs tell what suits the filters: these, and no others.
+    pub fn listen(&mut self, filters: &[Filter]) {
+        let map = self.ebpf.map_mut("FILTERS").expect("a map");
+        let mut map: Array<&mut MapData, Filter> = Array::try_from(map).expect("an array");
+        for number in 0..FILTERS {
+            let filter = filters.get(number as usize).copied().unwrap_or_default();
+            map.set(number, filter, 0).expect("a filter");
+        }
+        let map = self.ebpf.map_mut("LISTENERS").expect("a map");
+        let mut map: Array<&mut MapData, u32> = Array::try_from(map).expect("an array");
+        map.set(0, filters.len() as u32, 0).expect("a number");
+        self.events();
+    }
+
+    /// How many events a filter has missed; all of them, for want of room, with [`FILTERS`].
+    pub fn suppressed(&self, filter: u32) -> u64 {
+        let map = self.ebpf.map("SUPPRESSED").expect("a map");
+        let map: PerCpuArray<&MapData, u64> = PerCpuArray::try_from(map).expect("an array");
+        map.get(&filter, 0).expect("a count").iter().sum()
+    }
+
+    /// What was told since the last time.
+    pub fn events(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        while let Some(item) = self.events.next() {
+            assert_eq!(item.len(), size_of::<Event>());
+            // SAFETY: as many bytes as an event has, which is integers without padding.
+            events.push(unsafe { item.as_ptr().cast::<Event>().read_unaligned() });
+        }
+        events
     }
 
     /// For the next.
@@ -405,10 +456,12 @@ fn six(name: &str) -> Ip6 {
     }
 }
 
-fn load(tables: Option<(u32, u32)>) -> Ebpf {
+fn load(tables: Option<(u32, u32)>, traces: bool) -> Ebpf {
     let mut loader = EbpfLoader::new();
     loader.override_global("AYA_LOG_LEVEL", &0u8, false);
     loader.override_global("VOUCHER", &VOUCHER, true);
+    let traces = u8::from(traces);
+    loader.override_global("TRACES", &traces, true);
     if let Some((flows, embryos)) = tables {
         for (name, entries) in [
             ("FLOWS4", flows),

@@ -47,4 +47,5 @@ mod undone;
 mod upgrade;
 mod vlan;
 mod walks;
+mod watch;
 mod xdp;

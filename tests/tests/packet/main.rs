@@ -8,6 +8,7 @@
 mod allow;
 mod answers;
 mod errors;
+mod events;
 mod fragments;
 mod fuzz;
 mod guard;

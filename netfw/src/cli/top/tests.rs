@@ -53,6 +53,7 @@ fn sample(from: Instant, seconds: u64, web: u64, db: u64, dropped: u64) -> Sampl
         reason: reason.into(),
         description: format!("What {reason} is."),
         packets,
+        senders: Vec::new(),
     };
     Sample {
         at: from + Duration::from_secs(seconds),

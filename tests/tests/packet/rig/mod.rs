@@ -1,6 +1,8 @@
 //! Runs each case on every hook and in every family: {IPv4, IPv6} × {TC alone, XDP with TC behind
 //! it}. A case is written once, with the names of [`netfw_tests::site`].
 
+pub mod told;
+
 use std::{net::IpAddr, process::Command, time::Duration};
 
 use aya::{
@@ -11,6 +13,7 @@ use aya::{
 use netfw_common::{
     addr::{Address, Be32, Ip4, Ip6},
     drop::{Drop, SLOTS},
+    event,
     flow::{Flow, Flow6, TICK_SHIFT, Timeouts},
     record::{Config, Counter, Local, Uplink, network_flag},
     tuple::{Tuple, Tuple6, proto},
@@ -44,6 +47,9 @@ pub enum Hook {
     /// XDP, and TC behind it for what XDP passes.
     Xdp,
 }
+
+/// With this set, every case is run by programs that trace, which must make no difference.
+const TRACED: &str = "NETFW_TRACED";
 
 /// Every way of a packet.
 pub const PATHS: [(Family, Hook); 4] = [
@@ -159,6 +165,8 @@ pub struct Rig {
     by_xdp: bool,
     /// The site is not for others any more.
     spoilt: bool,
+    /// The test looks itself at what is told.
+    pub unchecked: bool,
     /// TC gets frames whose bytes a device has summed up, and the sum has to stay right.
     pub summed: bool,
     /// What TC is told of the control block (`skb->cb`).
@@ -180,18 +188,31 @@ pub fn with_rig_in(only: Family, test: impl Fn(&mut Rig) + Sync) {
     on_paths(&paths[..2], test);
 }
 
+/// Runs `test` on every path, by programs that trace.
+#[track_caller]
+pub fn with_traced_rig(test: impl Fn(&mut Rig) + Sync) {
+    on_paths_by(&PATHS, true, test);
+}
+
 #[track_caller]
 fn on_paths(paths: &[(Family, Hook)], test: impl Fn(&mut Rig) + Sync) {
+    let traces = std::env::var_os(TRACED).is_some_and(|value| !value.is_empty());
+    on_paths_by(paths, traces, test);
+}
+
+#[track_caller]
+fn on_paths_by(paths: &[(Family, Hook)], traces: bool, test: impl Fn(&mut Rig) + Sync) {
     netfw_tests::require_root();
     for &(family, hook) in paths {
         println!("{family:?}, {hook:?}");
         let mut rig = Rig {
-            site: Site::take(),
+            site: Site::take(traces),
             hook,
             config: Config::default(),
             drops: vec![0; SLOTS as usize],
             by_xdp: false,
             spoilt: false,
+            unchecked: false,
             summed: false,
             cb: [0; 5],
             cb_left: [0; 5],
@@ -200,6 +221,7 @@ fn on_paths(paths: &[(Family, Hook)], test: impl Fn(&mut Rig) + Sync) {
         let rig = enter(&node, || {
             set_family(family);
             rig.site.reset();
+            told::listen(&mut rig.site);
             rig.new_drops();
             test(&mut rig);
             assert_eq!(rig.new_drops(), [], "counted, but nothing was dropped");
@@ -488,9 +510,18 @@ impl Rig {
             let ran = program.run_on(frame, ifindex).expect("a test run");
             self.by_xdp = ran.verdict != XDP_PASS;
             match ran.verdict {
-                XDP_PASS => assert_eq!(ran.frame, frame, "passed by XDP, but changed"),
-                XDP_DROP => return (self.drop_of(), ran.frame),
-                XDP_REDIRECT => return (self.redirected(frame, &ran.frame), ran.frame),
+                XDP_PASS => {
+                    assert_eq!(ran.frame, frame, "passed by XDP, but changed");
+                    self.check_told(event::Hook::Xdp, ifindex, frame, &Outcome::Passed);
+                }
+                XDP_DROP | XDP_REDIRECT => {
+                    let outcome = match ran.verdict {
+                        XDP_DROP => self.drop_of(),
+                        _ => self.redirected(frame, &ran.frame),
+                    };
+                    self.check_told(event::Hook::Xdp, ifindex, frame, &outcome);
+                    return (outcome, ran.frame);
+                }
                 other => panic!("no XDP verdict of netfw's: {other}"),
             }
         }
@@ -535,6 +566,12 @@ impl Rig {
             TC_REDIRECT => self.redirected(frame, &ran.frame),
             other => panic!("no verdict of netfw's: {}", tc_verdict(other)),
         };
+        let hook = match at {
+            At::World => event::Hook::Uplink,
+            At::Web | At::Peer => event::Hook::Container,
+            At::Egress | At::EgressOfWeb => event::Hook::Guard,
+        };
+        self.check_told(hook, ifindex, frame, &outcome);
         (outcome, ran.frame)
     }
 

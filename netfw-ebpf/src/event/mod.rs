@@ -1,17 +1,19 @@
-//! What the programs count, and what they log.
+//! What the programs count, what they log, and what they tell whoever listens ([`watch`]).
 //!
 //! Logs are aya-log's: with the level at 0, as the agent loads the programs unless asked, the
 //! verifier removes the calls as dead code.
+
+pub mod watch;
 
 use aya_log_ebpf::debug;
 use netfw_common::{
     addr::{Ip4, Ip6},
     drop::Drop,
-    record::Counter,
+    record::{Counter, DropKey, Endpoint},
 };
 
 use crate::{
-    maps::{COUNTERS, DROPS},
+    maps::{COUNTERS, DROPS, DROPS_OF},
     work::Work,
 };
 
@@ -53,13 +55,32 @@ pub fn opened6(work: &Work<Ip6>) {
     );
 }
 
-/// One more packet dropped for `reason`.
+/// One more packet dropped for `reason`, of the endpoint that sent it, if one did.
 #[inline(always)]
-pub fn dropped(reason: Drop, ifindex: u32) {
+pub fn dropped(reason: Drop, ifindex: u32, sender: Option<&Endpoint>) {
     debug!((), "drop on interface {}: {}", ifindex, reason.name());
+    if let Some(sender) = sender {
+        count_of(reason, sender);
+    }
     if let Some(slot) = DROPS.get_ptr_mut(reason as u32) {
         // SAFETY: a per-CPU slot; nobody else writes it while this program runs.
         unsafe { *slot += 1 };
+    }
+}
+
+/// Where the map is full, or memory is short, it is not counted for the endpoint.
+#[inline(never)]
+fn count_of(reason: Drop, sender: &Endpoint) {
+    let key = DropKey {
+        endpoint: sender.counter,
+        reason: reason as u32,
+    };
+    match DROPS_OF.get_ptr_mut(key) {
+        // SAFETY: a per-CPU slot; nobody else writes it while this program runs.
+        Some(slot) => unsafe { *slot += 1 },
+        None => {
+            let _ = DROPS_OF.insert(key, 1, 0);
+        }
     }
 }
 
