@@ -16,9 +16,9 @@ use super::{Outcome, Rig};
 const DROPS: u32 = 0;
 const TRACES: u32 = 1;
 
-/// Headers of IPv6 that an event does not look behind: hop-by-hop, routing, AH, destination options, and
-/// those of mobility.
-const EXTENSIONS: [u8; 7] = [0, 43, 51, 60, 135, 139, 140];
+/// Headers of IPv6 that an event does not look behind: hop-by-hop, routing, a second one of fragments, AH,
+/// destination options, and those of mobility.
+const EXTENSIONS: [u8; 8] = [0, 43, 44, 51, 60, 135, 139, 140];
 
 /// Has everything told, however much it is.
 pub fn listen(site: &mut Site) {
