@@ -211,12 +211,20 @@ impl Agent {
                 table.used * 100 / table.max
             ));
         }
-        let full = met(Drop::TableFull);
-        if full > 0 {
-            warnings.push(format!(
-                "{full} packets were dropped because a flow table was full: raise max_flows in the \
-                 configuration (takes effect after {down}), or shorten the timeouts"
-            ));
+        for (reason, why) in [
+            (Drop::TableFull, "a flow table was full"),
+            (
+                Drop::FlowShare,
+                "an endpoint or publish had most of a flow table already",
+            ),
+        ] {
+            let full = met(reason);
+            if full > 0 {
+                warnings.push(format!(
+                    "{full} packets were dropped because {why}: raise max_flows in the configuration \
+                     (takes effect after {down}), or shorten the timeouts"
+                ));
+            }
         }
         let exhausted = met(Drop::PortsExhausted);
         if exhausted > 0 {

@@ -184,7 +184,7 @@ fn a_damaged_store_is_told_and_replaced_while_packets_pass() {
     site.agent
         .refuses(FAILED, &["store", "export", "--salvage"]);
     let said = imports(&site.agent, &saved);
-    assert!(said.contains("imported 1 networks, 1 endpoints"), "{said}");
+    assert!(said.contains("imported 1 network, 1 endpoint;"), "{said}");
     assert_eq!(
         fs::read(home(&site.agent).join("state.redb.old")).expect("it is kept"),
         b"rubbish"

@@ -36,6 +36,12 @@ const TAG: u32 = 0x7a67_7a67;
 
 /// What failed once: where, and the frame without its MAC addresses.
 const REGRESSIONS: &[(Family, At, &str)] = &[
+    // Two headers of fragments.
+    (
+        Family::V6,
+        At::World,
+        "86dd6990000000102cfffd000001000000000000000000000002fd0000310000000000000000000000022c00000100004e4685ad2f91c059a7a5",
+    ),
     // The packet ends within the quoted header, and the frame goes on.
     (
         Family::V6,
