@@ -28,13 +28,30 @@ pub fn pace(start: Instant, n: u64, per_second: u64) {
     thread::sleep(due.saturating_duration_since(Instant::now()));
 }
 
+/// What a thread looks at to know whether it is to end: it is when this goes, also by a panic.
+pub(crate) struct End(Arc<AtomicBool>);
+
+impl End {
+    /// And what the thread looks at.
+    pub(crate) fn new() -> (Self, Arc<AtomicBool>) {
+        let told = Arc::new(AtomicBool::new(false));
+        (Self(told.clone()), told)
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Datagrams with a number each, counted up from 0.
 pub struct Numbered {
-    end: Arc<AtomicBool>,
+    end: End,
     received: Arc<AtomicU64>,
     sender: JoinHandle<u64>,
     receiver: JoinHandle<Vec<u64>>,
-    done: Arc<AtomicBool>,
+    done: End,
 }
 
 impl Numbered {
@@ -50,9 +67,8 @@ impl Numbered {
         setsockopt(&inbox, sockopt::RcvBufForce, &BACKLOG).expect("we are root");
         inbox.set_read_timeout(Some(GLANCE)).expect("not 0");
         let outbox = crate::programs::udp_socket_for(from, to.0);
-        let [end, done] = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
         let received = Arc::new(AtomicU64::new(0));
-        let (told, count) = (done.clone(), received.clone());
+        let ((done, told), count) = (End::new(), received.clone());
         let receiver = thread::spawn(move || {
             let mut seen = Vec::new();
             let mut number = [0; 8];
@@ -64,7 +80,7 @@ impl Numbered {
             }
             seen
         });
-        let told = end.clone();
+        let (end, told) = End::new();
         let sender = thread::spawn(move || {
             let start = Instant::now();
             for number in 0u64.. {
@@ -89,12 +105,12 @@ impl Numbered {
 
     /// Ends it: how many were sent, and those that did not arrive, or twice. Waits for the last one.
     pub fn finish(self) -> (u64, Vec<u64>) {
-        self.end.store(true, Ordering::Relaxed);
+        drop(self.end);
         let sent = self.sender.join().expect("all were sent");
         wait_at_most(SOON / 5, || {
             (self.received.load(Ordering::Relaxed) >= sent).then_some(())
         });
-        self.done.store(true, Ordering::Relaxed);
+        drop(self.done);
         let mut times = vec![0u32; sent as usize];
         for number in self.receiver.join().expect("it receives") {
             times[number as usize] += 1;
@@ -148,7 +164,7 @@ impl Greeter {
 
 /// New connections to a [`Greeter`], so many a second.
 pub struct Connections {
-    end: Arc<AtomicBool>,
+    end: End,
     threads: Vec<JoinHandle<Calls>>,
 }
 
@@ -167,9 +183,9 @@ impl Connections {
 
     #[track_caller]
     pub fn start(from: &Namespace, to: (IpAddr, u16), per_second: u64) -> Self {
-        let end = Arc::new(AtomicBool::new(false));
+        let (end, told) = End::new();
         let threads = (0..Self::CALLERS).map(|_| {
-            let (told, path) = (end.clone(), from.path());
+            let (told, path) = (told.clone(), from.path());
             thread::spawn(move || {
                 crate::netns::enter(&path, || call(to, per_second / Self::CALLERS, &told))
             })
@@ -181,7 +197,7 @@ impl Connections {
     }
 
     pub fn finish(self) -> Calls {
-        self.end.store(true, Ordering::Relaxed);
+        drop(self.end);
         let all = self.threads.into_iter();
         all.map(|thread| thread.join().expect("it notes what fails"))
             .fold(Calls::default(), |mut sum, calls| {

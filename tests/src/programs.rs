@@ -17,7 +17,7 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use crate::{
-    load::pace,
+    load::{End, pace},
     netns::{Namespace, Running},
     reaper,
     wait::{wait_for, wait_until},
@@ -317,7 +317,7 @@ impl Drinker {
 
 /// A [`Drinker`] that drinks on, in a thread of its own.
 pub struct Drinking {
-    end: Arc<AtomicBool>,
+    end: End,
     blocks: Arc<AtomicU32>,
     thread: JoinHandle<()>,
 }
@@ -330,9 +330,9 @@ impl Drinking {
 
     /// At most so many bits a second.
     pub fn paced(mut drinker: Drinker, bits_per_second: u64) -> Self {
-        let end = Arc::new(AtomicBool::new(false));
+        let (end, told) = End::new();
         let blocks = Arc::new(AtomicU32::new(0));
-        let (told, count) = (end.clone(), blocks.clone());
+        let count = blocks.clone();
         let thread = thread::spawn(move || {
             let start = Instant::now();
             for mebibyte in 0.. {
@@ -365,7 +365,7 @@ impl Drinking {
     /// Fails where a byte was wrong or the connection ended.
     #[track_caller]
     pub fn finish(self) {
-        self.end.store(true, Ordering::Relaxed);
+        drop(self.end);
         self.thread.join().expect("the transfer goes on");
     }
 }

@@ -58,7 +58,9 @@ pub const STEPS: &[Step] = &[Step {
 
 /// Fields were added at the end; the agent writes what they are before a program reads them.
 fn config_4(key: &[u8], value: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
-    Some((key.into(), [value, &[0; 8]].concat()))
+    let mut value = value.to_vec();
+    value.resize(48, 0);
+    Some((key.into(), value))
 }
 
 /// How a map comes from one layout to this one.

@@ -423,11 +423,7 @@ unsafe fn lookup_batch_at(
 }
 
 /// Writes one element. `sizes` are the map's, of a key and a value in bytes; `flags` are `BPF_ANY` (0) or
-/// `BPF_NOEXIST` (1: `EEXIST` where there is one).
-///
-/// # Panics
-///
-/// Where key or value are of another size.
+/// `BPF_NOEXIST` (1: `EEXIST` where there is one). `EINVAL` where key or value are of another size.
 pub fn update_bytes(
     map: BorrowedFd<'_>,
     sizes: (usize, usize),
@@ -435,7 +431,9 @@ pub fn update_bytes(
     value: &[u8],
     flags: u64,
 ) -> io::Result<()> {
-    assert_eq!(sizes, (key.len(), value.len()), "the map's record");
+    if sizes != (key.len(), value.len()) {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
     let mut attr = Element {
         map_fd: raw(map),
         padding: 0,
