@@ -52,7 +52,11 @@ fn links_and_maps_go_on_in_the_new_layout() {
         let node = Lab::new();
         let peer = Lab::new();
         let instance = Instance::new();
-        let options = instance.options();
+        // As if no record had changed.
+        let options = Options {
+            steps: &[],
+            ..instance.options()
+        };
         let within = peer.namespace.try_clone().unwrap();
         node.run(async move || {
             let netlink = Netlink::current().unwrap();
