@@ -35,10 +35,13 @@ pub struct Args {
 pub fn run(global: &Global, args: Args) -> anyhow::Result<()> {
     let text = String::from_utf8(read(&args.file)?)
         .with_context(|| format!("{} is no text", called(&args.file)))?;
-    let document: Document = text.parse().map_err(|source| Syntax {
-        file: args.file.clone(),
-        source,
-    })?;
+    let file = args.file.clone();
+    if says_nothing(&text) {
+        return Err(Syntax::Empty { file }.into());
+    }
+    let document: Document = text
+        .parse()
+        .map_err(|source| Syntax::Toml { file, source })?;
     let client = global.client();
     let ask = |request: ApplyRequest| {
         let answer = crate::block_on(client.apply(&request));
@@ -69,10 +72,25 @@ pub fn run(global: &Global, args: Args) -> anyhow::Result<()> {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("{} is no document for `netfw apply`, and nothing was changed: {source}", called(.file))]
-pub struct Syntax {
-    file: PathBuf,
-    source: toml::de::Error,
+pub enum Syntax {
+    #[error("{} is no document for `netfw apply`, and nothing was changed: {source}", called(.file))]
+    Toml {
+        file: PathBuf,
+        source: toml::de::Error,
+    },
+    /// What was to write it may have failed.
+    #[error(
+        "{} is empty, and nothing was changed: all networks and endpoints would be removed; if that is \
+         wanted, write `[networks]` and `[endpoints]` with nothing in them",
+        called(.file)
+    )]
+    Empty { file: PathBuf },
+}
+
+/// Has it no line but empty ones and comments?
+fn says_nothing(text: &str) -> bool {
+    let mut lines = text.lines().map(str::trim);
+    lines.all(|line| line.is_empty() || line.starts_with('#'))
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -125,9 +125,15 @@ fn a_document_is_applied_and_twice_changes_nothing() {
     assert_eq!(apply(&site.agent, &text), NOTHING);
     assert_eq!(state(&site.agent), after);
     site.serves(8080, 80);
-    // All that is not in it goes.
+    // All that is not in it goes, if somebody means it.
+    for empty in ["", "# nothing was written\n"] {
+        let file = document(empty);
+        let said = site.agent.refuses(FAILED, &["apply", "-f", path(&file)]);
+        assert!(said.contains("is empty, and nothing was changed"), "{said}");
+        assert_eq!(state(&site.agent), after);
+    }
     let gone = ["remove endpoint web", "remove network app"];
-    assert_eq!(apply(&site.agent, ""), gone);
+    assert_eq!(apply(&site.agent, "[networks]\n[endpoints]\n"), gone);
     assert_eq!(state(&site.agent), before);
     assert!(curl_in_vain(&site.lab.client, NODE, 8080));
 }
