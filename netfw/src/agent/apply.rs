@@ -1,12 +1,13 @@
 //! Bringing the node to what a document wants: `netfw apply`.
 //!
 //! What is wanted ([`target`]), and what is different ([`steps`]), is decided first, and all of it checked.
-//! Then it is in the store by one commit, so that the next start finishes what a killed agent leaves; but for
-//! endpoints that become others under their names, which are removed before. What fails in the kernel after
-//! that is told, and does not keep the rest from being done: it is wanted all the same, shows as gone, and is
-//! tried again by the next `apply` or start.
+//! Then it is in the store by one commit, with all that is on its way out, so that the next start finishes what
+//! a killed agent leaves. What fails in the kernel after that is told, and does not keep the rest from being
+//! done: it is wanted all the same, shows as gone, and is tried again by the next `apply` or start.
 
 use std::collections::{BTreeMap, BTreeSet};
+
+use tokio::task::block_in_place;
 
 use super::{
     Agent, AgentError,
@@ -196,22 +197,13 @@ impl Agent {
         }
     }
 
-    /// Makes the steps; what went wrong, in sentences. An error: nothing was changed, but for endpoints that
-    /// had to be removed first.
+    /// Makes the steps; what went wrong, in sentences. An error: nothing was changed.
     async fn bring_about(
         &mut self,
         target: Wanted,
         steps: &[Step],
     ) -> Result<Vec<String>, AgentError> {
         let mut failures = Failures::default();
-        let others = |wanted: &Wanted| -> Vec<Endpoint> {
-            let all = wanted.endpoints.values();
-            let after = |e: &Endpoint| target.endpoints.get(&e.name);
-            let others = all.filter(|e| after(e).is_some_and(|after| is_another(e, after)));
-            others.filter(|e| !e.removing).cloned().collect()
-        };
-        self.remove_others(others(&self.wanted), &mut failures)
-            .await?;
         let before = self.wanted.clone();
         self.commit_target(target)?;
         self.take_away(&before, &mut failures).await;
@@ -227,23 +219,7 @@ impl Agent {
         Ok(failures.0)
     }
 
-    async fn remove_others(
-        &mut self,
-        others: Vec<Endpoint>,
-        failures: &mut Failures,
-    ) -> Result<(), AgentError> {
-        for mut endpoint in others {
-            endpoint.removing = true;
-            self.store.commit(&[Change::Endpoint(&endpoint)])?;
-            let name = endpoint.name.clone();
-            self.wanted.endpoints.insert(name.clone(), endpoint);
-            let removed = self.finish_removal(&name).await;
-            failures.note(&name, removed.and(self.purge_now()));
-        }
-        Ok(())
-    }
-
-    /// The records, complete, in the store; with what is on its way out.
+    /// The records, complete, in the store; with what is on its way out. Counters of that are not free yet.
     fn commit_target(&mut self, mut target: Wanted) -> Result<(), AgentError> {
         let mut counters = self.counters.clone();
         let mut new = Vec::new();
@@ -269,13 +245,14 @@ impl Agent {
         }
         for before in self.wanted.endpoints.values() {
             let Some(after) = target.endpoints.get_mut(&before.name) else {
-                let leaving = Endpoint {
-                    removing: true,
-                    ..before.clone()
-                };
+                let leaving = before.leaving();
                 target.endpoints.insert(before.name.clone(), leaving);
                 continue;
             };
+            if is_another(before, after) {
+                after.predecessor = Some(Box::new(before.leaving()));
+                continue;
+            }
             for attachment in &before.attachments {
                 if after.attachment(&attachment.network).is_none() {
                     after.attachments.push(Attachment {
@@ -306,14 +283,15 @@ impl Agent {
         Ok(())
     }
 
-    /// Takes out of the kernel what is not wanted any more, or must be made anew.
+    /// Takes out of the kernel what is not wanted any more, or must be made anew; then, by one walk, the flows
+    /// of all that: what comes may have the same addresses.
     async fn take_away(&mut self, before: &Wanted, failures: &mut Failures) {
         for endpoint in before.endpoints.values().filter(|e| !e.removing) {
             let name = &endpoint.name;
             let Some(after) = self.wanted.endpoints.get(name).cloned() else {
                 continue;
             };
-            if after.removing {
+            if after.removing || after.predecessor.is_some() {
                 let removed = self.finish_removal(name).await;
                 failures.note(name, removed);
                 continue;
@@ -343,7 +321,9 @@ impl Agent {
                 }
             }
         }
-        failures.note(&"flows", self.purge_now());
+        // Map operations block; the other worker goes on with connections meanwhile.
+        let purged = block_in_place(|| self.purge_now());
+        failures.note(&"flows", purged);
         for network in before.networks.values() {
             let after = self.wanted.networks.get(&network.name);
             if after.is_none_or(|after| is_replaced(network, after)) {

@@ -12,7 +12,7 @@ use std::{
 use super::{
     files,
     paths::{Lock, LockError, Paths},
-    record::{Node, Wanted},
+    record::{Endpoint, Node, Wanted},
     store::{Store, StoreError},
 };
 use crate::{
@@ -105,7 +105,9 @@ pub fn clear(instance: &Name, paths: &Paths, report: &mut Report) {
                 .map(|e| format!("data plane: {}", crate::chain(e))),
         ),
     }
-    for endpoint in wanted.endpoints.values().filter(|e| e.namespace.made) {
+    let all = wanted.endpoints.values();
+    let made = |e: &&Endpoint| e.with_predecessor().any(|e| e.namespace.made);
+    for endpoint in all.filter(made) {
         let path = PathBuf::from(namespace::DIRECTORY).join(endpoint.name.as_str());
         if path.symlink_metadata().is_ok() {
             report.note(
@@ -205,6 +207,7 @@ fn remove_links(instance: &Name, wanted: &Wanted, namespace: &Namespace, report:
 /// The rules that containers in several networks have, in namespaces that are not ours to delete.
 fn remove_rules(wanted: &Wanted, report: &mut Report) {
     let endpoints = wanted.endpoints.values();
+    let endpoints = endpoints.flat_map(Endpoint::with_predecessor);
     for endpoint in endpoints.filter(|e| e.attachments.len() > 1 && !e.namespace.made) {
         let Ok(namespace) = Namespace::at_path(&endpoint.namespace.path) else {
             continue;

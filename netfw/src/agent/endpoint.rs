@@ -269,6 +269,7 @@ impl Agent {
             allow_from: Default::default(),
             links: Vec::new(),
             removing: false,
+            predecessor: None,
         })
     }
 
@@ -457,29 +458,52 @@ impl Agent {
             .get(name)
             .cloned()
             .ok_or_else(|| AgentError::NoEndpoint(name.clone()))?;
-        self.unmake(&endpoint, Then::Forget(name.clone())).await;
+        let forget = Then::Forget(name.clone());
+        if let Some(before) = &endpoint.predecessor {
+            let then = match endpoint.removing {
+                true => Then::Nothing,
+                false => forget.clone(),
+            };
+            self.unmake(before, then).await;
+        }
+        if endpoint.removing {
+            self.unmake(&endpoint, forget).await;
+        }
         Ok(())
     }
 
-    /// An endpoint of which nothing is left in the kernel but, perhaps, its namespace.
+    /// What is on its way out under that name, and of which nothing is left in the kernel but, perhaps, its
+    /// namespace.
     pub(super) fn forget_endpoint(&mut self, name: &Name) -> Result<(), AgentError> {
-        let Some(endpoint) = self.wanted.endpoints.get(name).cloned() else {
+        let Some(mut endpoint) = self.wanted.endpoints.get(name).cloned() else {
             return Ok(());
         };
-        let deleted = if endpoint.namespace.made {
-            Namespace::delete(name)
-        } else {
-            Ok(())
+        let mut leaving: Vec<Endpoint> = Vec::new();
+        leaving.extend(endpoint.predecessor.take().map(|before| *before));
+        let stays = !endpoint.removing;
+        if !stays {
+            leaving.push(endpoint.clone());
+        }
+        let deleted = match leaving.iter().any(|e| e.namespace.made) {
+            true => Namespace::delete(name),
+            false => Ok(()),
         };
         self.remove_files(name);
-        self.store.commit(&[Change::NoEndpoint(name)])?;
-        self.wanted.endpoints.remove(name);
         self.namespaces.remove(name);
-        for counter in endpoint.counters() {
-            self.counters.give_back(counter);
+        if stays {
+            self.store.commit(&[Change::Endpoint(&endpoint)])?;
+            self.wanted.endpoints.insert(name.clone(), endpoint);
+        } else {
+            self.store.commit(&[Change::NoEndpoint(name)])?;
+            self.wanted.endpoints.remove(name);
         }
-        if let Err(error) = self.dataplane.forget_drops_of(endpoint.counter) {
-            tracing::warn!(error = %crate::chain(&error), "its drops are counted on");
+        for endpoint in leaving {
+            for counter in endpoint.counters() {
+                self.counters.give_back(counter);
+            }
+            if let Err(error) = self.dataplane.forget_drops_of(endpoint.counter) {
+                tracing::warn!(error = %crate::chain(&error), "its drops are counted on");
+            }
         }
         tracing::info!(endpoint = %name, "removed");
         Ok(deleted?)

@@ -93,6 +93,9 @@ pub struct Endpoint {
     pub links: Vec<NameLink>,
     /// It is on its way out: the next start finishes the removal.
     pub removing: bool,
+    /// What went by the name before, and is on its way out as well: this one is made when that has gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predecessor: Option<Box<Endpoint>>,
 }
 
 /// Where an endpoint's namespace has its interfaces from.
@@ -150,6 +153,8 @@ struct StoredEndpoint {
     links: Vec<NameLink>,
     #[serde(default)]
     removing: bool,
+    #[serde(default)]
+    predecessor: Option<Box<Endpoint>>,
 }
 
 impl From<StoredEndpoint> for Endpoint {
@@ -165,6 +170,7 @@ impl From<StoredEndpoint> for Endpoint {
             allow_from: stored.allow_from,
             links: stored.links,
             removing: stored.removing,
+            predecessor: stored.predecessor,
         }
     }
 }
@@ -315,10 +321,25 @@ impl Endpoint {
         self.attachments.iter().find(|a| a.network == *network)
     }
 
-    /// Its own, and those of its publishes.
+    /// It, on its way out.
+    pub fn leaving(&self) -> Self {
+        Self {
+            removing: true,
+            ..self.clone()
+        }
+    }
+
+    /// It, and what has its name still.
+    pub fn with_predecessor(&self) -> impl Iterator<Item = &Self> {
+        std::iter::once(self).chain(self.predecessor.as_deref())
+    }
+
+    /// Its own, those of its publishes, and the same of what has its name still.
     pub fn counters(&self) -> impl Iterator<Item = u32> {
-        let publishes = self.publishes.iter().map(|p| p.counter);
-        std::iter::once(self.counter).chain(publishes)
+        self.with_predecessor().flat_map(|endpoint| {
+            let publishes = endpoint.publishes.iter().map(|p| p.counter);
+            std::iter::once(endpoint.counter).chain(publishes)
+        })
     }
 }
 

@@ -124,16 +124,12 @@ pub fn replacing(old: Option<&Wanted>, mut new: Wanted, boot: &str) -> Wanted {
     new.node = old.and_then(|old| old.node.clone()).or(own);
     for (name, before) in old.iter().flat_map(|old| &old.endpoints) {
         let Some(endpoint) = new.endpoints.get_mut(name) else {
-            // Its ports and counters may be another's in `new`.
-            let leaving = Endpoint {
-                removing: true,
-                publishes: Vec::new(),
-                counter: 0,
-                ..before.clone()
-            };
-            new.endpoints.insert(name.clone(), leaving);
+            new.endpoints.insert(name.clone(), bare(before));
             continue;
         };
+        if let Some(older) = &before.predecessor {
+            endpoint.predecessor = Some(Box::new(bare(older)));
+        }
         // A start keeps a veth pair as it is. Another address, or namespace, takes another pair.
         let moved = endpoint.namespace != before.namespace;
         for attachment in &mut endpoint.attachments {
@@ -145,6 +141,17 @@ pub fn replacing(old: Option<&Wanted>, mut new: Wanted, boot: &str) -> Wanted {
         }
     }
     new
+}
+
+/// One that is on its way out, whose ports and counters may be another's.
+fn bare(before: &Endpoint) -> Endpoint {
+    let older = before.predecessor.as_deref();
+    Endpoint {
+        publishes: Vec::new(),
+        counter: 0,
+        predecessor: older.map(|older| Box::new(bare(older))),
+        ..before.leaving()
+    }
 }
 
 /// What contradicts itself in `wanted`, apart from what is on its way out; sentences for people. Nothing of it can be unless somebody wrote to

@@ -144,7 +144,7 @@ impl Agent {
             .wanted
             .endpoints
             .values()
-            .filter(|e| e.removing)
+            .filter(|e| e.removing || e.predecessor.is_some())
             .map(|e| e.name.clone())
             .collect();
         for name in half {
@@ -211,6 +211,9 @@ impl Agent {
         endpoint: &record::Endpoint,
         links: &[Link],
     ) -> Result<(), AgentError> {
+        if endpoint.predecessor.is_some() {
+            return Err(AgentError::Removing(endpoint.name.clone()));
+        }
         let mut first = Ok(());
         if endpoint.mode == record::Mode::None
             && let Err(error) = self.ensure_namespace(endpoint)

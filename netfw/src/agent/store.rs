@@ -469,6 +469,7 @@ pub mod tests {
             exposed: Vec::new(),
             links: Vec::new(),
             removing: false,
+            predecessor: None,
         }
     }
 

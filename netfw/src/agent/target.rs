@@ -237,7 +237,10 @@ impl Making<'_> {
                 continue;
             }
             let before = self.present.endpoints.get(name);
-            if before.is_some_and(|e| e.removing || e.attachments.iter().any(|a| a.removing)) {
+            let leaving = |e: &Endpoint| {
+                e.removing || e.predecessor.is_some() || e.attachments.iter().any(|a| a.removing)
+            };
+            if before.is_some_and(leaving) {
                 self.fault(&["endpoints", name], AgentError::Removing(name.clone()));
                 continue;
             }
@@ -260,6 +263,7 @@ impl Making<'_> {
                 allow_from: said.allow_from.clone(),
                 links: said.links.clone(),
                 removing: false,
+                predecessor: None,
             };
             if let Some(before) = before.filter(|before| !is_another(before, &endpoint)) {
                 // With the identity of what was attached.

@@ -407,14 +407,21 @@ fn creating_and_removing_a_network() {
 fn applying_a_document() {
     let mut site = Site::new();
     let name = site.endpoint.clone();
-    let new = format!("new-{name}");
+    let (new, other) = (format!("new-{name}"), format!("other-{name}"));
+    let add = ["endpoint", "add", &other, "--network", "none"];
+    site.agent.netfw(&add);
     let was = site.agent.netfw(&["store", "export", "--toml"]);
     // Something comes, something goes, something is another, and something moves.
     let is = was
         .replace("9000:80", "9001:80")
         .replace("[networks.other]", "[networks.third]")
         .replace("10.98.0.0/24", "10.97.0.0/24")
-        .replace("10.99.0.", "10.96.0.");
+        .replace("10.99.0.", "10.96.0.")
+        .replace(
+            "network_mode = \"none\"",
+            "networks = [\"third\"]\npublish = [\"9002:80\"]",
+        );
+    assert!(is.contains("9002:80"), "{is}");
     let is = format!("{is}\n[endpoints.{new}]\nnetworks = [\"third\"]\npublish = [\"9000:80\"]\n");
     let files = [was, is].map(|text| {
         let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
@@ -425,7 +432,7 @@ fn applying_a_document() {
         .each_ref()
         .map(|file| file.path().display().to_string());
     let (there, back) = (["apply", "-f", &is], ["apply", "-f", &was]);
-    killed_at_each_step(&mut site, &[&name, &new], &there, &back);
+    killed_at_each_step(&mut site, &[&name, &new, &other], &there, &back);
 }
 
 /// What a kill leaves between two steps, made by hand: by chance the others come by seldom.
