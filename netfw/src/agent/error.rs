@@ -1,6 +1,9 @@
 //! Why the agent refused a request or could not carry it out.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 use ipnet::{IpNet, Ipv6Net};
 
@@ -85,6 +88,14 @@ pub enum AgentError {
     PublishTwice { publish: Publish, existing: Publish },
     #[error("{publish} cannot be published: {}", held(.holder))]
     PortHeld { publish: Publish, holder: Holder },
+    #[error(
+        "{publish} cannot be published: the agent's own metrics are served at {metrics} (--metrics, or `metrics` in \
+         the configuration): choose another port for one of them"
+    )]
+    MetricsPort {
+        publish: Publish,
+        metrics: SocketAddr,
+    },
     #[error(
         "{spec} cannot be published: {ip} is no address of the node; it has {}", list(.has)
     )]
@@ -212,6 +223,7 @@ impl AgentError {
             | E::MacTaken { .. }
             | E::PublishTaken { .. }
             | E::PortHeld { .. }
+            | E::MetricsPort { .. }
             | E::NoFreePort { .. }
             | E::Gone(_)
             | E::Listeners
@@ -419,7 +431,7 @@ fn held(holder: &Holder) -> String {
     };
     format!(
         "{who} holds {}/{}: stop it, or choose another port",
-        std::net::SocketAddr::new(holder.addr, holder.port),
+        SocketAddr::new(holder.addr, holder.port),
         holder.proto
     )
 }

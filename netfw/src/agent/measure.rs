@@ -8,7 +8,7 @@ use super::{Agent, AgentError};
 use crate::{
     api::types::Table,
     bpf::{Family, Part},
-    metrics::{Events, Page, process::Process},
+    metrics::{Address, Events, Page, process::Process},
 };
 
 impl Agent {
@@ -16,19 +16,34 @@ impl Agent {
         &self.events
     }
 
-    /// All metrics but for the events.
-    pub fn page(&self) -> Result<Page, AgentError> {
+    /// All metrics but for the events. Counters that the page has no room for are not read.
+    pub fn page(&self, process: Process) -> Result<Page, AgentError> {
         let mut status = self.status();
         let embryos = [self.embryos::<Ip4>("4"), self.embryos::<Ip6>("6")];
         status.tables.extend(embryos);
+        let rows = self.config.metrics_rows;
+        let endpoints = self.wanted.endpoints.values();
+        let all: usize = endpoints.map(|endpoint| 1 + endpoint.publishes.len()).sum();
         Ok(Page {
+            left_out: all.saturating_sub(rows),
+            stats: self.stats_within(rows)?,
             status,
-            stats: self.stats()?,
-            process: Process::this().map_err(|source| AgentError::Io {
-                path: "/proc/self".into(),
-                source,
-            })?,
-            rows: self.config.metrics_rows,
+            process,
+        })
+    }
+
+    /// Why nobody reaches the metrics' address, if so.
+    pub fn no_metrics_address(&self) -> Option<String> {
+        let Some(Address::Tcp(addr)) = self.config.metrics else {
+            return None;
+        };
+        let ip = addr.ip().to_canonical();
+        let has = ip.is_unspecified() || ip.is_loopback() || self.locals.contains_key(&ip);
+        (!has).then(|| {
+            format!(
+                "metrics are served at {addr}, and the node has no address {ip} (yet): nobody reaches them until \
+                 it has, or the agent is given another (--metrics, or `metrics` in the configuration)"
+            )
         })
     }
 

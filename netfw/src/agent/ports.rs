@@ -123,9 +123,9 @@ impl<'a> Ports<'a> {
                 existing: *other,
             }),
             None => match self.holder(publish) {
-                Some(holder) => Err(AgentError::PortHeld {
+                Some(holder) => Err(AgentError::MetricsPort {
                     publish: *publish,
-                    holder,
+                    metrics: SocketAddr::new(holder.addr, holder.port),
                 }),
                 None => self.looks.check(publish),
             },

@@ -104,7 +104,7 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
     // Before anything is made, too: an address that cannot be had ends the start.
     let metrics = config.metrics.clone();
     let scraped = match &metrics {
-        Some(address) => Some(Listener::bind(address, group.as_deref()).await?),
+        Some(address) => Some(Listener::bind(address, group.as_deref())?),
         None => None,
     };
     let mut agent = Agent::start(config, &paths.store()).await?;
@@ -116,11 +116,15 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
     let (filters, packets) = agent.take_watch()?;
     let watch = Watch::new(filters);
     let ready = agent.status();
+    if let Some(warning) = agent.no_metrics_address() {
+        tracing::warn!("{warning}");
+    }
     let events = agent.events().clone();
     let shared = Shared {
         agent: Arc::new(Mutex::new(agent)),
         watch: watch.clone(),
         shutdown: Arc::new(Notify::new()),
+        pages: Arc::default(),
         events,
     };
     let listener = listen(&socket, group.as_deref())?;

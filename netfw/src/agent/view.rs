@@ -236,6 +236,7 @@ impl Agent {
             ));
         }
         warnings.extend_from_slice(self.names.troubles());
+        warnings.extend(self.no_metrics_address());
         let networks = self.wanted.networks.values();
         let routed: Vec<_> = networks.filter(|network| network.rules.routed).collect();
         let families = [
@@ -365,12 +366,20 @@ impl Agent {
     }
 
     pub fn stats(&self) -> Result<Stats, AgentError> {
-        let mut endpoints = Vec::with_capacity(self.wanted.endpoints.len());
-        for endpoint in self.wanted.endpoints.values() {
+        self.stats_within(usize::MAX)
+    }
+
+    /// Of so many endpoints and publishes at most; endpoints go first. What is left out is in no total.
+    pub(super) fn stats_within(&self, rows: usize) -> Result<Stats, AgentError> {
+        let mut endpoints = Vec::with_capacity(self.wanted.endpoints.len().min(rows));
+        let mut room = rows.saturating_sub(self.wanted.endpoints.len());
+        for endpoint in self.wanted.endpoints.values().take(rows) {
             // A packet counts once: for the publish that made its flow, or else for the endpoint.
             let mut total = self.dataplane.counter(endpoint.counter)?;
-            let mut publishes = Vec::with_capacity(endpoint.publishes.len());
-            for published in &endpoint.publishes {
+            let published = &endpoint.publishes[..endpoint.publishes.len().min(room)];
+            room -= published.len();
+            let mut publishes = Vec::with_capacity(published.len());
+            for published in published {
                 let counter = self.dataplane.counter(published.counter)?;
                 total += counter;
                 publishes.push(PublishStats {

@@ -34,7 +34,7 @@ use crate::{
         watch::{self, Wanted, Watch},
     },
     filter::{FlowFilter, WatchFilter},
-    metrics::{self, Events},
+    metrics::{self, Events, fresh::Pages, process::Process},
     name::Name,
 };
 
@@ -48,6 +48,7 @@ pub struct Shared {
     pub watch: Arc<Watch>,
     /// Told when somebody asks the agent to end.
     pub shutdown: Arc<Notify>,
+    pub pages: Arc<Pages>,
     pub events: Events,
 }
 
@@ -187,8 +188,18 @@ async fn stats(State(shared): State<Shared>) -> Answer<Stats> {
 }
 
 async fn metrics(State(shared): State<Shared>) -> Result<Response, Refusal> {
-    let page = shared.agent.lock().await.page()?;
-    let text = page.text(&shared.events);
+    let text = shared.pages.get(async || {
+        let process = Process::this().map_err(|source| AgentError::Io {
+            path: "/proc/self".into(),
+            source,
+        })?;
+        let agent = shared.agent.lock().await;
+        // Map operations block; the other worker goes on with connections meanwhile.
+        let page = block_in_place(|| agent.page(process))?;
+        drop(agent);
+        Ok::<_, AgentError>(page.text(&shared.events).into())
+    });
+    let text = text.await?;
     Ok(([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }
 

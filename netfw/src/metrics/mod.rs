@@ -8,6 +8,7 @@
 //! | [`events`] | what the agent counts as it happens |
 //! | [`process`] | what the kernel knows of the process |
 //! | [`page`] | all metrics of one moment: pure |
+//! | [`fresh`] | one page for all who ask within a second |
 //!
 //! Names and units are by Prometheus' conventions, the form is that of OpenMetrics 1.0. What there is depends on
 //! what somebody configured (endpoints, publishes, uplinks), never on what comes over the network: no label has an
@@ -15,6 +16,7 @@
 
 pub mod address;
 pub mod events;
+pub mod fresh;
 pub mod page;
 pub mod process;
 pub mod serve;

@@ -21,8 +21,8 @@ pub struct Page {
     pub status: Status,
     pub stats: Stats,
     pub process: Process,
-    /// Endpoints and publishes that get counters of their own; endpoints go first.
-    pub rows: usize,
+    /// Endpoints and publishes that `stats` has not, for want of room.
+    pub left_out: usize,
 }
 
 /// A label's name and value.
@@ -71,8 +71,8 @@ impl Page {
         text
     }
 
-    /// What has counters of its own, and how many have none for want of room.
-    fn rows(&self) -> (Vec<Row>, usize) {
+    /// What has counters of its own; endpoints go first.
+    fn rows(&self) -> Vec<Row> {
         let endpoints = self.stats.endpoints.iter().map(|e| {
             // A packet counts once, so the sum over an endpoint's rows is its total, and none of them falls
             // when a publish is withdrawn.
@@ -90,10 +90,7 @@ impl Page {
                 counter: p.counter,
             })
         });
-        let mut rows: Vec<Row> = endpoints.chain(publishes).collect();
-        let left_out = rows.len().saturating_sub(self.rows);
-        rows.truncate(self.rows);
-        (rows, left_out)
+        endpoints.chain(publishes).collect()
     }
 }
 
@@ -291,7 +288,7 @@ impl Page {
     }
 
     fn traffic(&self, families: &mut Families) -> Result<(), Error> {
-        let (rows, left_out) = self.rows();
+        let rows = self.rows();
         let each = |of: fn(&Counter) -> u64| {
             rows.iter().map(move |row| {
                 let labels = vec![
@@ -328,7 +325,7 @@ impl Page {
         families.gauge(
             "netfw_counters_left_out",
             "Endpoints and publishes without counters here, since there are more than metrics_rows.",
-            left_out,
+            self.left_out,
         )?;
         families.counters(
             "netfw_dropped_packets",
@@ -460,7 +457,7 @@ mod tests {
             status,
             stats,
             process: Process::default(),
-            rows: 1000,
+            left_out: 0,
         }
     }
 
@@ -527,21 +524,15 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_bounded_and_endpoints_go_first() {
-        let rows = |most| {
-            let page = Page {
-                rows: most,
-                ..page()
-            };
-            let (rows, left_out) = page.rows();
-            let names = rows.into_iter().map(|row| (row.endpoint, row.publish));
-            (names.collect::<Vec<_>>(), left_out)
-        };
-        let (some, left_out) = rows(3);
-        let expected = [("web", ""), ("db", ""), ("web", "0.0.0.0:80:80/tcp")];
-        assert_eq!(some, expected.map(|(e, p)| (e.to_owned(), p.to_owned())));
-        assert_eq!(left_out, 1);
-        assert_eq!(rows(4).1, 0);
-        assert_eq!(rows(0), (Vec::new(), 4));
+    fn endpoints_go_first() {
+        let rows = page().rows().into_iter();
+        let names: Vec<_> = rows.map(|row| (row.endpoint, row.publish)).collect();
+        let expected = [
+            ("web", ""),
+            ("db", ""),
+            ("web", "0.0.0.0:80:80/tcp"),
+            ("web", "[::]:80:80/tcp"),
+        ];
+        assert_eq!(names, expected.map(|(e, p)| (e.to_owned(), p.to_owned())));
     }
 }

@@ -6,6 +6,7 @@
 
 use std::{
     fs, io,
+    net::SocketAddr,
     os::unix::{fs::FileTypeExt as _, net::UnixStream as StdUnixStream},
     path::{Path, PathBuf},
     sync::Arc,
@@ -14,9 +15,10 @@ use std::{
 
 use axum::Router;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, UnixListener},
+    net::{TcpListener, TcpSocket, UnixListener},
     sync::{Mutex, Semaphore},
     task::JoinSet,
     time::timeout,
@@ -40,10 +42,13 @@ pub enum ServeError {
     )]
     Taken { address: Address },
     #[error(
-        "metrics cannot be served at {address}: the node has no such address (yet), or the interface is down: choose \
-         another (--metrics, or `metrics` in the configuration), or bring it up first"
+        "metrics cannot be served at {address}: there is no directory {directory}: make it (`RuntimeDirectory=` of a \
+         unit does), or choose another path (--metrics, or `metrics` in the configuration)"
     )]
-    NoSuchAddress { address: Address },
+    NoDirectory {
+        address: Address,
+        directory: PathBuf,
+    },
     #[error(
         "metrics cannot be served at {address}: {path} is there, and no socket that nobody serves; remove it, or choose another path"
     )]
@@ -71,22 +76,30 @@ impl Drop for Listener {
 }
 
 impl Listener {
-    /// In the calling thread's network namespace. `group` may open a unix socket, beside root.
-    pub async fn bind(address: &Address, group: Option<&str>) -> Result<Self, AgentError> {
+    /// In the calling thread's network namespace, which need not have the address (yet). `group` may open a unix
+    /// socket, beside root.
+    pub fn bind(address: &Address, group: Option<&str>) -> Result<Self, AgentError> {
         match address {
-            Address::Tcp(addr) => match TcpListener::bind(addr).await {
+            Address::Tcp(addr) => match bind_ahead(*addr) {
                 Ok(listener) => Ok(Self::Tcp(listener)),
                 Err(source) => {
                     let address = address.clone();
                     Err(match source.kind() {
                         io::ErrorKind::AddrInUse => ServeError::Taken { address },
-                        io::ErrorKind::AddrNotAvailable => ServeError::NoSuchAddress { address },
                         _ => ServeError::Io { address, source },
                     }
                     .into())
                 }
             },
             Address::Unix(path) => {
+                let directory = path.parent().unwrap_or(path);
+                if !directory.is_dir() {
+                    return Err(ServeError::NoDirectory {
+                        address: address.clone(),
+                        directory: directory.to_owned(),
+                    }
+                    .into());
+                }
                 if !is_free(path) {
                     return Err(ServeError::InTheWay {
                         address: address.clone(),
@@ -160,6 +173,21 @@ async fn answer(
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(app))
         .await
+}
+
+/// A listener for an address that may come later, with the interface or a DHCP lease.
+fn bind_ahead(addr: SocketAddr) -> io::Result<TcpListener> {
+    /// As many as std asks the kernel to keep.
+    const BACKLOG: u32 = 128;
+    let socket = match addr {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_reuseaddr(true)?;
+    // One flag for both families (`inet_can_nonlocal_bind`).
+    setsockopt(&socket, sockopt::IpFreebind, &true)?;
+    socket.bind(addr)?;
+    socket.listen(BACKLOG)
 }
 
 /// Nothing is there, or what somebody left who died.
