@@ -30,7 +30,7 @@ use super::{
     notify::ServiceManager,
     paths::Paths,
     purge::keep_purging,
-    watch::{Watch, keep_telling},
+    watch::{Watch, keep_telling, keep_untracing},
 };
 use crate::{
     api::server::{Shared, metrics_router, router},
@@ -147,6 +147,10 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
         let (agent, watch) = (shared.agent.clone(), watch.clone());
         tokio::spawn(async move { keep_telling(&agent, &watch, packets).await })
     };
+    let untracer = {
+        let (agent, watch) = (shared.agent.clone(), watch.clone());
+        tokio::spawn(async move { keep_untracing(&agent, &watch).await })
+    };
     let purger = {
         let agent = shared.agent.clone();
         tokio::spawn(async move { keep_purging(&agent).await })
@@ -254,6 +258,7 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
     }
     purger.abort();
     teller.abort();
+    untracer.abort();
     watch.close();
     stop.notify_one();
     if tokio::time::timeout(GRACE, server).await.is_err() {

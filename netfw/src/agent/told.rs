@@ -1,7 +1,7 @@
 //! Events in words: names for numbers.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{HashMap, HashSet},
     net::{IpAddr, Ipv6Addr},
     time::{Duration, SystemTime},
 };
@@ -33,7 +33,7 @@ const ARP: u16 = 0x0806;
 pub struct Names {
     /// Whose a counter is: the endpoint, and the publish where it is one's.
     counters: HashMap<u32, (Name, Option<String>)>,
-    interfaces: BTreeMap<u32, Option<String>>,
+    interfaces: HashMap<u32, Option<String>>,
     /// Since when the events' time counts.
     epoch: Duration,
 }
@@ -42,7 +42,7 @@ impl Names {
     /// Must be called in the node's namespace.
     pub fn of(agent: &Agent, events: &[Event]) -> Self {
         let meant = |event: &Event| [event.endpoint, event.counter.into()];
-        let meant: Vec<u32> = events.iter().flat_map(meant).collect();
+        let meant: HashSet<u32> = events.iter().flat_map(meant).collect();
         let mut counters = HashMap::new();
         for endpoint in agent.wanted.endpoints.values() {
             let own = std::iter::once((endpoint.counter, None));
@@ -55,10 +55,9 @@ impl Names {
                 }
             }
         }
-        let interfaces = events.iter().flat_map(|event| [event.ifindex, event.to]);
         Self {
             counters,
-            interfaces: interfaces.map(|n| (n, interface_name(n))).collect(),
+            interfaces: interfaces(events, interface_name),
             epoch: epoch_of_events(),
         }
     }
@@ -135,6 +134,18 @@ impl Names {
         let since = self.epoch + Duration::from_nanos(event.time);
         humantime::format_rfc3339_micros(SystemTime::UNIX_EPOCH + since).to_string()
     }
+}
+
+/// Each asked for once: a flood comes by one interface.
+fn interfaces(
+    events: &[Event],
+    mut name: impl FnMut(u32) -> Option<String>,
+) -> HashMap<u32, Option<String>> {
+    let mut names = HashMap::new();
+    for index in events.iter().flat_map(|event| [event.ifindex, event.to]) {
+        names.entry(index).or_insert_with(|| name(index));
+    }
+    names
 }
 
 fn reason(event: &Event) -> String {
@@ -246,6 +257,23 @@ mod tests {
             decision.sentence,
             "it made a flow of publish 0.0.0.0:8080:80/tcp of web (new, original): sent into a container by nf1"
         );
+    }
+
+    #[test]
+    fn a_name_is_asked_for_once() {
+        let back = Event {
+            ifindex: 4,
+            to: 3,
+            ..event()
+        };
+        let mut asked = Vec::new();
+        let names = interfaces(&[event(), back, event()], |index| {
+            asked.push(index);
+            Some(format!("eth{index}"))
+        });
+        asked.sort_unstable();
+        assert_eq!(asked, [3, 4]);
+        assert_eq!(names[&4].as_deref(), Some("eth4"));
     }
 
     #[test]

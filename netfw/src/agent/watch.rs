@@ -3,18 +3,24 @@
 //! Each listener has a filter in the kernel, and a queue here. One task reads the ring, puts names to the
 //! numbers, and hands each event to those who wanted it. Nobody waits for a listener: where its queue is
 //! full, it is told how much it has missed. As long as somebody traces, programs run that tell of every
-//! packet ([`crate::bpf::Traced`]).
+//! packet ([`crate::bpf::Traced`]); another task takes them out, so that the ring is read meanwhile.
 
 use std::{
+    io,
+    os::fd::AsRawFd,
     sync::{Arc, Mutex as Lock, PoisonError},
     time::Duration,
 };
 
 use bytes::Bytes;
 use netfw_common::event::{Event, Filter, wants};
+use nix::time::{ClockId, clock_gettime};
 use tokio::{
-    io::{Interest, unix::AsyncFd},
-    sync::{Mutex, Notify, mpsc},
+    io::{
+        Interest,
+        unix::{AsyncFd, AsyncFdReadyMutGuard},
+    },
+    sync::{Mutex, MutexGuard, Notify, mpsc},
 };
 
 use super::{Agent, AgentError, start::options, told::Names};
@@ -31,6 +37,8 @@ const RATE: u32 = 1000;
 const QUEUE: usize = 4096;
 /// Events that are looked up in one go, with the agent held.
 const BATCH: usize = 256;
+/// Events that wait for an agent that others hold; more stay in the ring.
+const WAITING: usize = 16 * BATCH;
 /// How often listeners are told what they have missed.
 const TELL: Duration = Duration::from_secs(1);
 
@@ -60,11 +68,20 @@ struct State {
 struct Listener {
     number: u32,
     wanted: Wanted,
+    /// By the clock of [`Event::time`]: what is older was another's who had the number. The programs look at the
+    /// clock before they look at filters.
+    since: u64,
     lines: mpsc::Sender<Bytes>,
     /// Events that found its queue full.
     missed: u64,
     /// Of those that the kernel left out, how many it has been told of.
     told: (u64, u64),
+}
+
+impl Listener {
+    fn wants(&self, event: &Event) -> bool {
+        event.filters >> self.number & 1 != 0 && event.time >= self.since
+    }
 }
 
 /// What a listener is told, until it is dropped.
@@ -119,6 +136,7 @@ impl Watch {
 
     fn listen(self: &Arc<Self>, wanted: Wanted, filter: &Filter) -> Result<Told, AgentError> {
         let mut state = self.state();
+        let since = now();
         let number = state.filters.add(filter)?.ok_or(AgentError::Listeners)?;
         let (sender, lines) = mpsc::channel(QUEUE);
         let told = state.filters.suppressed(number)?;
@@ -126,6 +144,7 @@ impl Watch {
             state.listeners.push(Listener {
                 number,
                 wanted,
+                since,
                 lines: sender,
                 missed: 0,
                 told,
@@ -151,7 +170,7 @@ impl Watch {
         for wanted in [Wanted::Drops, Wanted::Traces] {
             let mut line = None;
             for listener in &mut state.listeners {
-                if listener.wanted != wanted || event.filters >> listener.number & 1 == 0 {
+                if listener.wanted != wanted || !listener.wants(event) {
                     continue;
                 }
                 let line = line.get_or_insert_with(|| match wanted {
@@ -182,6 +201,12 @@ impl Watch {
             }
         }
     }
+}
+
+/// By the clock of [`Event::time`].
+fn now() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+    now.as_nanos() as u64
 }
 
 fn json(line: &Line) -> Bytes {
@@ -265,10 +290,7 @@ impl Agent {
 
 /// Reads the ring, for as long as the agent runs.
 pub async fn keep_telling(agent: &Mutex<Agent>, watch: &Watch, events: PacketEvents) {
-    // SAFETY: the ring owns its descriptor, always the same one, and closes it only when it is dropped,
-    // which AsyncFd does after deregistering.
-    let registered = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) };
-    let mut events = match registered {
+    let mut events = match registered(events) {
         Ok(events) => events,
         Err(error) => return tracing::warn!(%error, "nobody can be told of packets"),
     };
@@ -276,25 +298,157 @@ pub async fn keep_telling(agent: &Mutex<Agent>, watch: &Watch, events: PacketEve
     tell.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            ready = events.readable_mut() => {
-                let Ok(mut ready) = ready else { return };
-                let batch: Vec<Event> = ready.get_inner_mut().take(BATCH).collect();
-                if batch.len() < BATCH {
-                    ready.clear_ready();
-                }
-                let names = Names::of(&*agent.lock().await, &batch);
-                for event in &batch {
-                    watch.hand_out(event, &names);
-                }
-            }
-            _ = tell.tick() => watch.tell_suppressed(),
-            () = watch.left.notified() => {
-                let _one = watch.swapping.lock().await;
-                if !watch.has_traces() {
-                    let mut agent = agent.lock().await;
-                    tokio::task::block_in_place(|| agent.stop_tracing());
-                }
+            ready = events.readable() => match ready {
+                Ok(ready) => drop(ready),
+                Err(_) => return,
+            },
+            _ = tell.tick() => {
+                watch.tell_suppressed();
+                continue;
             }
         }
+        let Ok((batch, agent)) = gather(&mut events, agent).await else {
+            return;
+        };
+        let names = Names::of(&agent, &batch);
+        drop(agent);
+        for event in &batch {
+            watch.hand_out(event, &names);
+        }
+    }
+}
+
+fn registered<E: AsRawFd>(events: E) -> io::Result<AsyncFd<E>> {
+    // SAFETY: the ring owns its descriptor, always the same one, and closes it only when it is dropped,
+    // which AsyncFd does after deregistering.
+    let registered = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) };
+    Ok(registered?)
+}
+
+/// The events that there are, and the agent. The ring is small: while others hold the agent, it is emptied.
+async fn gather<'a, E, A>(
+    events: &mut AsyncFd<E>,
+    agent: &'a Mutex<A>,
+) -> io::Result<(Vec<Event>, MutexGuard<'a, A>)>
+where
+    E: Iterator<Item = Event> + AsRawFd,
+{
+    let mut gathered = Vec::new();
+    let mut take = |mut ready: AsyncFdReadyMutGuard<'_, E>| {
+        let before = gathered.len();
+        gathered.extend(ready.get_inner_mut().take(BATCH));
+        if gathered.len() - before < BATCH {
+            ready.clear_ready();
+        }
+        gathered.len()
+    };
+    let mut waiting = take(events.readable_mut().await?);
+    let free = agent.lock();
+    tokio::pin!(free);
+    loop {
+        tokio::select! {
+            biased;
+            agent = &mut free => return Ok((gathered, agent)),
+            ready = events.readable_mut(), if waiting < WAITING => waiting = take(ready?),
+        }
+    }
+}
+
+/// Takes tracing programs out when nobody traces any longer, for as long as the agent runs.
+pub async fn keep_untracing(agent: &Mutex<Agent>, watch: &Watch) {
+    loop {
+        watch.left.notified().await;
+        let _one = watch.swapping.lock().await;
+        if !watch.has_traces() {
+            let mut agent = agent.lock().await;
+            tokio::task::block_in_place(|| agent.stop_tracing());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read as _, Write as _},
+        os::{fd::RawFd, unix::net::UnixStream},
+    };
+
+    use nix::{
+        errno::Errno,
+        sys::socket::{MsgFlags, recv},
+    };
+
+    use super::*;
+
+    /// A byte an event.
+    struct Ring(UnixStream);
+
+    impl Iterator for Ring {
+        type Item = Event;
+
+        fn next(&mut self) -> Option<Event> {
+            let mut byte = [0];
+            self.0.read_exact(&mut byte).ok()?;
+            Some(Event {
+                time: byte[0].into(),
+                ..Event::default()
+            })
+        }
+    }
+
+    impl AsRawFd for Ring {
+        fn as_raw_fd(&self) -> RawFd {
+            self.0.as_raw_fd()
+        }
+    }
+
+    #[tokio::test]
+    async fn the_ring_is_read_while_others_hold_the_agent() {
+        let (ring, mut kernel) = UnixStream::pair().unwrap();
+        ring.set_nonblocking(true).unwrap();
+        let fd = ring.as_raw_fd();
+        let is_read = || recv(fd, &mut [0], MsgFlags::MSG_PEEK) == Err(Errno::EAGAIN);
+        let agent = Mutex::new(());
+        let mut events = registered(Ring(ring)).unwrap();
+        let held = agent.lock().await;
+        kernel.write_all(&[1]).unwrap();
+        let others = async {
+            for more in [2, 3] {
+                let read = async {
+                    while !is_read() {
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    }
+                };
+                let read = tokio::time::timeout(Duration::from_secs(10), read).await;
+                read.expect("somebody reads it");
+                kernel.write_all(&[more]).unwrap();
+            }
+            drop(held);
+        };
+        let (gathered, ()) = tokio::join!(gather(&mut events, &agent), others);
+        let (gathered, _agent) = gathered.unwrap();
+        let times: Vec<u64> = gathered.iter().map(|event| event.time).collect();
+        assert_eq!(times[..2], [1, 2]);
+    }
+
+    #[test]
+    fn events_of_an_earlier_listener_are_nobodys() {
+        let (lines, _told) = mpsc::channel(1);
+        let listener = Listener {
+            number: 3,
+            wanted: Wanted::Drops,
+            since: now(),
+            lines,
+            missed: 0,
+            told: (0, 0),
+        };
+        let event = |filters, time| Event {
+            filters,
+            time,
+            ..Event::default()
+        };
+        assert!(listener.wants(&event(1 << 3, now())));
+        assert!(!listener.wants(&event(1 << 3, listener.since - 1)));
+        assert!(!listener.wants(&event(1 << 2, now())));
     }
 }
