@@ -1,7 +1,7 @@
 //! The client of the API: one connection a request, over the agent's unix socket.
 
 use std::{
-    io,
+    io::{self, Write as _},
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -15,7 +15,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::{net::UnixStream, task::JoinHandle};
+use tokio::{net::UnixStream, task::JoinHandle, time::timeout};
 
 use super::types::{
     Applied, ApplyRequest, ConnectRequest, Endpoint, EndpointRequest, Failure, FailureKind, Fault,
@@ -39,6 +39,8 @@ const STARTING: Duration = Duration::from_secs(10);
 /// And a process that may be about to become one, this long.
 const BEFORE: Duration = Duration::from_millis(200);
 const PAUSE: Duration = Duration::from_millis(10);
+/// An answer that takes so long is told of.
+const TELL: Duration = Duration::from_secs(2);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -63,12 +65,12 @@ pub enum ClientError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     #[error(
-        "the agent on {socket} (process {}) has not answered for {} s: it hangs, is stopped, or has very much to do; its log says more",
-        pid.map_or("unknown".into(), |pid| pid.to_string()),
-        patience.as_secs()
+        "the agent ({}) has not answered for {} s: {}",
+        process(*pid),
+        patience.as_secs(),
+        remedy(*pid)
     )]
     Silent {
-        socket: PathBuf,
         pid: Option<i32>,
         patience: Duration,
     },
@@ -95,6 +97,8 @@ pub struct Client {
     socket: PathBuf,
     /// How long an answer may be in coming. None: for ever, as some requests are a lot of work.
     patience: Option<Duration>,
+    /// Say on stderr that an answer is long in coming.
+    tells: bool,
 }
 
 type Result<T> = std::result::Result<T, ClientError>;
@@ -106,6 +110,15 @@ impl Client {
             socket: paths.socket(),
             paths,
             patience: None,
+            tells: false,
+        }
+    }
+
+    /// Says on stderr, once a request, that it waits.
+    pub fn telling(self) -> Self {
+        Self {
+            tells: true,
+            ..self
         }
     }
 
@@ -268,19 +281,34 @@ impl Client {
             .header(CONTENT_TYPE, "application/json")
             .body(Full::new(Bytes::from(body)))
             .map_err(|e| self.http(e))?;
-        let answer = sender.send_request(request);
-        let answer =
-            match self.patience {
-                None => answer.await,
-                Some(patience) => tokio::time::timeout(patience, answer).await.map_err(|_| {
-                    ClientError::Silent {
-                        socket: self.socket.clone(),
-                        pid,
-                        patience,
-                    }
-                })?,
-            };
+        let answer = self.telling_of(pid, sender.send_request(request));
+        let answer = match self.patience {
+            None => answer.await,
+            Some(patience) => timeout(patience, answer)
+                .await
+                .map_err(|_| ClientError::Silent { pid, patience })?,
+        };
         Ok((answer.map_err(|e| self.http(e))?, connection))
+    }
+
+    /// Waits for the answer and, where it is long in coming, says so.
+    async fn telling_of<T>(&self, pid: Option<i32>, answer: impl Future<Output = T>) -> T {
+        tokio::pin!(answer);
+        if self.tells
+            && let Ok(answer) = timeout(TELL, &mut answer).await
+        {
+            return answer;
+        }
+        if self.tells {
+            // Nobody may be reading.
+            let _ = writeln!(
+                io::stderr(),
+                "netfw: waiting for the agent ({}), which does not answer: {}",
+                process(pid),
+                remedy(pid)
+            );
+        }
+        answer.await
     }
 
     async fn whole(&self, response: Response<Incoming>) -> Result<Bytes> {
@@ -397,6 +425,27 @@ impl Lines {
             }
         }
     }
+}
+
+fn process(pid: Option<i32>) -> String {
+    pid.map_or("unknown process".into(), |pid| format!("process {pid}"))
+}
+
+/// What may be the matter with an agent that does not answer, and what to do. Packets do not need it.
+fn remedy(pid: Option<i32>) -> String {
+    let Some(pid) = pid else {
+        return "its log says more".into();
+    };
+    // `PID (COMMAND) STATE …`, and a command may hold parentheses.
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
+    if state.is_some_and(|state| state.starts_with(['T', 't'])) {
+        return format!("it is stopped, and `kill -CONT {pid}` has it go on");
+    }
+    format!(
+        "it has much to do, or hangs; its log says more. Packets go on without it: `kill -KILL {pid}` ends one \
+         that hangs, `netfw agent` starts another"
+    )
 }
 
 struct AbortOnDrop(JoinHandle<()>);

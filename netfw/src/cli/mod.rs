@@ -70,7 +70,7 @@ struct Global {
 
 impl Global {
     fn client(&self) -> Client {
-        Client::new(&self.instance)
+        Client::new(&self.instance).telling()
     }
 }
 

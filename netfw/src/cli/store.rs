@@ -3,6 +3,7 @@
 use std::{
     io::{Read as _, Write as _},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -21,6 +22,9 @@ use crate::{
     document::Document,
     name::Name,
 };
+
+/// How long the agent may take to say what is in the store.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
@@ -193,7 +197,9 @@ pub fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
 fn look(global: &Global) -> anyhow::Result<(Wanted, Vec<StoreError>)> {
     let paths = Paths::of(&global.instance);
     if paths.is_locked() {
-        let saved = crate::block_on(global.client().store())?;
+        let client = global.client().with_patience(PATIENCE);
+        let saved = crate::block_on(client.store());
+        let saved = saved.context("the agent has the store, and alone says what is in it")?;
         return Ok((saved.into_wanted()?, Vec::new()));
     }
     if !paths.store().exists() {

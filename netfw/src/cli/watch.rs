@@ -12,12 +12,16 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{Format, Global};
 use crate::{
     api::{
+        client::Lines,
         types::Tuple,
         watch::{Decision, Line, Packet},
     },
     filter::{IpProtocol, Place, WatchFilter},
     name::Name,
 };
+
+/// What an agent gets to begin: programs that trace are verified first.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Whom the packets are from and for; all that is said must hold.
 #[derive(Clone, Debug, clap::Args)]
@@ -42,9 +46,15 @@ pub struct Until {
     /// End after so many events.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
-    /// End after so many seconds.
-    #[arg(long = "for", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    /// End after so many seconds of listening. An agent that has not begun to tell by then (after ten seconds at
+    /// least) is given up on.
+    #[arg(long = "for", value_name = "SECONDS", value_parser = whole_seconds)]
     pub seconds: Option<u64>,
+}
+
+fn whole_seconds(text: &str) -> Result<u64, String> {
+    let seconds = text.parse().ok().filter(|seconds| *seconds > 0);
+    seconds.ok_or_else(|| "write whole seconds, 1 at least".into())
 }
 
 impl Which {
@@ -69,34 +79,46 @@ pub fn follow(
     crate::block_on(async {
         let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
         let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
-        let client = global.client();
-        let mut lines = client.watch(&format!("{path}{}", filter.query())).await?;
-        // Whatever happens from now on is told.
-        eprintln!("netfw: listening; Ctrl-C ends");
-        let end = async {
+        let client = match until.seconds {
+            // Not for ever for an agent that hangs either.
+            Some(seconds) => {
+                let patience = Duration::from_secs(seconds).max(PATIENCE);
+                global.client().with_patience(patience)
+            }
+            None => global.client(),
+        };
+        let told = async {
+            let mut lines = client.watch(&format!("{path}{}", filter.query())).await?;
+            // Whatever happens from now on is told.
+            eprintln!("netfw: listening; Ctrl-C ends");
             match until.seconds {
-                Some(seconds) => tokio::time::sleep(Duration::from_secs(seconds)).await,
-                None => std::future::pending().await,
+                Some(seconds) => {
+                    let all = print(global.output, &mut lines, until.count);
+                    let end = tokio::time::timeout(Duration::from_secs(seconds), all).await;
+                    end.unwrap_or(Ok(()))
+                }
+                None => print(global.output, &mut lines, until.count).await,
             }
         };
-        tokio::pin!(end);
-        let mut left = until.count;
-        while left != Some(0) {
-            tokio::select! {
-                line = lines.next() => {
-                    let line = line?;
-                    if !matches!(line, Line::Suppressed { .. }) {
-                        left = left.map(|left| left - 1);
-                    }
-                    show(global.output, &line)?;
-                }
-                () = &mut end => break,
-                _ = interrupt.recv() => break,
-                _ = terminate.recv() => break,
-            }
+        tokio::select! {
+            told = told => told,
+            _ = interrupt.recv() => Ok(()),
+            _ = terminate.recv() => Ok(()),
         }
-        anyhow::Ok(())
     })
+}
+
+/// So many events, or as long as there are some.
+async fn print(format: Format, lines: &mut Lines, count: Option<u64>) -> anyhow::Result<()> {
+    let mut left = count;
+    while left != Some(0) {
+        let line = lines.next().await?;
+        if !matches!(line, Line::Suppressed { .. }) {
+            left = left.map(|left| left - 1);
+        }
+        show(format, &line)?;
+    }
+    Ok(())
 }
 
 fn show(format: Format, line: &Line) -> io::Result<()> {

@@ -15,6 +15,7 @@ mod exec;
 mod fixtures;
 mod floods;
 mod fragments;
+mod hanging;
 mod hostile;
 mod icmp;
 mod independent;

@@ -44,9 +44,14 @@ fn rates_are_seen_keys_work_and_the_agent_may_come_and_go() {
     top.press("?2");
 
     site.agent.kill();
-    sees(&mut top, "no agent for ");
+    sees(&mut top, "no answer for ");
     sees(&mut top, "web");
     site.agent.start_again();
+    sees(&mut top, "q quit");
+
+    site.agent.process().signal(Signal::SIGSTOP);
+    sees(&mut top, "it is stopped");
+    site.agent.process().signal(Signal::SIGCONT);
     sees(&mut top, "q quit");
 
     top.press("q");

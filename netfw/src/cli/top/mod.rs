@@ -33,6 +33,8 @@ use crate::{
     filter::FlowFilter,
 };
 
+/// An agent that has not answered for so long is told of: what is shown is old.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Flows are not listed where there are more: it would take the agent, and the eye, too long.
 const MOST_FLOWS: u64 = 10_000;
 
@@ -85,7 +87,9 @@ async fn watch_agent(global: &Global, interval: Duration, coloured: bool) -> any
         signal(SignalKind::interrupt())?,
     ];
     let (want_flows, wanted) = watch::channel(false);
-    let mut answers = ask(client, interval, wanted);
+    // What it would say on stderr is on the screen.
+    let quiet = Client::new(&global.instance).with_patience(PATIENCE);
+    let mut answers = ask(quiet, interval, wanted);
     let mut keys = EventStream::new();
     let mut screen = Screen::take()?;
     loop {

@@ -80,6 +80,8 @@ pub enum Cell {
     Text(String),
     /// Sorted from the greatest on.
     Number(u64),
+    /// A number that nobody knows now.
+    Unknown,
     /// Sorted from the youngest on; `least`: it may be older.
     Age {
         seconds: u64,
@@ -114,6 +116,7 @@ impl std::fmt::Display for Cell {
         match self {
             Self::Text(text) => f.write_str(text),
             Self::Number(n) => f.write_str(&short(*n)),
+            Self::Unknown => f.write_str("-"),
             Self::Age { seconds, least } => {
                 write!(f, "{}{}", if *least { ">" } else { "" }, time(*seconds))
             }
@@ -417,44 +420,42 @@ impl Top {
         rows
     }
 
-    /// What there was last, with rates where there are some already.
-    fn measured(&self) -> Vec<EndpointStats> {
-        match &self.rates {
-            Some(rates) => rates.endpoints.clone(),
-            None => {
-                let mut endpoints = self.last.stats.endpoints.clone();
-                for endpoint in &mut endpoints {
-                    endpoint.total = Counter::default();
-                    for publish in &mut endpoint.publishes {
-                        publish.counter = Counter::default();
-                    }
-                }
-                endpoints
-            }
-        }
+    /// What there was last: rates, or what is shown without them.
+    fn measured(&self) -> &[EndpointStats] {
+        let stats = self.rates.as_ref().unwrap_or(&self.last.stats);
+        &stats.endpoints
+    }
+
+    /// A row of rates, where they are known: zeros would look like a quiet node.
+    fn row(&self, names: [Cell; 2], c: &Counter) -> Vec<Cell> {
+        let rates = [c.rx_packets, c.rx_bytes, c.tx_packets, c.tx_bytes];
+        let cell = |rate| match self.rates {
+            Some(_) => Cell::Number(rate),
+            None => Cell::Unknown,
+        };
+        names.into_iter().chain(rates.map(cell)).collect()
     }
 
     fn publishes(&self) -> Vec<Vec<Cell>> {
-        let endpoints = self.measured();
-        let publishes = endpoints.into_iter().flat_map(|e| {
+        let endpoints = self.measured().iter();
+        let publishes = endpoints.flat_map(|e| {
             let of = e.name.to_string();
-            e.publishes.into_iter().map(move |p| (of.clone(), p))
+            e.publishes.iter().map(move |p| (of.clone(), p))
         });
         publishes
             .map(|(endpoint, p)| {
-                let publish = Publish::from(p.publish).to_string();
-                row([Cell::Text(publish), Cell::Text(endpoint)], &p.counter)
+                let publish = Publish::from(p.publish.clone()).to_string();
+                self.row([Cell::Text(publish), Cell::Text(endpoint)], &p.counter)
             })
             .collect()
     }
 
     fn endpoints(&self) -> Vec<Vec<Cell>> {
-        let endpoints = self.measured();
-        let row = |e: EndpointStats| {
+        let row = |e: &EndpointStats| {
             let publishes = Cell::Number(e.publishes.len() as u64);
-            row([Cell::Text(e.name.to_string()), publishes], &e.total)
+            self.row([Cell::Text(e.name.to_string()), publishes], &e.total)
         };
-        endpoints.into_iter().map(row).collect()
+        self.measured().iter().map(row).collect()
     }
 
     fn flows(&self) -> Vec<Vec<Cell>> {
@@ -496,16 +497,11 @@ impl Top {
                 let rate = self.rates.as_ref().and_then(|rates| rates.drops.get(at));
                 vec![
                     Cell::Text(drop.reason.clone()),
-                    Cell::Number(rate.map_or(0, |rate| rate.packets)),
+                    rate.map_or(Cell::Unknown, |rate| Cell::Number(rate.packets)),
                     Cell::Number(drop.packets),
                     Cell::Text(drop.description.clone()),
                 ]
             })
             .collect()
     }
-}
-
-fn row(names: [Cell; 2], c: &Counter) -> Vec<Cell> {
-    let rates = [c.rx_packets, c.rx_bytes, c.tx_packets, c.tx_bytes];
-    names.into_iter().chain(rates.map(Cell::Number)).collect()
 }

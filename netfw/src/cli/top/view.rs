@@ -95,7 +95,10 @@ fn header(top: &Top) -> Line<'_> {
 
 fn sums(top: &Top) -> Line<'_> {
     let Some((total, drops)) = top.totals() else {
-        return Line::from("rates come with the next look");
+        return Line::from(match top.trouble {
+            Some(_) => "no rates: the agent does not answer",
+            None => "rates come with the next look",
+        });
     };
     let dropped = match drops {
         0 => Span::raw("0/s"),
@@ -145,7 +148,7 @@ fn footer(top: &Top) -> Line<'_> {
     match &top.trouble {
         Some(trouble) => Line::styled(
             format!(
-                "no agent for {}, these are its last figures: {}",
+                "no answer for {}, these are the last figures: {}",
                 time(trouble.lasts().as_secs()),
                 trouble.why
             ),
@@ -206,7 +209,7 @@ fn table(frame: &mut Frame, top: &Top, area: Rect) {
 
 /// Is a reason to drop packets being met just now?
 fn is_met(top: &Top, row: &[Cell]) -> bool {
-    top.view == View::Drops && !matches!(row[1], Cell::Number(0))
+    top.view == View::Drops && matches!(row[1], Cell::Number(rate) if rate > 0)
 }
 
 fn help(frame: &mut Frame) {
