@@ -42,8 +42,9 @@ pub struct Network {
     pub subnets: Vec<IpNet>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub gateways: Vec<IpAddr>,
-    #[serde(skip_serializing_if = "is_default")]
-    pub ipv6: bool,
+    /// None: as the default network has it, or else not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<bool>,
     #[serde(skip_serializing_if = "is_default")]
     pub internal: bool,
     #[serde(skip_serializing_if = "is_default")]
@@ -65,7 +66,7 @@ impl Default for Network {
         Self {
             subnets: Vec::new(),
             gateways: Vec::new(),
-            ipv6: false,
+            ipv6: None,
             internal: false,
             routed: false,
             masquerade: true,
@@ -84,7 +85,7 @@ impl Network {
             name,
             subnets: self.subnets.clone(),
             gateways: self.gateways.clone(),
-            ipv6: self.ipv6,
+            ipv6: self.ipv6.unwrap_or_default(),
             internal: self.internal,
             routed: self.routed,
             masquerade: self.masquerade,
@@ -111,11 +112,11 @@ pub struct Endpoint {
     pub network_mode: Option<Mode>,
     /// In this order: the first that leads out has the default route. None: `bridge`.
     #[serde(
-        skip_serializing_if = "Vec::is_empty",
-        deserialize_with = "words_or_tables",
-        serialize_with = "shortest"
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "some_words_or_tables",
+        serialize_with = "some_shortest"
     )]
-    pub networks: Vec<Attachment>,
+    pub networks: Option<Vec<Attachment>>,
     #[serde(
         skip_serializing_if = "Vec::is_empty",
         deserialize_with = "words_or_tables",
@@ -241,6 +242,22 @@ where
     Ok(all.into_iter().map(|one| one.0).collect())
 }
 
+fn some_words_or_tables<'de, T, D>(deserializer: D) -> Result<Option<Vec<T>>, D::Error>
+where
+    T: Short + Deserialize<'de>,
+    D: Deserializer<'de>,
+{
+    words_or_tables(deserializer).map(Some)
+}
+
+fn some_shortest<T, S>(all: &Option<Vec<T>>, serializer: S) -> Result<S::Ok, S::Error>
+where
+    T: Short + Serialize,
+    S: Serializer,
+{
+    shortest(all.as_deref().unwrap_or_default(), serializer)
+}
+
 fn shortest<T, S>(all: &[T], serializer: S) -> Result<S::Ok, S::Error>
 where
     T: Short + Serialize,
@@ -351,8 +368,9 @@ network_mode = "container:web"
     fn what_is_written_is_read() {
         let document: Document = TEXT.parse().unwrap();
         let web = &document.endpoints[&"web".parse::<Name>().unwrap()];
-        assert_eq!(web.networks.len(), 2);
-        assert_eq!(web.networks[1].ip, Some([10, 9, 0, 5].into()));
+        let networks = web.networks.as_deref().unwrap();
+        assert_eq!(networks.len(), 2);
+        assert_eq!(networks[1].ip, Some([10, 9, 0, 5].into()));
         assert_eq!(web.publish[0].publish.to_string(), "8080:80/tcp");
         assert_eq!(web.publish[1].allow_from.to_string(), "10.0.0.0/8");
         let again: Document = document.to_string().parse().unwrap();

@@ -82,10 +82,23 @@ impl FromStr for Prefix {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        text.parse()
-            .or_else(|_| text.parse().map(|ip: std::net::IpAddr| ip.into()))
-            .map(Self)
-            .map_err(|_| format!("{text:?} is neither an address nor a prefix like 10.0.0.0/8"))
+        let wrong = || format!("{text:?} is neither an address nor a prefix like 10.0.0.0/8");
+        prefix(text, wrong).map(Self)
+    }
+}
+
+/// An address, or a prefix without bits beyond its length: as sources and subnets are.
+fn prefix(text: &str, wrong: impl FnOnce() -> String) -> Result<IpNet, String> {
+    let net: Option<IpNet> = match text.parse::<std::net::IpAddr>() {
+        Ok(ip) => Some(ip.into()),
+        Err(_) => text.parse().ok(),
+    };
+    match net {
+        Some(net) if net != net.trunc() => Err(format!(
+            "{net} is an address with the length of a prefix: the prefix is {}",
+            net.trunc()
+        )),
+        net => net.ok_or_else(wrong),
     }
 }
 

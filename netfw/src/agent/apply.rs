@@ -18,7 +18,7 @@ use super::{
     record::{Attachment, Endpoint, Mode, Network, Published, Wanted, new_host_interface},
     steps::steps,
     store::Change,
-    target::{Around, is_another, is_replaced, target},
+    target::{Around, is_another, is_faulty, is_replaced, target},
 };
 use crate::{
     api::types::{Action, Applied, ApplyRequest, Fault, Object, Step},
@@ -29,14 +29,13 @@ use crate::{
 
 impl Agent {
     pub async fn apply(&mut self, request: &ApplyRequest) -> Result<Applied, AgentError> {
-        let mut target = self.wanted_by(&request.document).await?;
+        let (mut target, mut faults) = self.wanted_by(&request.document).await?;
         let is_gone = |endpoint: &Endpoint, attachment: Option<&Attachment>| match attachment {
             Some(attachment) => !self.up.contains_key(&place(endpoint, attachment)),
             None => !self.is_up(endpoint),
         };
         let steps = steps(&self.wanted, &target, is_gone);
-        let faults = self
-            .find_namespaces(&mut target, &steps, &request.document)
+        self.find_namespaces(&mut target, &steps, &request.document, &mut faults)
             .await;
         if !faults.is_empty() {
             return Err(AgentError::Document(faults));
@@ -55,7 +54,7 @@ impl Agent {
         })
     }
 
-    async fn wanted_by(&mut self, document: &Document) -> Result<Wanted, AgentError> {
+    async fn wanted_by(&mut self, document: &Document) -> Result<(Wanted, Vec<Fault>), AgentError> {
         let obstacles = self.obstacles_of_node().await?;
         let prefix6 = self.prefix6()?;
         let links = self.netlink.links().await?;
@@ -67,22 +66,24 @@ impl Agent {
             locals: &self.locals,
             links: &links,
         };
-        target(document, &self.wanted, &around, self.ports()).map_err(AgentError::Document)
+        Ok(target(document, &self.wanted, &around, self.ports()))
     }
 
-    /// Looks for the namespaces of what is to be made, and chooses names for interfaces in them.
+    /// Looks for the namespaces of what is to be made, and chooses names for interfaces in them. Those of which
+    /// something is wrong already are left out.
     async fn find_namespaces(
         &self,
         target: &mut Wanted,
         steps: &[Step],
         document: &Document,
-    ) -> Vec<Fault> {
+        faults: &mut Vec<Fault>,
+    ) {
         let made = steps.iter().filter(|step| {
             matches!(step.object, Object::Endpoint | Object::Attachment)
                 && matches!(step.action, Action::Add | Action::Replace)
         });
-        let names: BTreeSet<Name> = made.filter_map(|step| step.endpoint.clone()).collect();
-        let mut faults = Vec::new();
+        let names = made.filter_map(|step| step.endpoint.clone());
+        let names: BTreeSet<Name> = names.filter(|name| !is_faulty(faults, name)).collect();
         for name in names {
             let Some(endpoint) = target.endpoints.get(&name) else {
                 continue;
@@ -111,7 +112,6 @@ impl Agent {
                 endpoint.namespace.id = owner.namespace.id;
             }
         }
-        faults
     }
 
     async fn find_namespace(

@@ -35,7 +35,7 @@ impl From<&Network> for document::Network {
             subnets: network.subnets().collect(),
             gateways: chosen.map(|pool| pool.gateway).collect(),
             // A subnet that is named says as much.
-            ipv6: false,
+            ipv6: None,
             internal: rules.internal,
             routed: rules.routed,
             masquerade: rules.masquerade || rules.routed,
@@ -76,7 +76,7 @@ impl From<&Endpoint> for document::Endpoint {
             netns,
             pid,
             network_mode: Some(endpoint.mode()).filter(|_| endpoint.mode != Mode::Networks),
-            networks: networks.collect(),
+            networks: (endpoint.mode == Mode::Networks).then(|| networks.collect()),
             publish: publishes(endpoint),
             allow_from: endpoint.allow_from.clone(),
             expose: endpoint.exposed.clone(),

@@ -41,7 +41,7 @@ pub enum AgentError {
     #[error("an endpoint \"{0}\" exists and its namespace is gone: `netfw endpoint rm {0}` first")]
     EndpointGone(Name),
     #[error(
-        "a network namespace \"{0}\" exists already: attach it with --netns {0}, or choose another name"
+        "a network namespace \"{0}\" exists already: name it as the endpoint's (netns) to attach it, or choose another name"
     )]
     NamespaceExists(Name),
     #[error("{0} is the namespace that the agent serves: a container needs one of its own")]
@@ -245,7 +245,9 @@ pub enum NetworkError {
     None { name: Name, has: Vec<Name> },
     #[error("a network \"{0}\" exists already: choose another name, or remove it first")]
     Exists(Name),
-    #[error("a network cannot be called \"{0}\", which stands for something else with --network")]
+    #[error(
+        "a network cannot be called \"{0}\": as an endpoint's network, that stands for something else"
+    )]
     Reserved(Name),
     #[error("network \"bridge\" is the one that endpoints join by default, and cannot be removed")]
     Default,
@@ -310,25 +312,27 @@ pub enum NetworkError {
         family: &'static str,
     },
     #[error(
-        "--filter says who may use endpoint-independent mappings: it needs --nat endpoint-independent"
+        "filter says who may use endpoint-independent mappings: it needs nat endpoint-independent"
     )]
     Filter,
     #[error(
-        "--nat endpoint-independent says how masquerade maps: it cannot be used with --no-masquerade, nor with --routed, which implies that"
+        "nat endpoint-independent says how masquerade maps: it cannot be used without masquerade, nor with routed, which has none"
     )]
     NatWithoutMasquerade,
     #[error(
-        "--internal (no way in or out) and --routed (a way in for everybody) contradict each other"
+        "internal (no way in or out) and routed (a way in for everybody) contradict each other"
     )]
     InternalRouted,
     #[error("the node has no IPv6: {0}")]
     NoIpv6(String),
-    #[error(
-        "no subnet is free: every private range overlaps a route of the node: name one with --subnet"
-    )]
+    #[error("no subnet is free: every private range overlaps a route of the node: name one")]
     NoSubnet,
-    #[error("no /64 of the node's {0} is free: name a subnet with --subnet")]
+    #[error("no /64 of the node's {0} is free: name a subnet")]
     NoSubnet6(Ipv6Net),
+    #[error(
+        "network \"bridge\" has IPv6 wherever the node has: leave this out, or give endpoints a network of their own"
+    )]
+    DefaultIpv6,
 }
 
 impl NetworkError {
@@ -355,26 +359,30 @@ impl NetworkError {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ModeError {
     #[error(
-        "--network {0} and publishing do not go together: {why}; publish from a network, or have the process \
+        "network mode {0} and publishing do not go together: {why}; publish from a network, or have the process \
          listen on the node itself", why = whose(.0)
     )]
     Publish(Mode),
-    #[error("--network {0} takes neither --ip nor --mac: {why}", why = whose(.0))]
+    #[error("network mode {0} takes neither address nor MAC: {why}", why = whose(.0))]
     Address(Mode),
-    #[error("--network {0} takes neither --alias nor --link: {why}", why = whose(.0))]
+    #[error("network mode {0} takes neither aliases nor links: {why}", why = whose(.0))]
     Names(Mode),
-    #[error("--network {0} takes neither --netns nor --pid: {why}", why = whose(.0))]
+    #[error("network mode {0} takes neither netns nor pid: {why}", why = whose(.0))]
     Namespace(Mode),
-    #[error(
-        "network_mode \"{0}\" takes no networks: {why}", why = whose(.0)
-    )]
+    #[error("network mode {0} takes no networks: {why}", why = whose(.0))]
     Networks(Mode),
+    #[error(
+        "an endpoint in no network has nothing: name one, leave this out for \"bridge\", or say network_mode = \"none\""
+    )]
+    NoNetworks,
+    #[error("say either netns, a name or an absolute path, or pid")]
+    TwoNamespaces,
     #[error("endpoint \"{other}\" is none to share with: it is not in the document")]
     NotNamed { other: Name },
     #[error("endpoint \"{0}\" cannot share its own namespace: name another one")]
     Own(Name),
     #[error(
-        "endpoint \"{other}\" shares the namespace of \"{whose}\" itself: say --network container:{whose}"
+        "endpoint \"{other}\" shares the namespace of \"{whose}\" itself: say container:{whose}"
     )]
     Chain { other: Name, whose: Name },
     #[error(
@@ -382,7 +390,7 @@ pub enum ModeError {
         list(.sharers)
     )]
     Shared { endpoint: Name, sharers: Vec<Name> },
-    #[error("{spec} cannot be published: endpoint \"{endpoint}\" has --network {mode}: {why}", why = whose(.mode))]
+    #[error("{spec} cannot be published: endpoint \"{endpoint}\" has network mode {mode}: {why}", why = whose(.mode))]
     NoPublish {
         spec: Spec,
         endpoint: Name,

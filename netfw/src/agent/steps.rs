@@ -33,7 +33,7 @@ pub(super) fn steps(
         }
     }
     for after in target.networks.values() {
-        all.extend(network(present, present.networks.get(&after.name), after));
+        all.extend(network(present, target, after));
     }
     // Whose namespace others share comes before them.
     let shares = |e: &&Endpoint| matches!(e.mode, Mode::Container(_));
@@ -173,8 +173,8 @@ fn changed(what: &str, before: impl Display, after: impl Display) -> String {
     format!("{what} {before} -> {after}").trim_start().into()
 }
 
-fn network(present: &Wanted, before: Option<&Network>, after: &Network) -> Option<Step> {
-    let Some(before) = before else {
+fn network(present: &Wanted, target: &Wanted, after: &Network) -> Option<Step> {
+    let Some(before) = present.networks.get(&after.name) else {
         return Some(of_network(Action::Add, after, subnets(after)));
     };
     let mut what = Vec::new();
@@ -204,9 +204,14 @@ fn network(present: &Wanted, before: Option<&Network>, after: &Network) -> Optio
         return None;
     }
     let replaced = is_replaced(before, after);
+    // Of those that go, their own steps say all.
+    let stays = |e: &Endpoint| {
+        let after = target.endpoints.get(&e.name);
+        after.is_some_and(|after| !is_another(e, after) && after.attachment(&before.name).is_some())
+    };
     let members: Vec<&Name> = present
         .attachments()
-        .filter(|(e, a)| a.network == before.name && !e.removing && !a.removing)
+        .filter(|(e, a)| a.network == before.name && !e.removing && !a.removing && stays(e))
         .map(|(e, _)| &e.name)
         .collect();
     if (replaced || was != is) && !members.is_empty() {

@@ -44,13 +44,13 @@ pub(super) struct Around<'a> {
     pub links: &'a [String],
 }
 
-/// What `document` wants, where `present` is there.
+/// What `document` wants, where `present` is there; and what is wrong with it, of which the rest is without.
 pub(super) fn target(
     document: &Document,
     present: &Wanted,
     around: &Around<'_>,
     ports: Ports<'_>,
-) -> Result<Wanted, Vec<Fault>> {
+) -> (Wanted, Vec<Fault>) {
     let mut making = Making {
         document,
         present,
@@ -66,14 +66,14 @@ pub(super) fn target(
     making.addresses();
     making.sharing();
     making.check_names();
-    // Whatever is wrong with the rest would be said once more about them.
-    if making.faults.is_empty() {
-        making.publishes(ports);
-    }
-    match making.faults.is_empty() {
-        true => Ok(making.wanted),
-        false => Err(making.faults),
-    }
+    making.publishes(ports);
+    (making.wanted, making.faults)
+}
+
+/// Is something wrong with the endpoint, or with a part of it?
+pub(super) fn is_faulty(faults: &[Fault], name: &Name) -> bool {
+    let of = |fault: &Fault| fault.at.get(..2) == Some(&["endpoints".into(), name.to_string()][..]);
+    faults.iter().any(of)
 }
 
 struct Making<'a> {
@@ -120,6 +120,10 @@ impl Making<'_> {
             let mut request = said.request(name.clone());
             let before = self.present.networks.get(name);
             if *name == bridge {
+                if said.ipv6 == Some(false) {
+                    self.fault(&["networks", name, "ipv6"], NetworkError::DefaultIpv6);
+                    continue;
+                }
                 // It has IPv6 where the node has.
                 request.ipv6 |= before.is_some_and(|n| n.v6.is_some());
             }
@@ -275,14 +279,19 @@ impl Making<'_> {
     }
 
     fn mode(&mut self, name: &Name, said: &document::Endpoint) -> Option<Mode> {
-        let Some(asked) = &said.network_mode else {
-            return Some(Mode::Networks);
-        };
         let mut refuse = |key: &str, error: ModeError| {
             self.fault(&["endpoints", name, key], error);
             None
         };
-        if !said.networks.is_empty() || matches!(asked, mode::Mode::Network(_)) {
+        let Some(asked) = &said.network_mode else {
+            return match &said.networks {
+                Some(none) if none.is_empty() => refuse("networks", ModeError::NoNetworks),
+                _ => Some(Mode::Networks),
+            };
+        };
+        if said.networks.iter().flatten().next().is_some()
+            || matches!(asked, mode::Mode::Network(_))
+        {
             return refuse("network_mode", ModeError::Networks(asked.clone()));
         }
         if !said.publish.is_empty() {
@@ -314,11 +323,7 @@ impl Making<'_> {
             (Some(text), None) if text.starts_with('/') => (PathBuf::from(text), false),
             (Some(text), None) if !text.contains('/') => (directory.join(text), false),
             _ => {
-                let error = "say either netns, a name or an absolute path, or pid";
-                self.fault(
-                    &["endpoints", name, "netns"],
-                    AgentError::Request(error.into()),
-                );
+                self.fault(&["endpoints", name, "netns"], ModeError::TwoNamespaces);
                 return None;
             }
         };
@@ -341,12 +346,8 @@ impl Making<'_> {
                 continue;
             }
             let said = &self.document.endpoints[&name];
-            let implied = said.networks.is_empty();
-            let asked = if implied {
-                &default[..]
-            } else {
-                &said.networks
-            };
+            let implied = said.networks.is_none();
+            let asked = said.networks.as_deref().unwrap_or(&default);
             for (n, asked) in asked.iter().enumerate() {
                 let n = n.to_string();
                 let at = match implied {
@@ -661,7 +662,15 @@ impl Making<'_> {
     fn publishes(&mut self, mut ports: Ports<'_>) {
         let mut slots: BTreeMap<(Name, usize, IpAddr), Published> = BTreeMap::new();
         let mut open: Vec<(Name, usize, crate::publish::Spec, Vec<IpAddr>)> = Vec::new();
-        for (name, endpoint) in &self.wanted.endpoints {
+        // Whatever is wrong with an endpoint, or its networks, would be said once more of its publishes.
+        let endpoints = self.wanted.endpoints.iter();
+        let whole = endpoints.filter(|(name, endpoint)| {
+            let said = &self.document.endpoints[*name].networks;
+            let asked = said.as_ref().map_or(1, Vec::len);
+            let has_all = endpoint.mode != Mode::Networks || endpoint.attachments.len() == asked;
+            has_all && !is_faulty(&self.faults, name)
+        });
+        for (name, endpoint) in whole {
             let said = &self.document.endpoints[name].publish;
             let before = self.present.endpoints.get(name);
             let is_new = before.is_none_or(|before| is_another(before, endpoint));

@@ -10,7 +10,7 @@ use netfw_common::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{IpProtocol, query};
+use super::{IpProtocol, prefix, query};
 use crate::{name::Name, text::by_text};
 
 /// All that is said must hold; nothing said: every packet.
@@ -154,15 +154,9 @@ impl FromStr for Place {
                  10.0.0.0/8:53, [2001:db8::1]:443, :80"
             )
         };
-        let net = |text: &str| {
-            let net = text
-                .parse::<IpNet>()
-                .or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-            net.map_err(|_| wrong())
-        };
-        if let Ok(net) = net(text) {
+        if text.parse::<IpNet>().is_ok() || text.parse::<IpAddr>().is_ok() {
             return Ok(Self {
-                net: Some(net),
+                net: Some(prefix(text, wrong)?),
                 port: None,
             });
         }
@@ -173,7 +167,7 @@ impl FromStr for Place {
                 "" => None,
                 // What looks like a port may be the end of the address.
                 six if six.contains(':') && bare.is_none() => return Err(wrong()),
-                place => Some(net(place)?),
+                place => Some(prefix(place, wrong)?),
             },
             port: Some(port.parse().map_err(|_| wrong())?),
         })
@@ -230,6 +224,9 @@ mod tests {
             ":65536",
             "2001:db8::1::80",
             "[::1]",
+            "10.0.0.1/8",
+            "10.0.0.1/8:53",
+            "[2001:db8::1/32]:443",
         ] {
             assert!(bad.parse::<Place>().is_err(), "{bad}");
         }

@@ -304,6 +304,18 @@ fn what_cannot_be_is_told_with_its_place_and_changes_nothing() {
         }
         assert_eq!(state(&site.agent), before, "{what} -> {by}");
     }
+    // What only a look at the node finds comes with the rest.
+    let bad = good
+        .replace("10.77.0.0/24", "10.1.0.0/24")
+        .replace(web, "nobody-s");
+    let file = document(&format!("{bad}\n[endpoints.db]\npublish = [\"7000:80\"]\n"));
+    let said = site.agent.refuses(FAILED, &["apply", "-f", path(&file)]);
+    for (line, phrase) in [(3, "overlaps"), (6, "nobody-s"), (11, "holds 0.0.0.0:7000")] {
+        let told = said
+            .lines()
+            .find(|told| told.contains(&format!("line {line},")));
+        assert!(told.is_some_and(|told| told.contains(phrase)), "{said}");
+    }
     let output = site
         .agent
         .output(&["-o", "json", "apply", "-f", "/nowhere"]);

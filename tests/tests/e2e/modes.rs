@@ -24,7 +24,7 @@ fn none_is_a_namespace_with_nothing_but_lo() {
     assert_eq!(links.lines().count(), 1, "{links}");
     assert!(links.contains("lo:") && links.contains("UP"), "{links}");
     let said = agent.refuses(FAILED, &["publish", &name, "8080:80"]);
-    assert!(said.contains("--network none"), "{said}");
+    assert!(said.contains("network mode none"), "{said}");
     let said = agent.refuses(FAILED, &["network", "connect", "bridge", &name]);
     assert!(said.contains("joins no network"), "{said}");
     agent.netfw(&["endpoint", "rm", &name]);
@@ -50,8 +50,8 @@ fn host_is_the_node_itself() {
     );
     for (words, said) in [
         (&["-p", "8080:80"][..], "the node's own addresses and ports"),
-        (&["--ip", "172.18.0.9"], "neither --ip nor --mac"),
-        (&["--netns", "x"], "neither --netns nor --pid"),
+        (&["--ip", "172.18.0.9"], "neither address nor MAC"),
+        (&["--netns", "x"], "neither netns nor pid"),
     ] {
         let all = [&["endpoint", "add", "other", "--network", "host"], words].concat();
         let told = agent.refuses(FAILED, &all);

@@ -303,12 +303,12 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
         (
             FAILED,
             create(&["--filter", "address-dependent"]),
-            &["--nat endpoint-independent"],
+            &["needs nat endpoint-independent"],
         ),
         (
             FAILED,
             create(&["--nat", "endpoint-independent", "--no-masquerade"]),
-            &["--no-masquerade"],
+            &["without masquerade"],
         ),
         (FAILED, create(&["--internal", "--routed"]), &["contradict"]),
         (

@@ -19,7 +19,10 @@ fn around<'a>(locals: &'a HashMap<IpAddr, u32>, ipv6: &'a Result<(), String>) ->
 fn try_apply(document: &Document, present: &Wanted) -> Result<Wanted, Vec<Fault>> {
     let locals = HashMap::from([([192, 0, 2, 1].into(), 2)]);
     let ports = Ports::without_sockets(&locals);
-    target(document, present, &around(&locals, &Ok(())), ports)
+    match target(document, present, &around(&locals, &Ok(())), ports) {
+        (wanted, faults) if faults.is_empty() => Ok(wanted),
+        (_, faults) => Err(faults),
+    }
 }
 
 /// With what the agent fills in at the moment of making.
@@ -286,6 +289,16 @@ fn a_fault_names_its_place() {
             "endpoints.b.networks",
             "has that one already",
         ),
+        (
+            "[networks.bridge]\nipv6 = false",
+            "networks.bridge.ipv6",
+            "has IPv6 wherever the node has",
+        ),
+        (
+            "[endpoints.a]\nnetworks = []",
+            "endpoints.a.networks",
+            "network_mode = \"none\"",
+        ),
         // It is removed, with its namespace.
         (
             "[endpoints.a]\nnetns = \"web\"",
@@ -304,6 +317,78 @@ fn a_fault_names_its_place() {
             "{text}: {found:?}"
         );
     }
+}
+
+#[test]
+fn all_faults_come_at_once_and_each_once() {
+    let text = "
+        [networks.a]
+        mtu = 10
+        [networks.b]
+        subnets = [\"10.1.0.1/24\"]
+        [endpoints.e]
+        networks = [\"a\"]
+        publish = [\"[fd00::9]:80:80\"]
+        [endpoints.f]
+        publish = [\"80:80\", \"192.0.2.9:81:81\"]
+        [endpoints.g]
+        netns = \"a/b\"
+        publish = [\"80:80\"]
+        [endpoints.h]
+        publish = [\"80:80\"]
+        links = [\"nobody\"]
+        [endpoints.i]
+        publish = [\"80:80\"]
+    ";
+    let faults = try_apply(&text.parse().unwrap(), &Wanted::default()).unwrap_err();
+    let mut places: Vec<String> = faults.iter().map(|fault| fault.at.join(".")).collect();
+    places.sort();
+    let want = [
+        "endpoints.f.publish.1",
+        "endpoints.g.netns",
+        "endpoints.h.links",
+        "endpoints.i.publish.0",
+        "networks.a.mtu",
+        "networks.b.subnets",
+    ];
+    assert_eq!(places, want, "{faults:#?}");
+}
+
+#[test]
+fn faults_speak_of_keys() {
+    let options = [
+        "[networks.a]\nfilter = \"address-dependent\"",
+        "[networks.a]\nnat = \"endpoint-independent\"\nmasquerade = false",
+        "[networks.a]\ninternal = true\nrouted = true",
+        "[networks.host]",
+        "[endpoints.a]\nnetwork_mode = \"host\"\npublish = [\"80:80\"]",
+        "[endpoints.a]\nnetwork_mode = \"host\"\nnetns = \"x\"",
+        "[endpoints.a]\nnetwork_mode = \"none\"\nlinks = [\"x\"]",
+        "[endpoints.a]\nnetns = \"x\"\npid = 1",
+        "[endpoints.a]\n[endpoints.b]\nnetwork_mode = \"container:a\"\n[endpoints.c]\nnetwork_mode = \"container:b\"",
+    ];
+    for text in options {
+        let faults = try_apply(&text.parse().unwrap(), &Wanted::default()).unwrap_err();
+        for fault in faults {
+            let said = fault.to_string();
+            assert!(!said.contains("--") && !said.contains("request"), "{said}");
+        }
+    }
+}
+
+#[test]
+fn who_goes_is_not_said_to_lose_connections() {
+    let site = apply(SITE, &Wanted::default());
+    let moved = SITE.replace("10.9.0.", "10.8.0.");
+    let ends = |text: &str| plan(&site, text)[0].what.join("; ");
+    assert!(ends(&moved).ends_with("connections of web end"));
+    let (before, _) = moved.split_once("[endpoints.web]").unwrap();
+    let steps = plan(&site, before);
+    let step = steps
+        .iter()
+        .find(|step| step.object == crate::api::types::Object::Network);
+    let what = step.unwrap().what.join("; ");
+    assert!(!what.contains("end"), "{what}");
 }
 
 /// Documents of few names, so that they meet.
@@ -344,7 +429,9 @@ fn document() -> impl Strategy<Value = String> {
                 let network = NETWORKS[*network];
                 format!("{{ network = \"{network}\", aliases = [\"a{alias}\"] }}")
             });
-            text += &format!("networks = [{}]\n", all.collect::<Vec<_>>().join(", "));
+            if !attached.is_empty() {
+                text += &format!("networks = [{}]\n", all.collect::<Vec<_>>().join(", "));
+            }
             let publish = publish.iter().map(|p| format!("{:?}", PORTS[*p]));
             text += &format!("publish = [{}]\n", publish.collect::<Vec<_>>().join(", "));
         }
