@@ -17,6 +17,7 @@
 //! | [`apply`], [`target`], [`steps`] | the node brought to what a document wants: what that is, and what is different |
 //! | [`described`] | the wanted state as such a document |
 //! | [`view`] | answers |
+//! | [`interior`] | what a container has lost of what it was given |
 //! | [`watch`], [`told`] | single packets, told as they come |
 //! | [`notify`] | telling a service manager |
 //! | [`capability`] | what the agent may do |
@@ -38,6 +39,7 @@ pub mod endpoint;
 pub mod error;
 pub mod files;
 pub mod flow;
+pub mod interior;
 pub mod ipam;
 pub mod measure;
 pub mod memory;

@@ -9,8 +9,8 @@ use netfw_common::{
 };
 
 use super::{
-    Agent, AgentError, endpoint::place, network, plan::family, record as wanted,
-    run::instance_option, saved::Saved,
+    Agent, AgentError, endpoint::place, interior::Interior, network, plan::family,
+    record as wanted, run::instance_option, saved::Saved,
 };
 use crate::{
     api::types::{
@@ -451,9 +451,19 @@ fn closed(publish: &Publish, sources: &Sources) -> Option<String> {
     })
 }
 
-/// Adds how an endpoint is plugged in, which takes a look at all that the node's bridges know. Interfaces
-/// may go at any moment: it is left out of those.
+/// Adds how an endpoint is plugged in, which takes a look at all that the node's bridges know, and what it has lost
+/// inside. Interfaces may go at any moment: it is left out of those.
 pub async fn wire(endpoint: &mut Endpoint, netlink: &Netlink) {
+    if let Ok(interior) = Interior::look(&endpoint.netns).await {
+        let exec = format!("netfw exec {}", endpoint.name);
+        let losses = interior.losses(endpoint).into_iter();
+        endpoint
+            .warnings
+            .extend(losses.map(|loss| match loss.command {
+                Some(command) => format!("{}: `{exec} -- {command}` puts it back", loss.what),
+                None => format!("{}: remove the endpoint, and add it again", loss.what),
+            }));
+    }
     for attachment in &mut endpoint.networks {
         let Some(host) = attachment.host_ifindex else {
             continue;

@@ -7,11 +7,13 @@
 //! | [`node`] | namespace, mounts, sysctls, the agent |
 //! | [`hooks`] | uplinks, and what else is on their hooks |
 //! | [`firewall`] | rules of nftables and iptables |
-//! | [`networks`] | MTUs, subnets, bridges, endpoints |
+//! | [`networks`] | MTUs, subnets, bridges |
+//! | [`endpoints`] | what is gone, and what containers have lost inside |
 //!
 //! Each looks (facts, by way of `bpf` and `net`) and judges (pure: facts in, findings out). Nothing is changed:
 //! what has to be tried is tried in a namespace of its own, which goes with the trial.
 
+mod endpoints;
 mod firewall;
 mod hooks;
 mod kernel;

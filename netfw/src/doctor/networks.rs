@@ -1,18 +1,18 @@
-//! The agent's networks: their MTUs, their subnets and who else has them, their bridges, and endpoints.
+//! The agent's networks: their MTUs, their subnets and who else has them, their bridges.
 
 use ipnet::IpNet;
 
-use super::{Area, Finding, Node, State, Told, command};
+use super::{Area, Finding, Node, State, Told, command, endpoints::Member};
 use crate::{
     agent::{
         network::DEFAULT_NETWORK,
         plan::{self, Obstacle},
         record::object_of,
     },
-    api::types::{Endpoint, EndpointState, Network},
+    api::types::Network,
     dns::resolv,
     name::Name,
-    net::{Link, Namespace, Netlink, subnet, sysctl},
+    net::{Link, subnet, sysctl},
     rules::{Nat, Rules},
 };
 
@@ -40,7 +40,7 @@ type Mtu = (String, u32);
 pub struct Facts {
     instance: Name,
     networks: Vec<Seen>,
-    endpoints: Vec<Endpoint>,
+    endpoints: Vec<Member>,
     /// The narrowest of the uplinks that are served.
     narrowest: Option<Mtu>,
     /// What of the node may be in a subnet's way.
@@ -70,51 +70,45 @@ impl Facts {
             link.up && uplinks.any(|uplink| uplink.served && uplink.ifindex == Some(link.index))
         };
         let narrowest = seen.links.iter().filter(served).min_by_key(|link| link.mtu);
+        let endpoints: Vec<Member> = told.endpoints.iter().map(Member::look).collect();
         let networks = told.status.networks.iter().map(|network| Seen {
             network: network.clone(),
             bridge: seen.link(&network.bridge).cloned(),
-            ports: ports(network, &told.endpoints, seen),
+            ports: ports(network, &endpoints, seen),
             unset: unset(network),
         });
         Self {
             instance: instance.clone(),
             networks: networks.collect(),
-            endpoints: told.endpoints.clone(),
             narrowest: narrowest.map(|link| (link.name.clone(), link.mtu)),
             obstacles: plan::of_node(
                 &routes,
                 &addresses,
                 resolvers.iter().map(|server| server.ip()),
             ),
+            endpoints,
         }
     }
 }
 
-fn ports(network: &Network, endpoints: &[Endpoint], seen: &Node) -> Vec<Port> {
-    let attachments = endpoints
-        .iter()
-        .flat_map(|endpoint| endpoint.networks.iter().map(move |one| (endpoint, one)));
+fn ports(network: &Network, endpoints: &[Member], seen: &Node) -> Vec<Port> {
+    let attachments = endpoints.iter().flat_map(|member| {
+        let networks = &member.endpoint.networks;
+        networks.iter().map(move |one| (member, one))
+    });
     attachments
         .filter(|(_, attachment)| attachment.network == network.name)
-        .filter_map(|(endpoint, attachment)| {
+        .filter_map(|(member, attachment)| {
+            let interface = attachment.interface.clone();
+            let interior = member.interior.as_ref();
+            let mtu = interior.and_then(|interior| interior.mtu(&interface));
             Some(Port {
-                endpoint: endpoint.name.clone(),
+                endpoint: member.endpoint.name.clone(),
                 host: seen.link(&attachment.host_interface)?.clone(),
-                inner: (
-                    attachment.interface.clone(),
-                    inner_mtu(endpoint, &attachment.interface),
-                ),
+                inner: (interface, mtu),
             })
         })
         .collect()
-}
-
-fn inner_mtu(endpoint: &Endpoint, interface: &str) -> Option<u32> {
-    let namespace = Namespace::at_path(&endpoint.netns).ok()?;
-    crate::block_on(async {
-        let netlink = Netlink::within(&namespace).ok()?;
-        Some(netlink.link(interface).await.ok()??.mtu)
-    })
 }
 
 /// What `bpf_fib_lookup` goes by (`Agent::ensure_bridge`).
@@ -156,7 +150,7 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
         facts
             .endpoints
             .iter()
-            .flat_map(|endpoint| of_endpoint(endpoint, &facts.instance)),
+            .flat_map(|member| member.judge(&facts.instance)),
     );
     findings
 }
@@ -340,29 +334,6 @@ fn subnets(network: &Network, obstacles: &[Obstacle], instance: &Name) -> Option
             format!("nothing, unless hosts with such addresses are to be reached: then move the network: {elsewhere}"),
         )
     })
-}
-
-fn of_endpoint(endpoint: &Endpoint, instance: &Name) -> Vec<Finding> {
-    let name = &endpoint.name;
-    let check = |found: String| ok(format!("endpoint {name}"), found);
-    let mut findings = Vec::new();
-    if endpoint.state == EndpointState::Gone {
-        findings.push(
-            check("gone: its namespace or veth pair was deleted".into()).but(
-                State::Warn,
-                format!(
-                    "{} clears it away",
-                    command(instance, &format!("endpoint rm {name}"))
-                ),
-            ),
-        );
-    }
-    // That nobody of a family may use a publish is its maker's will as a rule.
-    findings.extend(endpoint.warnings.iter().map(|warning| {
-        let inspect = command(instance, &format!("endpoint inspect {name}"));
-        check(warning.clone()).but(State::Note, format!("{inspect} shows all of it"))
-    }));
-    findings
 }
 
 #[cfg(test)]

@@ -17,7 +17,8 @@ use aya::{
 use netfw_tests::{
     Agent, Lab, Namespace,
     agent::{FAILED, binary},
-    topology::WORLD,
+    programs::curl,
+    topology::{NODE, WORLD},
     wait_until,
 };
 use serde_json::Value;
@@ -376,6 +377,53 @@ fn an_agent_that_hangs_is_told() {
     found.is_not_fine();
     found.names("agent", "fail", "has not answered");
     assert!(said.contains("`kill -KILL "), "{said}");
+}
+
+#[test]
+fn what_a_container_has_lost_inside_is_named() {
+    let site = Site::new(&["8080:80"]);
+    let web = &site.web;
+    let inspected = || {
+        let endpoint = site.agent.json(&["endpoint", "inspect", "web"]);
+        endpoint["warnings"].to_string()
+    };
+    let ip = text(&site.agent.json(&["endpoint", "inspect", "web"])["ip"]).to_owned();
+    assert_eq!(inspected(), "[]");
+    // Puts back what is lost, by what is said to.
+    let obeyed = |found: &Diagnosis| {
+        let of_web = |finding: &&Value| finding["check"] == "endpoint web";
+        for finding in found.findings.iter().filter(of_web) {
+            let remedy = text(&finding["remedy"]);
+            let command = remedy.split('`').nth(1).expect("a command");
+            let inside = command.split_once(" -- ").expect("in the namespace").1;
+            web.run(&inside.split(' ').collect::<Vec<_>>());
+        }
+        doctor(&site.agent).is_fine();
+        assert_eq!(inspected(), "[]");
+        assert!(curl(&site.lab.client, NODE, 8080, "/").is_some());
+    };
+    web.ip(&["addr", "del", &format!("{ip}/16"), "dev", "eth0"]);
+    let found = doctor(&site.agent);
+    found.is_not_fine();
+    found.names(
+        "endpoint web",
+        "warn",
+        &format!("eth0 has lost its address {ip}"),
+    );
+    assert!(inspected().contains(&ip), "{}", inspected());
+    obeyed(&found);
+
+    web.ip(&["-6", "route", "del", "default"]);
+    let found = doctor(&site.agent);
+    found.is_not_fine();
+    found.names("endpoint web", "warn", "no default route of IPv6");
+    obeyed(&found);
+
+    web.ip(&["link", "set", "dev", "eth0", "down"]);
+    let found = doctor(&site.agent);
+    found.is_not_fine();
+    found.names("endpoint web", "warn", "eth0 is down inside");
+    obeyed(&found);
 }
 
 #[test]
