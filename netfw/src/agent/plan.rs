@@ -241,7 +241,7 @@ mod tests {
         NetworkRequest {
             subnets: subnets.iter().map(|net| net.parse().unwrap()).collect(),
             gateways: gateways.iter().map(|ip| ip.parse().unwrap()).collect(),
-            ..NetworkRequest::new("n".parse().unwrap())
+            ..crate::document::Network::default().request("n".parse().unwrap())
         }
     }
 

@@ -420,25 +420,6 @@ fn yes() -> bool {
     true
 }
 
-impl NetworkRequest {
-    /// Nothing said but the name.
-    pub fn new(name: Name) -> Self {
-        Self {
-            name,
-            subnets: Vec::new(),
-            gateways: Vec::new(),
-            ipv6: false,
-            internal: false,
-            routed: false,
-            masquerade: true,
-            nat: Nat::default(),
-            filter: None,
-            mtu: None,
-            labels: BTreeMap::new(),
-        }
-    }
-}
-
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Tuple {
     pub src: IpAddr,

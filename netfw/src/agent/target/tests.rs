@@ -1,8 +1,10 @@
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    agent::steps::steps,
+    agent::{record::Attachment, steps::steps},
     api::types::{Action, Step},
 };
 
