@@ -167,7 +167,8 @@ fn stop_agent(instance: &Name, paths: &Paths, report: &mut Report) -> Option<Loc
 }
 
 fn ask(instance: &Name) -> Result<(), ClientError> {
-    crate::block_on(Client::new(instance).with_patience(PATIENCE).shutdown())
+    let client = Client::new(instance).telling().with_patience(PATIENCE);
+    crate::block_on(client.shutdown())
 }
 
 fn read_store(paths: &Paths) -> Result<Wanted, StoreError> {

@@ -272,9 +272,13 @@ impl Agent {
         Ok(self.endpoint_of(self.wanted_endpoint(name)?))
     }
 
-    /// The same, and what to ask how it is plugged in: see [`wire`].
-    pub fn endpoint_to_inspect(&self, name: &Name) -> Result<(Endpoint, Netlink), AgentError> {
-        Ok((self.endpoint_view(name)?, self.netlink.clone()))
+    /// The same, and what to ask how it is plugged in, and of which instance: see [`wire`].
+    pub fn endpoint_to_inspect(
+        &self,
+        name: &Name,
+    ) -> Result<(Endpoint, Netlink, Name), AgentError> {
+        let instance = self.config.instance.clone();
+        Ok((self.endpoint_view(name)?, self.netlink.clone(), instance))
     }
 
     fn endpoint_of(&self, e: &wanted::Endpoint) -> Endpoint {
@@ -453,9 +457,9 @@ fn closed(publish: &Publish, sources: &Sources) -> Option<String> {
 
 /// Adds how an endpoint is plugged in, which takes a look at all that the node's bridges know, and what it has lost
 /// inside. Interfaces may go at any moment: it is left out of those.
-pub async fn wire(endpoint: &mut Endpoint, netlink: &Netlink) {
+pub async fn wire(endpoint: &mut Endpoint, netlink: &Netlink, instance: &Name) {
     if let Ok(interior) = Interior::look(&endpoint.netns).await {
-        let exec = format!("netfw exec {}", endpoint.name);
+        let exec = format!("netfw exec {}{}", endpoint.name, instance_option(instance));
         let losses = interior.losses(endpoint).into_iter();
         endpoint
             .warnings

@@ -284,8 +284,9 @@ async fn endpoints(State(shared): State<Shared>) -> Answer<Vec<Endpoint>> {
 
 async fn endpoint(State(shared): State<Shared>, Path(text): Path<String>) -> Answer<Endpoint> {
     let name = name(&text)?;
-    let (mut endpoint, netlink) = shared.agent.lock().await.endpoint_to_inspect(&name)?;
-    wire(&mut endpoint, &netlink).await;
+    let asked = shared.agent.lock().await.endpoint_to_inspect(&name);
+    let (mut endpoint, netlink, instance) = asked?;
+    wire(&mut endpoint, &netlink, &instance).await;
     Ok(Json(endpoint))
 }
 

@@ -282,6 +282,9 @@ fn details(e: &Endpoint) -> String {
         });
         row("  behind its port", macs.collect::<Vec<_>>().join(", "));
     }
+    for warning in &e.warnings {
+        row("warning", warning.clone());
+    }
     table.to_string()
 }
 

@@ -377,6 +377,7 @@ fn an_agent_that_hangs_is_told() {
     found.is_not_fine();
     found.names("agent", "fail", "has not answered");
     assert!(said.contains("`kill -KILL "), "{said}");
+    assert!(said.contains("waiting for the agent (process "), "{said}");
 }
 
 #[test]
@@ -411,6 +412,11 @@ fn what_a_container_has_lost_inside_is_named() {
         &format!("eth0 has lost its address {ip}"),
     );
     assert!(inspected().contains(&ip), "{}", inspected());
+    let shown = site.agent.netfw(&["endpoint", "inspect", "web"]);
+    assert!(
+        shown.contains(&format!("eth0 has lost its address {ip}: `netfw exec web ")),
+        "{shown}"
+    );
     obeyed(&found);
 
     web.ip(&["-6", "route", "del", "default"]);
