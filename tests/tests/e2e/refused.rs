@@ -238,7 +238,7 @@ fn endpoints_that_cannot_be() {
         (
             FAILED,
             vec!["endpoint", "add", free],
-            vec!["exists already", "--netns"],
+            vec!["exists already", "(netns)"],
         ),
         (
             FAILED,
