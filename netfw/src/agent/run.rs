@@ -252,13 +252,14 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
         }
     };
     notify.tell("STOPPING=1");
-    sweeper.abort();
-    if let Some(scraper) = scraper {
-        scraper.abort();
+    for task in [sweeper, purger, teller, untracer]
+        .into_iter()
+        .chain(scraper)
+    {
+        task.abort();
+        // One that blocks goes on after that, and must not find that the runtime is gone.
+        let _ = task.await;
     }
-    purger.abort();
-    teller.abort();
-    untracer.abort();
     watch.close();
     stop.notify_one();
     if tokio::time::timeout(GRACE, server).await.is_err() {
