@@ -15,7 +15,7 @@
 //! | [`doctor`] | what is not as netfw needs it, and what to do |
 //! | [`demo`] | a lab in namespaces that shows it all at work |
 //! | [`document`] | the wanted state as one TOML document |
-//! | [`publish`], [`source`], [`name`], [`mode`], [`rules`], [`filter`] | what people write: port mappings, who may use them, names and MAC addresses, networks and ways to do without, rules of networks, which flows they want to see |
+//! | [`publish`], [`source`], [`name`], [`mode`], [`rules`], [`filter`], [`owner`] | what people and runtimes write: port mappings, who may use them, names and MAC addresses, networks and ways to do without, rules of networks, which flows they want to see, whose an attachment is |
 
 pub mod agent;
 pub mod api;
@@ -30,6 +30,7 @@ pub mod metrics;
 pub mod mode;
 pub mod name;
 pub mod net;
+pub mod owner;
 pub mod publish;
 pub mod rules;
 pub mod source;

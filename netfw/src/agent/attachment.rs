@@ -32,7 +32,10 @@ use super::{
     store::Change,
 };
 use crate::{
-    api::types::{self, ConnectRequest},
+    api::{
+        owned::Owned,
+        types::{self, ConnectRequest},
+    },
     name::{Mac, Name, NameLink},
     net::{Link, Namespace, NetError, Netlink, Route, Veth, namespace::Beside, sysctl},
 };
@@ -43,6 +46,8 @@ pub(super) struct Asked {
     pub ip6: Option<Ipv6Addr>,
     pub mac: Option<Mac>,
     pub aliases: Vec<Name>,
+    /// Of what name the interface shall be, and whose. None: `eth0` or the next that is free, and nobody's.
+    pub owned: Option<Owned>,
 }
 
 /// A container's interface on its way to being fit for IPv6, before it is up.
@@ -136,6 +141,7 @@ impl Agent {
             ip6: request.ip6,
             mac: request.mac,
             aliases: request.aliases,
+            owned: request.owned,
         };
         let path = &before.namespace.path;
         let attachment = self
@@ -293,7 +299,17 @@ impl Agent {
                     endpoint: other.name.clone(),
                 });
             }
-            interface = free_interface(links.iter().map(|link| link.name.as_str()))?;
+            let mut names = links.iter().map(|link| link.name.as_str());
+            interface = match &asked.owned {
+                None => free_interface(names)?,
+                Some(Owned { interface, .. }) if names.any(|name| name == interface) => {
+                    return Err(AgentError::InterfaceExists {
+                        interface: interface.clone(),
+                        netns: path.to_owned(),
+                    });
+                }
+                Some(Owned { interface, .. }) => interface.clone(),
+            };
         }
         let (ip4, ip6) = self.addresses_for(asked, network)?;
         let first = ip4.map(IpAddr::V4).or(ip6.map(IpAddr::V6));
@@ -315,6 +331,7 @@ impl Agent {
             host_interface: self.free_host_interface(name).await?,
             interface,
             aliases: asked.aliases.clone(),
+            owner: asked.owned.as_ref().map(|owned| owned.owner.clone()),
             removing: false,
         })
     }
