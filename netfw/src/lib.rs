@@ -6,6 +6,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`cli`] | the command line, a file a command |
+//! | [`cni`] | the plugin for container runtimes that speak CNI |
 //! | [`api`] | what the command line and the agent say to each other |
 //! | [`agent`] | wanted state, store, reconciliation, the process |
 //! | [`bpf`] | the data plane: programs, pins, maps |
@@ -21,6 +22,7 @@ pub mod agent;
 pub mod api;
 pub mod bpf;
 pub mod cli;
+pub mod cni;
 pub mod demo;
 pub mod dns;
 pub mod doctor;
