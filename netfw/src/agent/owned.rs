@@ -33,22 +33,25 @@ use crate::{
 impl Agent {
     pub async fn attach_owned(&mut self, request: AttachRequest) -> Result<Attached, AgentError> {
         let Owned { owner, interface } = &request.attachment;
-        if let Some((endpoint, attachment)) = self.owned(&request.attachment) {
-            if self.up.contains_key(&place(endpoint, attachment)) {
-                return Err(AgentError::OwnedExists {
-                    owner: owner.clone(),
-                    interface: interface.clone(),
-                    endpoint: endpoint.name.clone(),
-                });
-            }
-            // Of a namespace that is gone: its runtime has come back without having told so.
-            self.detach_owned(&request.attachment).await?;
+        let namespace = Namespace::at_path(&request.namespace)?;
+        if let Some(endpoint) = self.container(owner.container())
+            && self.is_stale(endpoint, &namespace)
+        {
+            let name = endpoint.name.clone();
+            self.remove_endpoint(&name).await?;
             self.purge_now()?;
+        }
+        if let Some((endpoint, _)) = self.owned(&request.attachment) {
+            return Err(AgentError::OwnedExists {
+                owner: owner.clone(),
+                interface: interface.clone(),
+                endpoint: endpoint.name.clone(),
+            });
         }
         let created = self.ensure_wished(&request.network, owner).await?;
         let made = match self.container(owner.container()).cloned() {
             None => self.add_owned(&request).await,
-            Some(endpoint) => self.connect_owned(&endpoint, &request).await,
+            Some(endpoint) => self.connect_owned(&endpoint, &namespace, &request).await,
         };
         let network = &request.network.name;
         match made {
@@ -130,6 +133,13 @@ impl Agent {
             attached: Some(self.attached(&endpoint.name, &attachment.network)?),
             faults,
         })
+    }
+
+    /// Has the container come back, in the namespace `now`, without its runtime having told that it was gone?
+    fn is_stale(&self, endpoint: &Endpoint, now: &Namespace) -> bool {
+        let was = self.namespaces.get(&endpoint.name).copied();
+        let there = self.open_target(endpoint).map(|n| n.id()).ok();
+        was != Some(now.id()) && (there.is_none() || there != was)
     }
 
     fn attached(&self, endpoint: &Name, network: &Name) -> Result<Attached, AgentError> {
@@ -218,11 +228,11 @@ impl Agent {
     async fn connect_owned(
         &mut self,
         before: &Endpoint,
+        namespace: &Namespace,
         request: &AttachRequest,
     ) -> Result<Name, AgentError> {
         let name = before.name.clone();
-        let asked = Namespace::at_path(&request.namespace)?;
-        if self.open_target(before).map(|n| n.id()).ok() != Some(asked.id()) {
+        if self.open_target(before).ok().as_ref() != Some(namespace) {
             return Err(AgentError::OtherNetns {
                 container: request.attachment.owner.container().to_owned(),
                 endpoint: name,

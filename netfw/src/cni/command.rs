@@ -100,17 +100,23 @@ async fn add(
 
 /// Best effort: what is gone already is no error.
 async fn del(call: &Call, config: &Config, text: &[u8]) -> Result<(), CniError> {
-    let ipam = Ipam::of(call, config, text)?;
     let client = ready(config).await?;
     client
         .detach(&owned(config, &call.container, &call.interface))
         .await?;
-    ipam.map_or(Ok(()), |ipam| ipam.pass_on(Command::Del))
+    pass_on(call, config, text)
+}
+
+/// To the plugin that chooses addresses, where there is one.
+fn pass_on(call: &Call, config: &Config, text: &[u8]) -> Result<(), CniError> {
+    match Ipam::of(call, config, text)? {
+        None => Ok(()),
+        Some(ipam) => ipam.pass_on(call.command),
+    }
 }
 
 async fn check(call: &Call, config: &Config, text: &[u8]) -> Result<(), CniError> {
     let previous = Previous::of(config.prev_result.as_ref())?;
-    let ipam = Ipam::of(call, config, text)?;
     let namespace = namespace(call)?;
     let client = ready(config).await?;
     let checked = client
@@ -148,13 +154,12 @@ async fn check(call: &Call, config: &Config, text: &[u8]) -> Result<(), CniError
     if !faults.is_empty() {
         return Err(CniError::drift(&faults));
     }
-    ipam.map_or(Ok(()), |ipam| ipam.pass_on(Command::Check))
+    pass_on(call, config, text)
 }
 
 /// Goes on past errors.
 async fn gc(call: &Call, config: &Config, text: &[u8]) -> Result<(), CniError> {
     let valid = config.valid_attachments()?;
-    let ipam = Ipam::of(call, config, text)?;
     let client = ready(config).await?;
     let request = CollectRequest {
         network: config.name.clone(),
@@ -164,7 +169,7 @@ async fn gc(call: &Call, config: &Config, text: &[u8]) -> Result<(), CniError> {
             .collect(),
     };
     let collected = client.collect(&request).await?;
-    let passed = ipam.map_or(Ok(()), |ipam| ipam.pass_on(Command::Gc));
+    let passed = pass_on(call, config, text);
     match collected.failures.is_empty() {
         true => passed,
         false => Err(CniError::failed(&collected.failures)),
@@ -173,8 +178,7 @@ async fn gc(call: &Call, config: &Config, text: &[u8]) -> Result<(), CniError> {
 
 async fn status(call: &Call, config: &Config, text: &[u8]) -> Result<(), CniError> {
     ready(config).await.map_err(CniError::as_status)?;
-    let ipam = Ipam::of(call, config, text)?;
-    ipam.map_or(Ok(()), |ipam| ipam.pass_on(Command::Status))
+    pass_on(call, config, text)
 }
 
 /// The agent, which answers.

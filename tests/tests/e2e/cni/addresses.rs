@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use serde_json::{Value, json};
 
-use super::{At, CONFLICT, Plugin, directory};
+use super::{At, CONFLICT, Plugin, directory, path};
 use crate::setting::text;
 
 const HOST_LOCAL: &str = "/usr/lib/cni/host-local";
@@ -42,12 +42,8 @@ fn host_local_gives_and_takes_back() {
         config
     };
     let container = plugin.lab.container("c");
-    let netns = container.path().display().to_string();
-    let at = At {
-        container: "c1",
-        netns: &netns,
-        interface: "eth0",
-    };
+    let netns = path(&container);
+    let at = At::eth0("c1", &netns);
     let mut plain = config(json!({}));
     let said = plugin.done("ADD", at, &plain);
     assert_eq!(reserved(data.path()), ["10.77.0.2", "fd77::2"]);

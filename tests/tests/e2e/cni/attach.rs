@@ -15,12 +15,8 @@ use nix::{
 };
 use serde_json::{Value, json};
 
-use super::{At, CONFIG, CONFLICT, Plugin, answer, finish};
+use super::{At, CONFIG, CONFLICT, Plugin, answer, finish, path};
 use crate::setting::{SOON, text};
-
-fn path(container: &Namespace) -> String {
-    container.path().display().to_string()
-}
 
 #[test]
 fn a_published_port_serves_and_goes_with_the_container() {
@@ -28,11 +24,10 @@ fn a_published_port_serves_and_goes_with_the_container() {
     let container = plugin.lab.container("web");
     let nginx = Nginx::start(&container, "web", &[80]);
     let netns = path(&container);
-    let at = At {
-        container: "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
-        netns: &netns,
-        interface: "eth0",
-    };
+    let at = At::eth0(
+        "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+        &netns,
+    );
     let config = plugin.config(
         "app",
         json!({"ipv6": true, "runtimeConfig": {
@@ -84,11 +79,7 @@ fn a_container_is_deleted_though_its_namespace_is_gone_and_configuration_changed
     for netns_said in [true, false] {
         let container = plugin.lab.container("c");
         let netns = path(&container);
-        let at = At {
-            container: "c1",
-            netns: &netns,
-            interface: "eth0",
-        };
+        let at = At::eth0("c1", &netns);
         plugin.done("ADD", at, &config);
         drop(container);
         let netns = if netns_said { netns.as_str() } else { "" };
@@ -105,11 +96,7 @@ fn a_container_that_came_back_without_a_word_is_attached_anew() {
     for _ in 0..2 {
         let container = plugin.lab.container("c");
         let netns = path(&container);
-        let at = At {
-            container: "c1",
-            netns: &netns,
-            interface: "eth0",
-        };
+        let at = At::eth0("c1", &netns);
         plugin.done("ADD", at, &config);
         assert!(ping(&container, WORLD));
         assert_eq!(plugin.endpoints(), ["c1"]);
@@ -123,11 +110,7 @@ fn a_container_in_two_networks_is_one_endpoint() {
     let container = plugin.lab.container("c");
     let nginx = Nginx::start(&container, "c", &[80]);
     let netns = path(&container);
-    let eth0 = At {
-        container: "c1",
-        netns: &netns,
-        interface: "eth0",
-    };
+    let eth0 = At::eth0("c1", &netns);
     let eth1 = At {
         interface: "eth1",
         ..eth0
@@ -200,11 +183,7 @@ fn a_hundred_at_once() {
         .collect();
     let each = |command: &str| -> Vec<Value> {
         let begin = |(id, netns): &(String, String)| {
-            let at = At {
-                container: id,
-                netns,
-                interface: "eth0",
-            };
+            let at = At::eth0(id, netns);
             plugin.begin(command, at, &config)
         };
         let children: Vec<_> = all.iter().map(begin).collect();
@@ -234,11 +213,7 @@ fn a_caller_that_dies_half_way_leaves_what_del_removes() {
     let config = plugin.config("app", json!({}));
     let container = plugin.lab.container("c");
     let netns = path(&container);
-    let at = At {
-        container: "c1",
-        netns: &netns,
-        interface: "eth0",
-    };
+    let at = At::eth0("c1", &netns);
     let path = plugin.path();
     let environment = [
         ("CNI_COMMAND", "ADD"),
@@ -294,11 +269,7 @@ fn a_network_is_changed_when_nobody_is_in_it() {
     let plugin = Plugin::new();
     let container = plugin.lab.container("c");
     let netns = path(&container);
-    let at = At {
-        container: "c1",
-        netns: &netns,
-        interface: "eth0",
-    };
+    let at = At::eth0("c1", &netns);
     let other = plugin.lab.container("other");
     let other = path(&other);
     let one = plugin.config("app", json!({"subnets": ["10.77.0.0/24"]}));
@@ -334,11 +305,7 @@ fn a_port_that_is_taken_is_refused_and_nothing_is_left() {
     let plugin = Plugin::new();
     let container = plugin.lab.container("c");
     let netns = path(&container);
-    let at = At {
-        container: "c1",
-        netns: &netns,
-        interface: "eth0",
-    };
+    let at = At::eth0("c1", &netns);
     let before = plugin.lab.node.links();
     let held = plugin
         .lab

@@ -3,7 +3,7 @@
 use netfw_tests::{Namespace, wait::wait_until};
 use serde_json::{Value, json};
 
-use super::{At, CONFIG, DRIFT, Plugin, UNKNOWN_CONTAINER};
+use super::{At, CONFIG, DRIFT, Plugin, UNKNOWN_CONTAINER, path};
 use crate::setting::{SOON, text};
 
 struct Checked {
@@ -32,7 +32,7 @@ impl Checked {
     }
 
     fn netns(&self) -> String {
-        self.container.path().display().to_string()
+        path(&self.container)
     }
 
     /// CHECK must tell of something with this word in it.
@@ -51,11 +51,7 @@ impl Checked {
 }
 
 fn at(netns: &str) -> At<'_> {
-    At {
-        container: "c1",
-        netns,
-        interface: "eth0",
-    }
+    At::eth0("c1", netns)
 }
 
 #[test]
@@ -137,7 +133,7 @@ fn what_is_withdrawn_or_of_another_container_is_told() {
     plugin.refuses(CONFIG, "CHECK", at(&checked.netns()), &nothing);
 
     let other = plugin.lab.container("other");
-    let netns = other.path().display().to_string();
+    let netns = path(&other);
     let said = plugin.refuses(DRIFT, "CHECK", at(&netns), &checked.config);
     assert!(said.contains("another namespace"), "{said}");
     let unknown = At {

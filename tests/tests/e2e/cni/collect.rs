@@ -3,7 +3,7 @@
 use netfw_tests::Namespace;
 use serde_json::json;
 
-use super::{At, CONFIG, Plugin};
+use super::{At, CONFIG, Plugin, path};
 
 #[test]
 fn what_is_not_valid_goes_and_nothing_else() {
@@ -20,7 +20,7 @@ fn what_is_not_valid_goes_and_nothing_else() {
     ];
     let containers: Vec<Namespace> = all.iter().map(|_| plugin.lab.container("c")).collect();
     for ((container, interface, config), netns) in all.iter().zip(&containers) {
-        let netns = netns.path().display().to_string();
+        let netns = path(netns);
         let at = At {
             container,
             netns: &netns,
@@ -29,7 +29,7 @@ fn what_is_not_valid_goes_and_nothing_else() {
         plugin.done("ADD", at, config);
     }
     // c2 is in two networks.
-    let netns = containers[1].path().display().to_string();
+    let netns = path(&containers[1]);
     let second = At {
         container: "c2",
         netns: &netns,

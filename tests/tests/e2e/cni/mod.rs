@@ -14,7 +14,7 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
-use netfw_tests::{Agent, Lab, agent::binary, reaper};
+use netfw_tests::{Agent, Lab, Namespace, agent::binary, reaper};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -46,6 +46,16 @@ pub struct At<'a> {
     /// A path; empty: none is said.
     pub netns: &'a str,
     pub interface: &'a str,
+}
+
+impl<'a> At<'a> {
+    pub fn eth0(container: &'a str, netns: &'a str) -> Self {
+        Self {
+            container,
+            netns,
+            interface: "eth0",
+        }
+    }
 }
 
 impl Plugin {
@@ -190,6 +200,11 @@ pub fn answer(output: &Output) -> Result<Value, Value> {
             Err(value)
         }
     }
+}
+
+/// As `CNI_NETNS` has it.
+pub fn path(namespace: &Namespace) -> String {
+    namespace.path().display().to_string()
 }
 
 /// A directory that is gone when the tests end.

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{
     AGAIN, At, CONFIG, CONFLICT, DECODE, ENVIRONMENT, INCOMPATIBLE, LIMITED, Plugin, UNSUPPORTED,
-    answer, finish,
+    answer, finish, path,
 };
 use crate::setting::text;
 
@@ -33,7 +33,7 @@ fn add_answers_in_the_form_of_each_version() {
     let plugin = Plugin::new();
     for version in ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
         let container = plugin.lab.container("c");
-        let netns = container.path().display().to_string();
+        let netns = path(&container);
         let at = At {
             container: "c1",
             netns: &netns,
@@ -88,12 +88,8 @@ fn add_answers_in_the_form_of_each_version() {
 fn what_is_wrong_is_refused_with_the_code_for_it_and_changes_nothing() {
     let plugin = Plugin::new();
     let container = plugin.lab.container("c");
-    let netns = container.path().display().to_string();
-    let at = At {
-        container: "c1",
-        netns: &netns,
-        interface: "eth0",
-    };
+    let netns = path(&container);
+    let at = At::eth0("c1", &netns);
     let other = At {
         container: "other",
         netns: &netns,
@@ -164,7 +160,7 @@ fn what_is_wrong_is_refused_with_the_code_for_it_and_changes_nothing() {
         assert_eq!(state(), before, "{said}");
     }
     let config = plugin.config("app", json!({}));
-    let node = plugin.lab.node.path().display().to_string();
+    let node = path(&plugin.lab.node);
     for netns in [
         "/dev/null",
         "/run/netns/no-such",
@@ -204,12 +200,8 @@ fn what_is_wrong_is_refused_with_the_code_for_it_and_changes_nothing() {
 fn an_agent_that_is_away_is_worth_another_try() {
     let mut plugin = Plugin::new();
     let container = plugin.lab.container("c");
-    let netns = container.path().display().to_string();
-    let at = At {
-        container: "c1",
-        netns: &netns,
-        interface: "eth0",
-    };
+    let netns = path(&container);
+    let at = At::eth0("c1", &netns);
     let mut config = plugin.config("app", json!({}));
     config["prevResult"] = plugin.done("ADD", at, &config);
     let asked = |plugin: &Plugin| {
