@@ -299,7 +299,7 @@ pub fn is_assured(state: u8) -> bool {
 
 /// The maps `HOLDINGS4` and `HOLDINGS6`: how many entries of the table of assured flows are whose. Arrays of
 /// `u64`, two elements for each holder, their difference being those that are there: each has one side that
-/// writes it.
+/// writes it. One more element, [`EXACT`](holdings::EXACT).
 pub mod holdings {
     use crate::record::COUNTERS;
 
@@ -309,7 +309,11 @@ pub mod holdings {
     /// Of flows without connections (UDP, ICMP, …), whoever has them.
     pub const QUERIES: u32 = COUNTERS;
 
-    pub const ELEMENTS: u32 = 2 * (COUNTERS + 1);
+    /// The element that is 1 where the others are right: an agent that removes entries clears it until they are
+    /// counted. Where it is 0 at a start, all are counted anew.
+    pub const EXACT: u32 = 2 * (COUNTERS + 1);
+
+    pub const ELEMENTS: u32 = EXACT + 1;
 
     /// The element that counts what programs inserted, less what they removed.
     #[inline(always)]
@@ -323,14 +327,17 @@ pub mod holdings {
         2 * holder + 1
     }
 
+    /// How many times as many as are free one may have.
+    pub const SHARE: i64 = 32;
+
     /// May a holder of `mine` entries have another one, where `free` are free?
     ///
-    /// It may have four times as many as it leaves to others (the dynamic threshold of Choudhury and Hahne): one
-    /// that takes all it can get has four fifths of the table, two have four ninths each, and there is room
-    /// for those who have little.
+    /// It may have [`SHARE`] times as many as it leaves to others (the dynamic threshold of Choudhury and Hahne):
+    /// one that takes all it can get has 97 % of the table, two have 49 % each, and there is room for those who
+    /// have little, until one of the great ones ends a flow.
     #[inline(always)]
     pub const fn may_have_more(mine: i64, free: i64) -> bool {
-        mine < 4 * free
+        mine < SHARE * free
     }
 }
 

@@ -28,7 +28,7 @@ use netfw_common::{
         Flow, TICK_SHIFT, Timeouts, flag, further, holdings, is_assured, lag, next_query_state,
         next_tcp_state, state, tcp,
     },
-    record::{Config, EndpointIfindex},
+    record::Config,
     tuple::{Tuple, proto, zone},
 };
 
@@ -369,8 +369,8 @@ fn advance<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
         old
     };
 
-    if reply && old == state::NEW && new != old && work.flow.has(flag::TO_CONTAINER) {
-        answered(work.flow.ifindex);
+    if reply && new == state::REPLIED && old != new && !proto::has_connections(work.key.proto) {
+        give_back(&work.flow);
     }
     for (half, entry) in [(&mut work.flow, entry), (&mut work.other, other)] {
         (half.seen, half.state) = (work.now, new);
@@ -484,6 +484,19 @@ fn are_queries_full<F: Family>() -> bool {
     held::<F>(holdings::QUERIES) >= config().max_queries.into()
 }
 
+/// Is there room for a connection that is about to begin? To whom it is refused later, its peers hold it for
+/// established.
+#[inline(always)]
+pub fn has_room<F: Family>(holder: u16) -> Result<(), Drop> {
+    if held::<F>(holdings::ALL) >= config().max_flows.into() {
+        Err(Drop::TableFull)
+    } else if !may_have_more::<F>(holder) {
+        Err(Drop::FlowShare)
+    } else {
+        Ok(())
+    }
+}
+
 /// May the endpoint or publish of this counter have another flow, or are the others to find room?
 #[inline(never)]
 fn may_have_more<F: Family>(holder: u16) -> bool {
@@ -523,6 +536,13 @@ fn assure<F: Family>(work: &Work<F::Addr>) -> Result<(), Miss> {
         }
     }
     remove_both::<F>(work, false);
+    if !query {
+        give_back(if work.flow.has(flag::REPLY) {
+            &work.flow
+        } else {
+            &work.other
+        });
+    }
     Ok(())
 }
 
@@ -586,13 +606,12 @@ pub fn keep_route<F: Family>(work: &Work<F::Addr>, route: &Kept) {
     }
 }
 
-/// May the container behind `ifindex` begin another flow? See [`netfw_common::budget`].
+/// May the container behind `ifindex` begin another flow? It counts as begun then. See
+/// [`netfw_common::budget`].
 #[inline(never)]
 pub fn may_begin(ifindex: u32, now: u32) -> bool {
-    let key = EndpointIfindex::from(ifindex);
-    let Some(entry) = BUDGETS.get_ptr_mut(key) else {
-        let first = Budget { tick: now, used: 1 };
-        let _ = BUDGETS.insert(key, first, 0);
+    let Some(entry) = BUDGETS.get_ptr_mut(ifindex) else {
+        let _ = BUDGETS.insert(ifindex, Budget::first(now), 0);
         return true;
     };
     // SAFETY: an element of a map, which lives as long as the program.
@@ -600,17 +619,25 @@ pub fn may_begin(ifindex: u32, now: u32) -> bool {
     let Some(budget) = budget.begin(now, config().max_unanswered) else {
         return false;
     };
-    // SAFETY: as above. Two CPUs at once count one: it is a limit, and no account.
+    // SAFETY: as above.
     unsafe { entry.write_volatile(budget) };
     true
 }
 
-/// A flow that the container behind `ifindex` has begun was answered.
+/// What the container behind `ifindex` has begun is no burden: it may begin another one.
 #[inline(never)]
-fn answered(ifindex: u32) {
-    if let Some(entry) = BUDGETS.get_ptr_mut(EndpointIfindex::from(ifindex)) {
+pub fn give_back_to(ifindex: u32) {
+    if let Some(entry) = BUDGETS.get_ptr_mut(ifindex) {
         // SAFETY: as in `may_begin`.
-        unsafe { entry.write_volatile(entry.read_volatile().answered()) };
+        unsafe { entry.write_volatile(entry.read_volatile().give_back()) };
+    }
+}
+
+/// As [`give_back_to`], by the flow's reply half, which leads to whoever has begun it.
+#[inline(always)]
+fn give_back<A: Address>(reply: &Flow<A>) {
+    if reply.has(flag::TO_CONTAINER) {
+        give_back_to(reply.ifindex);
     }
 }
 

@@ -266,9 +266,12 @@ impl Fountain {
     }
 }
 
+/// For who does not drink for a while, as an agent is restarted on an emulated processor.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 fn pour(mut stream: TcpStream) {
     let _ = stream.set_nonblocking(false);
-    let _ = stream.set_write_timeout(Some(SOON));
+    let _ = stream.set_write_timeout(Some(PATIENCE));
     for block in 0u64.. {
         let mut bytes = [0; 8192];
         for (number, place) in (block * 1024..).zip(bytes.chunks_exact_mut(8)) {

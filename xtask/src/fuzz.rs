@@ -15,7 +15,7 @@ pub struct Arguments {
     /// For how long, in all
     #[arg(long, value_name = "MINUTES", default_value_t = 10)]
     minutes: u64,
-    /// Where to begin, as an earlier run printed it
+    /// Where to begin, as an earlier run printed it [default: somewhere else each time]
     #[arg(long, value_name = "NUMBER")]
     seed: Option<u64>,
 }
@@ -24,11 +24,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let toolchain = setup::run()?;
     packages::ensure_programs(packages::FOR_TESTS)?;
     let seconds = (arguments.minutes * 60 / PATHS).to_string();
-    let mut environment = vec![("NETFW_FUZZ_SECONDS", OsStr::new(&seconds))];
-    let seed = arguments.seed.map(|seed| seed.to_string());
-    if let Some(seed) = &seed {
-        environment.push(("NETFW_FUZZ_SEED", OsStr::new(seed)));
-    }
+    let seed = arguments
+        .seed
+        .unwrap_or_else(|| fastrand::u64(..))
+        .to_string();
+    let environment = [
+        ("NETFW_FUZZ_SECONDS", OsStr::new(&seconds)),
+        ("NETFW_FUZZ_SEED", OsStr::new(&seed)),
+    ];
     let mut fuzz = test::as_root(
         &toolchain,
         &["test", "--release", "--test", "packet"],

@@ -101,6 +101,7 @@ fn flow_of<P: Packet, F: Family>(
         return Err(Verdict::Drop(Drop::Unanswered));
     }
     mapping::create::<P, F, true>(packet, work).map_err(|reason| {
+        flow::give_back_to(packet.ifindex());
         // RFC 5508 REQ-8.
         let gateway = F::endpoint_gateway(sender);
         answer::refuse::<P, F>(packet, work, Error::Prohibited, gateway, reason)

@@ -126,6 +126,9 @@ fn insert<P: Packet, F: Family, const OUT: bool>(
     packet: &P,
     work: &mut Work<F::Addr>,
 ) -> Result<(), Drop> {
+    if proto::has_connections(work.key.proto) {
+        flow::has_room::<F>(work.flow.counter)?;
+    }
     let has_ports = proto::has_ports(work.key.proto);
     work.fallback = Be16::new(0);
     work.pressed = false;

@@ -87,6 +87,9 @@ impl Packet for Frame {
 
     #[inline(always)]
     fn load_network<T: Copy>(&self, offset: usize, to: &mut T) -> bool {
+        if offset > Self::MAX_OFFSET {
+            return false;
+        }
         // What stands behind headers of varying length; the verifier wants to know how far that is.
         let Some(value) = self.read(ETH_LEN + (black_box(offset) & Self::MAX_OFFSET)) else {
             return false;

@@ -104,6 +104,8 @@ pub struct File {
     /// Of those, how many may be of UDP, ICMP and others without connections.
     pub max_udp_flows: Option<u32>,
     pub max_embryos: Option<u32>,
+    /// How many a container may begin in a second that come to nothing.
+    pub max_unanswered: Option<u32>,
     /// Ports for masquerade, `"1024-32767"`.
     pub ports: Option<String>,
     pub socket_group: Option<String>,
@@ -162,6 +164,8 @@ impl File {
         }
         let max_flows = size("max_flows", self.max_flows, DEFAULT_MAX_FLOWS)?;
         let max_embryos = size("max_embryos", self.max_embryos, DEFAULT_MAX_EMBRYOS)?;
+        let default = (max_embryos / EMBRYOS_TURN).max(1);
+        let max_unanswered = size("max_unanswered", self.max_unanswered, default)?;
         // Three quarters: connections find room in any flood.
         let default = (max_flows - max_flows / 4).max(1);
         let max_udp_flows = size("max_udp_flows", self.max_udp_flows, default)?;
@@ -192,7 +196,7 @@ impl File {
                 // Two entries a flow.
                 max_queries: max_udp_flows * 2,
                 max_flows: max_flows * 2,
-                max_unanswered: (max_embryos / EMBRYOS_TURN).max(1),
+                max_unanswered,
             },
             socket_group: self.socket_group,
             allow_from: self.allow_from,
@@ -310,6 +314,11 @@ mod tests {
         )
         .unwrap();
         assert_eq!(config.max_flows, 1000);
+        assert_eq!(config.dataplane.max_unanswered, 8192);
+        let few = resolve("max_embryos = 800").unwrap();
+        assert_eq!(few.dataplane.max_unanswered, 100);
+        let none = resolve("max_unanswered = 5").unwrap();
+        assert_eq!(none.dataplane.max_unanswered, 5);
         assert_eq!(config.dataplane.max_queries, 2 * 750);
         let all = resolve("max_flows = 1000\nmax_udp_flows = 1000").unwrap();
         assert_eq!(all.dataplane.max_queries, 2 * 1000);
@@ -330,6 +339,7 @@ mod tests {
             "xdp = \"on\"",
             "max_flow = 1",
             "max_flows = 0",
+            "max_unanswered = 0",
             "max_udp_flows = 0",
             "max_flows = 1000\nmax_udp_flows = 1001",
             "max_flows = -1",

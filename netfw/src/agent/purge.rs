@@ -293,12 +293,14 @@ impl Agent {
         for mut purge in merged(self.take_purges()) {
             let walked = loop {
                 match self.purge_step(&mut purge) {
-                    Ok(true) => break self.end_purge(purge),
+                    Ok(true) => break Ok(()),
                     Ok(false) => {}
                     Err(error) => break Err(error),
                 }
             };
-            first = first.and(walked.map(drop));
+            // What is due at the end is due all the same.
+            let ended = self.end_purge(purge).map(drop);
+            first = first.and(walked).and(ended);
         }
         first
     }

@@ -121,26 +121,26 @@ pub fn share(maps: &[&str], from: &Layout, pins: &Pins) -> Result<(), BpfError> 
     Ok(())
 }
 
-/// Writes what the older layout's maps hold, and those of this layout do not, into these.
-pub fn convert(steps: &[Step], from: &Layout, pins: &Pins, pass: Pass) -> Result<(), BpfError> {
+/// The maps that are not pinned yet.
+pub fn missing(pins: &Pins) -> Vec<&'static str> {
+    let is_missing = |map: &&str| !pins.maps().join(map).exists();
+    PINNED.iter().copied().filter(is_missing).collect()
+}
+
+/// Writes what the older layout's maps hold, and those of this layout do not, into these. Of an array all elements
+/// are always there: it is written where it is among the `new` ones, which this start has made.
+pub fn convert(steps: &[Step], from: &Layout, pins: &Pins, new: &[&str]) -> Result<(), BpfError> {
     for map in PINNED {
         let Way::Converted(converts) = way(steps, from.version, map) else {
             continue;
         };
         let old = from.maps().join(map);
         if old.exists() {
-            let copied = copy(&old, &pins.maps().join(map), &converts, pass)?;
-            tracing::info!(map, copied, from = from.version, ?pass, "entries rewritten");
+            let copied = copy(&old, &pins.maps().join(map), &converts, new.contains(map))?;
+            tracing::info!(map, copied, from = from.version, "entries rewritten");
         }
     }
     Ok(())
-}
-
-/// Before the programs are swapped, or after.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pass {
-    First,
-    Second,
 }
 
 /// Entries that one system call reads at most; a bucket must fit.
@@ -150,7 +150,7 @@ const BPF_ANY: u64 = 0;
 const BPF_NOEXIST: u64 = 1;
 
 /// Returns how many entries were written.
-fn copy(old: &Path, new: &Path, converts: &[Convert], pass: Pass) -> Result<usize, BpfError> {
+fn copy(old: &Path, new: &Path, converts: &[Convert], is_new: bool) -> Result<usize, BpfError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| BpfError::Pinned { path, source }
@@ -158,8 +158,7 @@ fn copy(old: &Path, new: &Path, converts: &[Convert], pass: Pass) -> Result<usiz
     let (from, from_sizes, kind) = open_map(old)?;
     let (to, to_sizes, _) = open_map(new)?;
     let array = kind == MapType::Array;
-    if array && pass == Pass::Second {
-        // All of its elements are always there.
+    if array && !is_new {
         return Ok(0);
     }
     let flags = if array { BPF_ANY } else { BPF_NOEXIST };
@@ -240,8 +239,14 @@ impl DataPlane {
                 source,
             })?;
         }
-        self.swap_all()?;
-        convert(steps, from, &self.pins, Pass::Second)?;
+        let swapped = self.swap_all();
+        convert(steps, from, &self.pins, &[])?;
+        if let Err(error) = swapped {
+            // What it has is left for those that are still at work; the next start tries again.
+            let error = crate::chain(&error);
+            tracing::warn!(%error, "the older layout stays: not all programs could be put in the place of its own");
+            return Ok(());
+        }
         match from.remove().into_iter().next() {
             Some(error) => Err(error),
             None => {

@@ -25,7 +25,7 @@ use nix::time::{ClockId, clock_gettime};
 use super::{
     BpfError, DataPlane,
     family::Family,
-    holdings::{Holdings, Removed},
+    holdings::{Holdings, Tally},
     table::{Table, Walk},
 };
 
@@ -142,6 +142,19 @@ impl Flows {
             timeouts: Timeouts::default(),
         })
     }
+
+    /// Counts who has how many of the assured ones, where that is not known: an agent was killed while it removed
+    /// some, or the tables are an older layout's.
+    pub fn recount(&mut self) -> Result<(), BpfError> {
+        self.v4.recount()?;
+        self.v6.recount()
+    }
+
+    /// A counter gets a new holder.
+    pub fn clear_holdings(&mut self, counter: u32) -> Result<(), BpfError> {
+        self.v4.holdings.clear(counter)?;
+        self.v6.holdings.clear(counter)
+    }
 }
 
 impl<A: Family> FlowTables<A> {
@@ -176,11 +189,34 @@ impl<A: Family> FlowTables<A> {
         }
         let there = self.assured.remove(key)?;
         if there {
-            let mut removed = Removed::default();
-            removed.note(key.proto, half.counter);
-            self.holdings.count(removed)?;
+            self.holdings.note(key.proto, half.counter);
         }
         Ok(there)
+    }
+
+    /// Counts who has how many of the assured, unless that is known. See [`Holdings`].
+    fn recount(&mut self) -> Result<(), BpfError> {
+        if self.holdings.are_exact()? {
+            return Ok(());
+        }
+        let mut found = Tally::default();
+        let mut walk = Walk::default();
+        while !self
+            .assured
+            .step(&mut walk, |key, flow| found.note(key.proto, flow.counter))?
+        {}
+        self.holdings.set(&found)
+    }
+
+    /// Removes what `remove` does, and counts it.
+    fn settled<T>(
+        &mut self,
+        remove: impl FnOnce(&mut Self) -> Result<T, BpfError>,
+    ) -> Result<T, BpfError> {
+        self.holdings.unsettle()?;
+        let done = remove(self);
+        let settled = self.holdings.settle();
+        done.and_then(|done| settled.map(|()| done))
     }
 
     /// Deletes those that are there still, with the counter of each. Their other halves, until they go too,
@@ -194,12 +230,8 @@ impl<A: Family> FlowTables<A> {
         if !assured {
             return self.embryos.remove_all(&keys);
         }
-        let mut removed = Removed::default();
-        let deleted = self
-            .assured
-            .remove_each(&keys, |key| removed.note(key.proto, halves[key]));
-        self.holdings.count(removed)?;
-        deleted
+        let (assured, holdings) = (&mut self.assured, &mut self.holdings);
+        assured.remove_each(&keys, |key| holdings.note(key.proto, halves[key]))
     }
 
     /// Removes the flow of the half under `key`, if there is one and `is_over` says so of its halves.
@@ -331,15 +363,20 @@ impl<A: Family> FlowTables<A> {
                 originals += usize::from(!flow.has(flag::REPLY));
             }
         })?;
+        if selected.is_empty() {
+            return Ok((0, end));
+        }
         if visit.judges_halves_alike() {
-            self.delete_halves(part == Part::Assured, &selected)?;
+            self.settled(|tables| tables.delete_halves(part == Part::Assured, &selected))?;
             return Ok((originals, end));
         }
-        for key in selected.keys() {
-            // Its other half may have been selected too, and gone.
-            removed += usize::from(self.remove_if(key, |_, _| true)?);
-        }
-        Ok((removed, end))
+        self.settled(|tables| {
+            for key in selected.keys() {
+                // Its other half may have been selected too, and gone.
+                removed += usize::from(tables.remove_if(key, |_, _| true)?);
+            }
+            Ok((removed, end))
+        })
     }
 
     /// One step of the sweep through a table.
@@ -377,19 +414,24 @@ impl<A: Family> FlowTables<A> {
                 expired.push(*key);
             }
         })?;
-        for key in &expired {
-            // Over: expired in both directions, or half missing for good.
-            let is_expired = |half: &Flow<A>| half.is_expired(key.proto, now, timeouts);
-            let swept = self.remove_if(key, |half, other| {
-                is_expired(half)
-                    && match other {
-                        Some(other) => is_expired(other),
-                        None => is_older(half.seen, now, GRACE - 1),
-                    }
-            })?;
-            count += usize::from(swept);
+        if expired.is_empty() {
+            return Ok((0, end));
         }
-        Ok((count, end))
+        self.settled(|tables| {
+            for key in &expired {
+                // Over: expired in both directions, or half missing for good.
+                let is_expired = |half: &Flow<A>| half.is_expired(key.proto, now, timeouts);
+                let swept = tables.remove_if(key, |half, other| {
+                    is_expired(half)
+                        && match other {
+                            Some(other) => is_expired(other),
+                            None => is_older(half.seen, now, GRACE - 1),
+                        }
+                })?;
+                count += usize::from(swept);
+            }
+            Ok((count, end))
+        })
     }
 
     /// Assured flows that have not expired, or mappings, and how many there is room for.

@@ -314,11 +314,12 @@ impl DataPlane {
         self.maps.uplinks.readable()
     }
 
-    /// The settings; the epoch is not among them, and goes on from what it was.
+    /// The settings; epoch and mappings are not among them, and go on from what they were.
     pub fn set_config(&mut self, config: &Config) -> Result<(), BpfError> {
         self.maps.config.change(|now| {
             *now = Config {
                 epoch: now.epoch.wrapping_add(1),
+                mappings: now.mappings,
                 ..*config
             };
         })?;
@@ -352,13 +353,14 @@ impl DataPlane {
         Ok(sum)
     }
 
-    /// Packets that are counted at this very moment may be lost or kept.
+    /// For a new endpoint or publish. Packets that are counted at this very moment may be lost or kept.
     pub fn reset_counter(&mut self, index: u32) -> Result<(), BpfError> {
         let failed = || BpfError::map("COUNTERS", "write");
         let cpus = aya::util::nr_cpus().map_err(|(_, error)| failed()(error.into()))?;
         let zeros = PerCpuValues::try_from(vec![Counter::default(); cpus])
             .map_err(|error| failed()(error.into()))?;
         self.maps.counters.set(index, zeros, 0).map_err(failed())?;
+        self.flows.clear_holdings(index)?;
         self.forget_drops_of(index)
     }
 

@@ -132,6 +132,7 @@ impl DataPlane {
         for layout in &older {
             plane.take_over(options.steps, layout)?;
         }
+        plane.flows.recount()?;
         Ok(plane)
     }
 
@@ -140,9 +141,10 @@ impl DataPlane {
         pins: &pin::Pins,
         older: &[pin::Layout],
     ) -> Result<Self, BpfError> {
+        let new = carry::missing(pins);
         let mut ebpf = load::load(options, pins, older, false)?;
         for layout in older {
-            carry::convert(options.steps, layout, pins, carry::Pass::First)?;
+            carry::convert(options.steps, layout, pins, &new)?;
         }
         let mut plane = Self {
             maps: maps::Maps::take(&mut ebpf)?,

@@ -57,30 +57,30 @@ pub fn remove_unused(ifindex: u32) -> Result<bool, NetError> {
 
 /// Has the interface one? Or an `ingress`, which has its place.
 pub fn is_there(ifindex: u32) -> Result<bool, NetError> {
-    let mut clsact = TcMessage::with_index(ifindex.cast_signed());
-    clsact.header.parent = TcHandle::CLSACT;
-    match exchange(RouteNetlinkMessage::GetQueueDiscipline(clsact), NLM_F_ACK) {
-        Ok(messages) => Ok(messages > 0),
-        Err(error) if is_gone(&error) => Ok(false),
-        Err(source) => Err(NetError::Netlink {
-            asked: format!("look for clsact on the interface of index {ifindex}"),
-            source,
-        }),
-    }
+    Ok(kinds(ifindex)?
+        .iter()
+        .any(|k| k == CLSACT || k == "ingress"))
 }
 
 /// Has the interface a clsact, and no `ingress`?
 fn has_egress(ifindex: u32) -> Result<bool, NetError> {
-    let mut found = false;
+    Ok(kinds(ifindex)?.iter().any(|kind| kind == CLSACT))
+}
+
+/// The interface's queueing disciplines. Listed: asked for a single one, the kernel answers nobody but monitors
+/// before 6.8 (qdisc_notify).
+fn kinds(ifindex: u32) -> Result<Vec<String>, NetError> {
+    let mut found = Vec::new();
     let all = TcMessage::with_index(ifindex.cast_signed());
     let asked = exchange_route(
         RouteNetlinkMessage::GetQueueDiscipline(all),
         NLM_F_DUMP,
         |payload| {
             // The kernel lists those of all interfaces.
-            let own = payload.get(4..8) == Some(&ifindex.to_ne_bytes()[..]);
-            let attributes = Attributes::of(payload.get(TCMSG..).unwrap_or_default());
-            found |= own && attributes.text(TCA_KIND).as_deref() == Some("clsact");
+            if payload.get(4..8) == Some(&ifindex.to_ne_bytes()[..]) {
+                let attributes = Attributes::of(payload.get(TCMSG..).unwrap_or_default());
+                found.extend(attributes.text(TCA_KIND));
+            }
         },
     );
     match asked {
@@ -173,6 +173,7 @@ pub fn filters(ifindex: u32, side: Side) -> Result<Vec<Filter>, NetError> {
 }
 
 // linux/rtnetlink.h, linux/pkt_cls.h
+const CLSACT: &str = "clsact";
 /// The length of `struct tcmsg`.
 const TCMSG: usize = 20;
 const TCA_KIND: u16 = 1;

@@ -15,10 +15,10 @@ const ERROR: u16 = 2;
 const DONE: u16 = 3;
 const OVERRUN: u16 = 4;
 /// `NLM_F_DUMP_INTR`
-const DUMP_INTERRUPTED: u16 = 0x10;
+pub(super) const DUMP_INTERRUPTED: u16 = 0x10;
 
 /// How often a list is asked for that changes meanwhile.
-const TRIES: usize = 10;
+pub(super) const TRIES: usize = 10;
 
 /// Sends a route request in the calling thread's namespace and waits for the end of the answer.
 /// `flags` must ask for an acknowledgement (`NLM_F_ACK`) or a dump. Returns the number of messages in
@@ -79,10 +79,15 @@ pub(super) fn exchange_bytes(
             return Ok(());
         }
     }
-    Err(io::Error::new(
+    Err(never_still())
+}
+
+/// A list changed whenever it was asked for.
+pub(super) fn never_still() -> io::Error {
+    io::Error::new(
         io::ErrorKind::Interrupted,
         format!("it changed while it was read, {TRIES} times"),
-    ))
+    )
 }
 
 #[derive(Default)]

@@ -8,7 +8,8 @@
 //! | module | what |
 //! |---|---|
 //! | [`namespace`] | network namespaces by name, path or process |
-//! | [`netlink`] | links, addresses and routes: reading and changing |
+//! | [`netlink`] | links, addresses and routes: made, found, changed |
+//! | `list` | whole lists of them |
 //! | [`clsact`] | the queueing discipline for filters: looked at, removed |
 //! | [`ethtool`] | drivers and offloads |
 //! | [`peer`] | the other end of a veth pair |
@@ -27,6 +28,7 @@ pub mod diag;
 pub mod error;
 pub mod ethtool;
 mod exchange;
+mod list;
 pub mod monitor;
 pub mod mounts;
 pub mod namespace;

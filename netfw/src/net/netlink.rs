@@ -1,4 +1,4 @@
-//! Reading and changing links, addresses, routes and rules of one namespace, over `NETLINK_ROUTE`.
+//! Making, finding and changing links, addresses, routes and rules of one namespace, over `NETLINK_ROUTE`.
 //!
 //! The socket belongs to the namespace in which it was opened, whichever thread uses it later; so
 //! one process serves many namespaces without ever moving its own threads.
@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{StreamExt, TryStreamExt, future};
+use futures::{StreamExt, TryStreamExt};
 use ipnet::IpNet;
 use nix::errno::Errno;
 use rtnetlink::{
@@ -24,8 +24,7 @@ use rtnetlink::{
         AddressFamily, RouteNetlinkMessage,
         address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
         link::{
-            BridgeStpState, InfoBridge, InfoData, InfoVeth, LinkAttribute, LinkExtentMask,
-            LinkFlags, LinkMessage,
+            BridgeStpState, InfoBridge, InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage,
         },
         route::{
             RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
@@ -36,7 +35,7 @@ use rtnetlink::{
 };
 use tokio::{runtime, task::AbortHandle};
 
-use super::{Address, Forwarding, Link, Namespace, NetError, Route, exchange::exchange};
+use super::{Link, Namespace, NetError, Route, exchange::exchange};
 
 /// How often it is looked for what the kernel does in its own time: for a fifth of a second.
 const LOOKS: u32 = 200;
@@ -56,7 +55,7 @@ const TOGETHER: usize = 128;
 /// A `NETLINK_ROUTE` socket in one namespace. Clones share it.
 #[derive(Clone)]
 pub struct Netlink {
-    handle: Handle,
+    pub(super) handle: Handle,
     /// Ends the connection's task with the last clone.
     _connection: Arc<Connection>,
 }
@@ -110,19 +109,6 @@ impl Netlink {
             handle,
             _connection: Arc::new(Connection(task.abort_handle())),
         })
-    }
-
-    pub async fn links(&self) -> Result<Vec<Link>, NetError> {
-        let mut request = self.handle.link().get();
-        // A third of each message, and most of the kernel's work.
-        let mask = LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]);
-        request.message_mut().attributes.push(mask);
-        request
-            .execute()
-            .map_ok(Link::from)
-            .try_collect()
-            .await
-            .map_err(|error| NetError::netlink("list the interfaces", error))
     }
 
     /// None where there is none of this name.
@@ -194,54 +180,6 @@ impl Netlink {
             pause(look).await;
         }
         false
-    }
-
-    /// What bridges know to be behind their port of this index: `bridge fdb show dev …`.
-    pub async fn forwarding(&self, ifindex: u32) -> Result<Vec<Forwarding>, NetError> {
-        let request = self.handle.neighbours().get();
-        // All ports' entries: kernels take no filter in this request that older ones do not refuse.
-        let mut all: Vec<Forwarding> = request
-            .set_address_family(AddressFamily::Bridge)
-            .execute()
-            .try_filter(|message| future::ready(message.header.ifindex == ifindex))
-            .try_filter_map(async |message| Ok(Forwarding::from_message(&message)))
-            .try_collect()
-            .await
-            .map_err(|error| NetError::netlink("list what bridges have learned", error))?;
-        // One for each VLAN, and one without.
-        all.sort();
-        all.dedup();
-        Ok(all)
-    }
-
-    pub async fn addresses(&self) -> Result<Vec<Address>, NetError> {
-        self.handle
-            .address()
-            .get()
-            .execute()
-            .try_filter_map(async |message| Ok(Address::from_message(&message)))
-            .try_collect()
-            .await
-            .map_err(|error| NetError::netlink("list the addresses", error))
-    }
-
-    /// The unicast routes of all tables, IPv4 and IPv6.
-    pub async fn routes(&self) -> Result<Vec<Route>, NetError> {
-        let mut routes = Vec::new();
-        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let mut message = RouteMessageBuilder::<IpAddr>::new().build();
-            message.header.address_family = family;
-            let found: Vec<_> = self
-                .handle
-                .route()
-                .get(message)
-                .execute()
-                .try_collect()
-                .await
-                .map_err(|error| NetError::netlink("list the routes", error))?;
-            routes.extend(found.iter().filter_map(Route::from_message));
-        }
-        Ok(routes)
     }
 
     /// A bridge without spanning tree, so that ports forward at once; still down. Returns its index.

@@ -8,12 +8,16 @@ use std::{
     sync::OnceLock,
 };
 
-use aya::maps::{Map, MapData, MapInfo};
+use aya::maps::{Array, Map, MapData, MapInfo};
 use netfw::{
     bpf::{Attachment, BPFFS, BpfError, Change, DataPlane, Options, Step, XdpMode, now},
     net::Netlink,
 };
-use netfw_common::{ABI, flow::Flow4, flow::state, tuple::Tuple4};
+use netfw_common::{
+    ABI,
+    flow::{Flow4, holdings, state},
+    tuple::Tuple4,
+};
 
 use crate::{
     flows::flow,
@@ -173,6 +177,36 @@ fn entries_are_rewritten_where_a_record_changed() {
         assert_eq!(made_meanwhile.seen, 1001);
     }
     assert!(!layout(&instance.0, ABI - 1).exists());
+    drop(plane);
+}
+
+/// The layout before had no such counts.
+#[test]
+fn flows_that_nobody_had_counted_are_counted() {
+    if !root() {
+        return;
+    }
+    let instance = Instance::new();
+    let options = instance.options();
+    let mut plane = DataPlane::load(&options).unwrap();
+    for n in 0..500 {
+        for (key, half) in flow(n, state::ESTABLISHED, now()) {
+            plane.insert_flow(&key, &half).unwrap();
+        }
+    }
+    drop(plane);
+    age(&instance.0);
+    for map in ["HOLDINGS4", "HOLDINGS6"] {
+        fs::remove_file(layout(&instance.0, ABI - 1).join("maps").join(map)).unwrap();
+    }
+    let plane = DataPlane::load(&options).unwrap();
+    let path = layout(&instance.0, ABI).join("maps/HOLDINGS4");
+    let map = Map::Array(MapData::from_pin(path).unwrap());
+    let counts: Array<MapData, u64> = map.try_into().unwrap();
+    let count = |element| counts.get(&element, 0).unwrap();
+    let all = holdings::ALL;
+    let held = count(holdings::made(all)).wrapping_sub(count(holdings::removed(all)));
+    assert_eq!(held, 1000);
     drop(plane);
 }
 

@@ -160,6 +160,19 @@ fn only_what_is_over_is_swept() {
     assert_eq!(plane.flow_usage::<Ip4>(Part::Assured).0, 0);
 }
 
+/// Flow `n` of the holder with counter 9.
+fn held(n: u32) -> [(Tuple4, Flow4); 2] {
+    flow(n, state::ESTABLISHED, now()).map(|(key, half)| (key, Flow { counter: 9, ..half }))
+}
+
+fn holdings_of(instance: &Instance) -> Array<MapData, u64> {
+    let pin = Path::new(BPFFS)
+        .join(&instance.0)
+        .join(format!("v{ABI}/maps/HOLDINGS4"));
+    let map = Map::Array(MapData::from_pin(pin).unwrap());
+    map.try_into().unwrap()
+}
+
 /// What is removed of flows without connections is told to the programs.
 #[test]
 fn removed_queries_are_counted() {
@@ -168,11 +181,8 @@ fn removed_queries_are_counted() {
     }
     let instance = Instance::new();
     let mut plane = DataPlane::load(&instance.options()).unwrap();
-    let counted = |n| {
-        flow(n, state::ESTABLISHED, now()).map(|(key, half)| (key, Flow { counter: 9, ..half }))
-    };
-    insert(&mut plane, counted(1));
-    let [(key, half), (_, reply)] = counted(2);
+    insert(&mut plane, held(1));
+    let [(key, half), (_, reply)] = held(2);
     let key = Tuple4 {
         proto: proto::UDP,
         ..key
@@ -180,16 +190,46 @@ fn removed_queries_are_counted() {
     let reverse = half.reverse_key(proto::UDP);
     insert(&mut plane, [(key, half), (reverse, reply)]);
     assert_eq!(plane.visit_all(&mut Counter(9)).unwrap(), 2);
-    let pin = Path::new(BPFFS)
-        .join(&instance.0)
-        .join(format!("v{ABI}/maps/HOLDINGS4"));
-    let map = Map::Array(MapData::from_pin(pin).unwrap());
-    let counts: Array<MapData, u64> = map.try_into().unwrap();
+    let counts = holdings_of(&instance);
     let count = |element| counts.get(&element, 0).unwrap();
     for (holder, removed) in [(holdings::ALL, 4), (holdings::QUERIES, 2), (9, 4), (8, 0)] {
         assert_eq!(count(holdings::removed(holder)), removed, "{holder}");
         assert_eq!(count(holdings::made(holder)), 0, "{holder}");
     }
+    assert_eq!(count(holdings::EXACT), 1);
+}
+
+/// An agent that was killed before it had counted what it removed, and a counter with a new holder.
+#[test]
+fn holdings_are_counted_anew_where_they_are_not_right() {
+    if !root() {
+        return;
+    }
+    let instance = Instance::new();
+    let mut plane = DataPlane::load(&instance.options()).unwrap();
+    for n in 0..3 {
+        insert(&mut plane, held(n));
+    }
+    drop(plane);
+    let mut counts = holdings_of(&instance);
+    let made = [(holdings::ALL, 20), (holdings::QUERIES, 2), (9, 8), (7, 4)];
+    for (holder, entries) in made {
+        counts.set(holdings::made(holder), entries, 0).unwrap();
+    }
+    let held = |holder| {
+        let counts = holdings_of(&instance);
+        let count = |element| counts.get(&element, 0).unwrap();
+        count(holdings::made(holder)) - count(holdings::removed(holder))
+    };
+    // They are held for right.
+    drop(DataPlane::load(&instance.options()).unwrap());
+    assert_eq!(made.map(|(holder, _)| held(holder)), [20, 2, 8, 4]);
+    counts.set(holdings::EXACT, 0, 0).unwrap();
+    let mut plane = DataPlane::load(&instance.options()).unwrap();
+    assert_eq!(made.map(|(holder, _)| held(holder)), [6, 0, 6, 0]);
+    assert_eq!(counts.get(&holdings::EXACT, 0).unwrap(), 1);
+    plane.reset_counter(9).unwrap();
+    assert_eq!(held(9), 0);
 }
 
 #[test]

@@ -39,6 +39,23 @@ pub struct Damage {
     pub off: u32,
 }
 
+/// Takes a frame apart. To etherparse an IPv6 packet whose length is 0 goes on to the frame's end, as "BIG
+/// TCP" does; it does so only where it is longer than that field can tell.
+fn slice(frame: &[u8]) -> Result<SlicedPacket<'_>, String> {
+    let whole = |frame| SlicedPacket::from_ethernet(frame).map_err(|error| error.to_string());
+    let packet = whole(frame)?;
+    let header = Ethernet2Header::LEN + 4 * packet.vlan_ids().len() + Ipv6Header::LEN;
+    match &packet.net {
+        Some(NetSlice::Ipv6(ip))
+            if ip.header().payload_length() == 0
+                && frame.len() <= header + usize::from(u16::MAX) =>
+        {
+            whole(&frame[..header])
+        }
+        _ => Ok(packet),
+    }
+}
+
 impl Seen {
     /// Panics where the bytes are no Ethernet frame with a whole IP packet.
     #[track_caller]
@@ -48,7 +65,7 @@ impl Seen {
 
     /// The error says why the bytes are no Ethernet frame with a whole IP packet.
     pub fn try_parse(frame: &[u8]) -> Result<Self, String> {
-        let packet = SlicedPacket::from_ethernet(frame).map_err(|error| error.to_string())?;
+        let packet = slice(frame)?;
         let ethernet = match &packet.link {
             Some(etherparse::LinkSlice::Ethernet2(ethernet)) => ethernet.to_header(),
             other => return Err(format!("no Ethernet header: {other:?}")),
@@ -119,8 +136,7 @@ impl Seen {
         let mut pool = IpDefragPool::<(), ()>::new();
         let mut complete = Vec::new();
         for frame in frames {
-            let packet = SlicedPacket::from_ethernet(frame)
-                .unwrap_or_else(|error| panic!("{error}, in {frame:02x?}"));
+            let packet = slice(frame).unwrap_or_else(|error| panic!("{error}, in {frame:02x?}"));
             let added = pool
                 .process_sliced_packet(&packet, (), ())
                 .unwrap_or_else(|error| panic!("{error}, in {frame:02x?}"));

@@ -93,7 +93,7 @@ fn hoard() -> impl FnMut(u32) {
             stream.set_nonblocking(true).expect("a socket");
             kept.push(stream);
         }
-        // Those that were refused look established from here; a byte tells.
+        // A word now and then.
         for stream in &mut kept {
             let _ = stream.write(b"x");
         }

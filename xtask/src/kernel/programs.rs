@@ -68,6 +68,10 @@ pub fn add_system(archive: &mut Archive) -> Result<()> {
     archive.file("/etc/passwd", USERS.as_bytes(), 0o644);
     archive.file("/etc/group", GROUPS.as_bytes(), 0o644);
     archive.file("/etc/nsswitch.conf", b"hosts: files dns\n", 0o644);
+    // `netfw exec` puts a container's own over them.
+    for file in ["/etc/resolv.conf", "/etc/hosts", "/etc/hostname"] {
+        archive.file(file, b"", 0o644);
+    }
     let busybox = Path::new("/bin/busybox");
     for (program, _) in FOR_GUESTS.iter().copied().chain(FOR_TESTS.iter().copied()) {
         let file = find(program).with_context(|| format!("there is no {program} here"))?;
