@@ -6,6 +6,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`cli`] | the command line, a file a command |
+//! | [`cni`] | the plugin for container runtimes that speak CNI |
 //! | [`api`] | what the command line and the agent say to each other |
 //! | [`agent`] | wanted state, store, reconciliation, the process |
 //! | [`bpf`] | the data plane: programs, pins, maps |
@@ -15,12 +16,13 @@
 //! | [`doctor`] | what is not as netfw needs it, and what to do |
 //! | [`demo`] | a lab in namespaces that shows it all at work |
 //! | [`document`] | the wanted state as one TOML document |
-//! | [`publish`], [`source`], [`name`], [`mode`], [`rules`], [`filter`] | what people write: port mappings, who may use them, names and MAC addresses, networks and ways to do without, rules of networks, which flows they want to see |
+//! | [`publish`], [`source`], [`name`], [`mode`], [`rules`], [`filter`], [`owner`] | what people and runtimes write: port mappings, who may use them, names and MAC addresses, networks and ways to do without, rules of networks, which flows they want to see, whose an attachment is |
 
 pub mod agent;
 pub mod api;
 pub mod bpf;
 pub mod cli;
+pub mod cni;
 pub mod demo;
 pub mod dns;
 pub mod doctor;
@@ -30,6 +32,7 @@ pub mod metrics;
 pub mod mode;
 pub mod name;
 pub mod net;
+pub mod owner;
 pub mod publish;
 pub mod rules;
 pub mod source;

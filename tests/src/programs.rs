@@ -166,7 +166,11 @@ pub struct UdpEcho {
 impl UdpEcho {
     #[track_caller]
     pub fn start(namespace: &Namespace, at: (IpAddr, u16)) -> Self {
-        let socket = namespace.enter(|| UdpSocket::bind(at).expect("the port is free"));
+        Self::on(namespace.enter(|| UdpSocket::bind(at).expect("the port is free")))
+    }
+
+    /// On a socket of whichever namespace.
+    pub fn on(socket: UdpSocket) -> Self {
         socket
             .set_read_timeout(Some(GLANCE))
             .expect("a timeout that is not 0");

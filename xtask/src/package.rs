@@ -21,10 +21,11 @@ use crate::{
 const VERSION: &str = "3.7.0";
 
 /// What nobody should find missing.
-const CONTENTS: [&str; 9] = [
+const CONTENTS: [&str; 10] = [
     "/etc/netfw/netfw.toml",
     "/lib/systemd/system/netfw.service",
     "/usr/bin/netfw",
+    "/usr/lib/cni/netfw-cni",
     "/usr/share/bash-completion/completions/netfw",
     "/usr/share/doc/netfw/copyright",
     "/usr/share/fish/vendor_completions.d/netfw.fish",

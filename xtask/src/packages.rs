@@ -40,6 +40,16 @@ pub const FOR_TESTS: &[Program] = &[
     ("/usr/lib/usrsctp/client", "libusrsctp-examples"),
 ];
 
+/// What tests with container runtimes start; they are skipped where it is not there, as on the kernels of
+/// `--kernel`.
+pub const FOR_RUNTIMES: &[Program] = &[
+    ("podman", "podman"),
+    ("runc", "runc"),
+    ("conmon", "conmon"),
+    ("busybox", "busybox-static"),
+    ("/usr/lib/cni/host-local", "containernetworking-plugins"),
+];
+
 /// What the programs that tests start need beside.
 pub const LIBRARIES_FOR_TESTS: [&str; 1] = ["python3-prometheus-client"];
 

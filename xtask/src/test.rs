@@ -88,6 +88,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let toolchain = setup::run()?;
     packages::ensure_programs(packages::FOR_TESTS)?;
+    packages::ensure_programs(packages::FOR_RUNTIMES)?;
     packages::ensure(&packages::LIBRARIES_FOR_TESTS.map(str::to_owned))?;
 
     // Both layers run even if the first fails: one look shows all that is broken.

@@ -71,6 +71,7 @@ impl Agent {
             ip6: request.ip6,
             mac: request.mac,
             aliases: request.aliases,
+            owned: request.owned,
         };
         let path = &before.namespace.path;
         let attachment = self

@@ -171,6 +171,7 @@ impl Agent {
             ip6: request.ip6,
             mac: request.mac,
             aliases: request.aliases.clone(),
+            owned: request.owned.clone(),
         };
         self.check_links(&request.links, &network)?;
         let attachment = self

@@ -15,6 +15,7 @@ use crate::{
     mode::Mode,
     name::{Name, NameError},
     net::{error::NetError, socket::Holder},
+    owner::Owner,
     publish::{PortRange, Publish, Spec},
 };
 
@@ -57,6 +58,26 @@ pub enum AgentError {
         netns: PathBuf,
         network: Name,
         endpoint: Name,
+    },
+    #[error(
+        "{netns} has an interface {interface} already: ask for another name, or remove it first"
+    )]
+    InterfaceExists { interface: String, netns: PathBuf },
+    #[error(
+        "{interface} of container {} is attached already, as endpoint \"{endpoint}\": detach it first", owner.container()
+    )]
+    OwnedExists {
+        owner: Owner,
+        interface: String,
+        endpoint: Name,
+    },
+    #[error(
+        "endpoint \"{endpoint}\" is container {container} with another namespace, {netns}: detach that first"
+    )]
+    OtherNetns {
+        container: String,
+        endpoint: Name,
+        netns: PathBuf,
     },
     #[error(transparent)]
     Address(#[from] AddressError),
@@ -218,6 +239,9 @@ impl AgentError {
             | E::Removing(_)
             | E::NamespaceExists(_)
             | E::AlreadyAttached { .. }
+            | E::InterfaceExists { .. }
+            | E::OwnedExists { .. }
+            | E::OtherNetns { .. }
             | E::Address(_)
             | E::NodeAddress { .. }
             | E::MacTaken { .. }
@@ -253,6 +277,16 @@ pub enum NetworkError {
     Default,
     #[error("network \"{network}\" cannot be removed: it has the endpoints {}: remove them first", list(.endpoints))]
     InUse { network: Name, endpoints: Vec<Name> },
+    #[error(
+        "network \"{network}\" is not as the configuration wants it: {what}; {}, or name another network",
+        changeable(.network, .endpoints)
+    )]
+    Differs {
+        network: Name,
+        what: String,
+        /// Those in the way of making it anew; empty where it is not the configuration's to change.
+        endpoints: Vec<Name>,
+    },
     #[error("endpoint \"{endpoint}\" is in network \"{network}\" already")]
     Connected { endpoint: Name, network: Name },
     #[error("endpoint \"{endpoint}\" is not in network \"{network}\"; it is in {}", list(.has))]
@@ -429,6 +463,13 @@ fn chosen(subnet: &Option<IpNet>) -> String {
 fn because(why: &Option<String>) -> String {
     why.as_ref()
         .map_or_else(String::new, |why| format!(" ({why})"))
+}
+
+fn changeable(network: &Name, endpoints: &[Name]) -> String {
+    match endpoints {
+        [] => format!("others made it: `netfw network rm {network}` first"),
+        all => format!("it has the endpoints {}: remove them first", list(all)),
+    }
 }
 
 fn held(holder: &Holder) -> String {

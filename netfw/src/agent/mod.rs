@@ -9,6 +9,7 @@
 //! | [`ipam`], [`plan`], [`counter`], [`node`] | decisions, pure: addresses, networks, counter indexes, uplinks |
 //! | [`start`] | from the store to a running node |
 //! | [`network`], [`endpoint`], [`attachment`], [`publish`], [`ports`], [`flow`] | requests |
+//! | [`owned`] | attachments of container runtimes |
 //! | [`files`] | what containers find in `/etc` |
 //! | [`names`] | what the name servers are told |
 //! | [`purge`] | flows that must go, in portions |
@@ -49,6 +50,7 @@ pub mod network;
 pub mod node;
 mod notify;
 pub mod observe;
+pub mod owned;
 pub mod paths;
 pub mod plan;
 mod ports;

@@ -17,6 +17,7 @@ use crate::{
     mode,
     name::{Mac, Name, NameLink},
     net::Link,
+    owner::Owner,
     publish::{Exposed, Families, Publish},
     rules::{Nat, Rules},
     source::Sources,
@@ -126,6 +127,9 @@ pub struct Attachment {
     /// Other names that it has for everybody in the network.
     #[serde(default)]
     pub aliases: Vec<Name>,
+    /// Whose it is, where a container runtime had it made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Owner>,
     /// As [`Endpoint::removing`].
     #[serde(default)]
     pub removing: bool,

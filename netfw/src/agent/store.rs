@@ -457,6 +457,7 @@ pub mod tests {
                 host_interface: "nf1".into(),
                 interface: "eth0".into(),
                 aliases: Vec::new(),
+                owner: None,
                 removing: false,
             }],
             counter: 1,

@@ -133,7 +133,7 @@ impl Agent {
             .collect()
     }
 
-    fn network_of_record(&self, n: &wanted::Network) -> Network {
+    pub(super) fn network_of_record(&self, n: &wanted::Network) -> Network {
         Network {
             labels: n.labels.clone(),
             name: n.name.clone(),
@@ -352,6 +352,7 @@ impl Agent {
             aliases: a.aliases.clone(),
             default_route: way(wanted::Family::V4),
             default_route6: way(wanted::Family::V6),
+            owner: a.owner.clone(),
             wiring: None,
         }
     }

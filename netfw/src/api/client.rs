@@ -17,6 +17,9 @@ use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, task::JoinHandle, time::timeout};
 
+use super::owned::{
+    AttachRequest, Attached, Checked, CollectRequest, Collected, Detached, Owned, Version,
+};
 use super::types::{
     Applied, ApplyRequest, ConnectRequest, Endpoint, EndpointRequest, Failure, FailureKind, Fault,
     Flow, Flushed, Network, NetworkDetails, NetworkRequest, PublishRequest, Stats, Status,
@@ -207,6 +210,30 @@ impl Client {
 
     pub async fn remove_endpoint(&self, name: &Name) -> Result<()> {
         self.send(Method::DELETE, &format!("/v1/endpoints/{name}"), NOTHING)
+            .await
+    }
+
+    pub async fn version(&self) -> Result<Version> {
+        self.get("/v1/version").await
+    }
+
+    pub async fn attach(&self, request: &AttachRequest) -> Result<Attached> {
+        self.send(Method::POST, "/v1/attachments", Some(request))
+            .await
+    }
+
+    pub async fn detach(&self, attachment: &Owned) -> Result<Detached> {
+        self.send(Method::DELETE, "/v1/attachments", Some(attachment))
+            .await
+    }
+
+    pub async fn check(&self, attachment: &Owned) -> Result<Checked> {
+        self.send(Method::POST, "/v1/attachments/check", Some(attachment))
+            .await
+    }
+
+    pub async fn collect(&self, request: &CollectRequest) -> Result<Collected> {
+        self.send(Method::POST, "/v1/attachments/collect", Some(request))
             .await
     }
 

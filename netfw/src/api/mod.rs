@@ -16,6 +16,11 @@
 //! | `DELETE /v1/endpoints/NAME` | removes | nothing |
 //! | `POST /v1/endpoints/NAME/publishes` | publishes, [`PublishRequest`](types::PublishRequest) | the endpoint |
 //! | `DELETE /v1/endpoints/NAME/publishes` | withdraws, [`UnpublishRequest`](types::UnpublishRequest) | the endpoint |
+//! | `POST /v1/attachments` | attaches for a runtime, [`AttachRequest`](owned::AttachRequest) | [`Attached`](owned::Attached) |
+//! | `DELETE /v1/attachments` | detaches, [`Owned`](owned::Owned) | [`Detached`](owned::Detached) |
+//! | `POST /v1/attachments/check` | looks what is amiss, [`Owned`](owned::Owned) | [`Checked`](owned::Checked) |
+//! | `POST /v1/attachments/collect` | detaches what a runtime has no more, [`CollectRequest`](owned::CollectRequest) | [`Collected`](owned::Collected) |
+//! | `GET /v1/version` | waits for nothing that is being changed | [`Version`](owned::Version) |
 //! | `GET /v1/flows[?endpoint=NAME]` | | list of [`Flow`](types::Flow) |
 //! | `DELETE /v1/flows[?endpoint=NAME]` | forgets flows | [`Flushed`](types::Flushed) |
 //! | `GET /v1/monitor[?reasons=…&endpoint=…&protocol=…&from=…&to=…]` | | a [`Line`](watch::Line) for each drop, as it happens |
@@ -28,6 +33,7 @@
 //! version; a field may be added within one, none goes or changes its meaning.
 
 pub mod client;
+pub mod owned;
 pub mod server;
 pub mod types;
 pub mod watch;

@@ -20,6 +20,9 @@ use tokio::{
     task::block_in_place,
 };
 
+use super::owned::{
+    AttachRequest, Attached, Checked, CollectRequest, Collected, Detached, Owned, Version,
+};
 use super::types::{
     Applied, ApplyRequest, ConnectRequest, Endpoint, EndpointRequest, Failure, FailureKind, Flow,
     Flushed, Network, NetworkDetails, NetworkRequest, PublishRequest, Stats, Status,
@@ -72,6 +75,10 @@ pub fn router(shared: Shared) -> Router {
             "/v1/endpoints/{name}/publishes",
             post(publish).delete(unpublish),
         )
+        .route("/v1/attachments", post(attach).delete(detach))
+        .route("/v1/attachments/check", post(check))
+        .route("/v1/attachments/collect", post(collect))
+        .route("/v1/version", get(version))
         .route("/v1/flows", get(flows).delete(flush))
         .route("/v1/monitor", get(monitor))
         .route("/v1/trace", get(trace))
@@ -337,6 +344,52 @@ async fn unpublish(
         Ok(withdrawn.await?.0)
     })
     .await
+}
+
+async fn attach(State(shared): State<Shared>, body: Bytes) -> Answer<Attached> {
+    let request: AttachRequest = parse(&body)?;
+    to_the_end(async move {
+        let attached = change(shared, async move |agent| agent.attach_owned(request).await);
+        Ok(attached.await?.0)
+    })
+    .await
+}
+
+async fn detach(State(shared): State<Shared>, body: Bytes) -> Answer<Detached> {
+    let attachment: Owned = parse(&body)?;
+    to_the_end(async move {
+        let detached = change(shared, async move |agent| {
+            agent.detach_owned(&attachment).await
+        });
+        let (endpoint, _flows) = detached.await?;
+        Ok(Detached { endpoint })
+    })
+    .await
+}
+
+async fn check(State(shared): State<Shared>, body: Bytes) -> Answer<Checked> {
+    let attachment: Owned = parse(&body)?;
+    Ok(Json(
+        shared.agent.lock().await.check_owned(&attachment).await?,
+    ))
+}
+
+async fn collect(State(shared): State<Shared>, body: Bytes) -> Answer<Collected> {
+    let request: CollectRequest = parse(&body)?;
+    to_the_end(async move {
+        let collected = change(shared, async move |agent| {
+            Ok(agent.collect_owned(&request).await)
+        });
+        Ok(collected.await?.0)
+    })
+    .await
+}
+
+/// Whoever asks wants to know whether there is an agent at all, however busy: no lock.
+async fn version() -> Json<Version> {
+    Json(Version {
+        version: env!("CARGO_PKG_VERSION").into(),
+    })
 }
 
 type Filter = Result<Query<FlowFilter>, QueryRejection>;

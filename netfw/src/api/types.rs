@@ -12,10 +12,12 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::owned::Owned;
 use crate::{
     document::Document,
     mode::Mode,
     name::{Mac, Name, NameLink},
+    owner::Owner,
     publish::{Exposed, PortRange, Protocol, Spec},
     rules::{Filter, Nat, Rules},
     source::Sources,
@@ -106,6 +108,10 @@ pub struct EndpointRequest {
     /// Names that it alone has for others of the network.
     #[serde(default)]
     pub links: Vec<NameLink>,
+    /// Whose the attachment is, where it is a container runtime's, and its interface's name. None: nobody's,
+    /// and `eth0` or the next that is free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owned: Option<Owned>,
 }
 
 /// To connect an endpoint to a further network.
@@ -122,6 +128,9 @@ pub struct ConnectRequest {
     pub mac: Option<Mac>,
     #[serde(default)]
     pub aliases: Vec<Name>,
+    /// As in [`EndpointRequest`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owned: Option<Owned>,
 }
 
 /// Which existing network namespace.
@@ -289,6 +298,9 @@ pub struct Attachment {
     pub default_route: bool,
     /// The same of IPv6.
     pub default_route6: bool,
+    /// Whose it is, where a container runtime had it made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Owner>,
     /// How it is plugged in; only where one endpoint is asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wiring: Option<Wiring>,

@@ -127,6 +127,7 @@ impl Add {
             publish_all: self.publish_all,
             aliases: self.alias,
             links: self.link,
+            owned: None,
         })
     }
 }
@@ -259,6 +260,9 @@ fn details(e: &Endpoint) -> String {
         if !a.aliases.is_empty() {
             let all: Vec<&str> = a.aliases.iter().map(Name::as_str).collect();
             row("  aliases", all.join(", "));
+        }
+        if let Some(owner) = &a.owner {
+            row("  owner", owner.to_string());
         }
         row("  mac", a.mac.to_string());
         let index = a.wiring.as_ref().and_then(|w| w.ifindex);

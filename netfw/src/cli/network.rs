@@ -113,6 +113,7 @@ pub fn run(global: &Global, command: Command) -> anyhow::Result<()> {
                 ip6,
                 mac: connect.mac,
                 aliases: connect.alias,
+                owned: None,
             };
             let endpoint = crate::block_on(client.connect_endpoint(&connect.network, &request))?;
             print(global.output, &endpoint, summary)

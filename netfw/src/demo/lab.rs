@@ -117,6 +117,7 @@ impl Lab {
                 publish_all: false,
                 aliases: Vec::new(),
                 links: Vec::new(),
+                owned: None,
             })
             .await?;
         Ok(Self {

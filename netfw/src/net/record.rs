@@ -134,6 +134,8 @@ pub struct Route {
     pub table: u32,
     /// None for routes with several next hops.
     pub oif: Option<u32>,
+    /// The next hop, where there is one; of routes that the kernel told of.
+    pub via: Option<IpAddr>,
 }
 
 impl Route {
@@ -143,7 +145,12 @@ impl Route {
     /// To `dst` on the link of an interface.
     pub fn to(dst: IpNet, oif: u32, table: u32) -> Self {
         let oif = Some(oif);
-        Self { dst, table, oif }
+        Self {
+            dst,
+            table,
+            oif,
+            via: None,
+        }
     }
 
     /// The default route of the family of `ip`.
@@ -167,6 +174,7 @@ impl Route {
         };
         let mut table = u32::from(message.header.table);
         let mut oif = None;
+        let mut via = None;
         for attribute in &message.attributes {
             match attribute {
                 RouteAttribute::Destination(RouteAddress::Inet(addr)) => dst = (*addr).into(),
@@ -174,6 +182,8 @@ impl Route {
                 // The header's field has 8 bits only.
                 RouteAttribute::Table(number) => table = *number,
                 RouteAttribute::Oif(index) => oif = Some(*index),
+                RouteAttribute::Gateway(RouteAddress::Inet(addr)) => via = Some((*addr).into()),
+                RouteAttribute::Gateway(RouteAddress::Inet6(addr)) => via = Some((*addr).into()),
                 _ => {}
             }
         }
@@ -181,6 +191,7 @@ impl Route {
             dst: IpNet::new(dst, message.header.destination_prefix_length).ok()?,
             table,
             oif,
+            via,
         })
     }
 }

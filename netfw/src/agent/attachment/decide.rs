@@ -19,6 +19,7 @@ use crate::{
         record::{Attachment, Endpoint, Network, new_host_interface},
         store::Change,
     },
+    api::owned::Owned,
     name::{Mac, Name, NameLink},
     net::Link,
 };
@@ -29,6 +30,8 @@ pub(in crate::agent) struct Asked {
     pub ip6: Option<Ipv6Addr>,
     pub mac: Option<Mac>,
     pub aliases: Vec<Name>,
+    /// Of what name the interface shall be, and whose. None: `eth0` or the next that is free, and nobody's.
+    pub owned: Option<Owned>,
 }
 
 impl Agent {
@@ -53,7 +56,17 @@ impl Agent {
                     endpoint: other.name.clone(),
                 });
             }
-            interface = free_interface(links.iter().map(|link| link.name.as_str()))?;
+            let mut names = links.iter().map(|link| link.name.as_str());
+            interface = match &asked.owned {
+                None => free_interface(names)?,
+                Some(Owned { interface, .. }) if names.any(|name| name == interface) => {
+                    return Err(AgentError::InterfaceExists {
+                        interface: interface.clone(),
+                        netns: path.to_owned(),
+                    });
+                }
+                Some(Owned { interface, .. }) => interface.clone(),
+            };
         }
         let (ip4, ip6) = self.addresses_for(asked, network)?;
         let first = ip4.map(IpAddr::V4).or(ip6.map(IpAddr::V6));
@@ -75,6 +88,7 @@ impl Agent {
             host_interface: self.free_host_interface(name).await?,
             interface,
             aliases: asked.aliases.clone(),
+            owner: asked.owned.as_ref().map(|owned| owned.owner.clone()),
             removing: false,
         })
     }

@@ -103,6 +103,7 @@ impl Making<'_> {
             host_interface: String::new(),
             interface: String::new(),
             aliases: asked.aliases.clone(),
+            owner: before.and_then(|before| before.owner.clone()),
             removing: false,
         };
         let both = [
