@@ -29,13 +29,14 @@ use crate::{
 
 impl Agent {
     pub async fn apply(&mut self, request: &ApplyRequest) -> Result<Applied, AgentError> {
-        let (mut target, mut faults) = self.wanted_by(&request.document).await?;
+        let document = request.document.beside_runtimes(&self.wanted);
+        let (mut target, mut faults) = self.wanted_by(&document).await?;
         let is_gone = |endpoint: &Endpoint, attachment: Option<&Attachment>| match attachment {
             Some(attachment) => !self.up.contains_key(&place(endpoint, attachment)),
             None => !self.is_up(endpoint),
         };
         let steps = steps(&self.wanted, &target, is_gone);
-        self.find_namespaces(&mut target, &steps, &request.document, &mut faults)
+        self.find_namespaces(&mut target, &steps, &document, &mut faults)
             .await;
         if !faults.is_empty() {
             return Err(AgentError::Document(faults));

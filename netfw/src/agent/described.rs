@@ -13,15 +13,38 @@ use crate::{
     rules::Nat,
 };
 
-/// What is wanted, as a document: all that was chosen is named. What is on its way out is not in it.
+/// What is wanted, as a document: all that was chosen is named. What is on its way out is not in it, nor what
+/// container runtimes make and remove themselves.
 impl From<&Wanted> for Document {
     fn from(wanted: &Wanted) -> Self {
         let networks = wanted.networks.values();
-        let endpoints = wanted.endpoints.values().filter(|e| !e.removing);
+        let endpoints = wanted.endpoints.values();
+        let endpoints = endpoints.filter(|e| !e.removing && !e.is_runtimes());
         Self {
             networks: networks.map(|n| (n.name.clone(), n.into())).collect(),
             endpoints: endpoints.map(|e| (e.name.clone(), e.into())).collect(),
         }
+    }
+}
+
+impl Document {
+    /// As if it named what container runtimes have, where it does not: their containers come and go as they say,
+    /// and the networks of these stay for them.
+    pub(super) fn beside_runtimes(&self, wanted: &Wanted) -> Self {
+        let mut all = self.clone();
+        let endpoints = wanted.endpoints.values();
+        for endpoint in endpoints.filter(|e| e.is_runtimes() && !e.removing) {
+            all.endpoints
+                .entry(endpoint.name.clone())
+                .or_insert_with(|| endpoint.into());
+            for attachment in endpoint.attached() {
+                if let Some(network) = wanted.networks.get(&attachment.network) {
+                    let name = network.name.clone();
+                    all.networks.entry(name).or_insert_with(|| network.into());
+                }
+            }
+        }
+        all
     }
 }
 

@@ -316,6 +316,11 @@ impl Endpoint {
         self.attachments.iter().flat_map(Attachment::ips)
     }
 
+    /// Does a container runtime make and remove it?
+    pub fn is_runtimes(&self) -> bool {
+        self.attachments.iter().any(|a| a.owner.is_some())
+    }
+
     /// Those that are not on their way out.
     pub fn attached(&self) -> impl Iterator<Item = &Attachment> {
         self.attachments.iter().filter(|a| !a.removing)

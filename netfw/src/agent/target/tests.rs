@@ -6,6 +6,7 @@ use super::*;
 use crate::{
     agent::{record::Attachment, steps::steps},
     api::types::{Action, Step},
+    owner::Owner,
 };
 
 fn around<'a>(locals: &'a HashMap<IpAddr, u32>, ipv6: &'a Result<(), String>) -> Around<'a> {
@@ -439,6 +440,42 @@ fn document() -> impl Strategy<Value = String> {
         }
         text
     })
+}
+
+#[test]
+fn what_container_runtimes_have_is_left_alone() {
+    let both = "[networks.app]\n[networks.old]\n\
+                [endpoints.web]\nnetworks = [{ network = \"app\" }]\npublish = [\"8080:80\"]\n\
+                [endpoints.db]\n";
+    let mut present = apply(both, &Wanted::default());
+    let web: Name = "web".parse().unwrap();
+    let endpoint = present.endpoints.get_mut(&web).unwrap();
+    endpoint.attachments[0].owner = Some(Owner::Cni {
+        container: "0123".into(),
+        network: "app".into(),
+    });
+    let document: Document = "[endpoints.cache]\n".parse().unwrap();
+    let document = document.beside_runtimes(&present);
+    let after = complete(try_apply(&document, &present).unwrap());
+    assert_eq!(after.endpoints[&web], present.endpoints[&web]);
+    let planned = steps(&present, &after, |_, _| false);
+    assert_eq!(
+        words(&planned),
+        [
+            "remove endpoint db",
+            "remove network old",
+            "add endpoint cache"
+        ]
+    );
+    // Whoever names it has it changed.
+    let named: Document = "[networks.app]\n[endpoints.web]\nnetworks = [{ network = \"app\" }]\n"
+        .parse()
+        .unwrap();
+    let after = try_apply(&named.beside_runtimes(&present), &present).unwrap();
+    assert!(after.endpoints[&web].publishes.is_empty());
+    let exported = Document::from(&present);
+    assert!(!exported.endpoints.contains_key(&web));
+    assert_eq!(exported.networks.len(), 3);
 }
 
 proptest! {
