@@ -92,7 +92,9 @@ pub struct Publish<A> {
     /// The container's address; its endpoint is found under it.
     pub addr: A,
     /// Index into `COUNTERS`.
-    pub counter: u32,
+    pub counter: u16,
+    /// Of [`publish_flag`].
+    pub flags: u16,
     pub port: Be16,
     /// Who may use it: the number of a list of sources ([`Allowed`]), or one of [`allow`].
     pub allow: u16,
@@ -102,6 +104,12 @@ pub type Publish4 = Publish<Ip4>;
 pub type Publish6 = Publish<Ip6>;
 
 const _: () = assert!(size_of::<Publish4>() == 12 && size_of::<Publish6>() == 24);
+
+/// Bits of [`Publish::flags`].
+pub mod publish_flag {
+    /// Processes of the node may bind the host port: the container runtime does, to keep it from others.
+    pub const UNRESERVED: u16 = 1 << 0;
+}
 
 /// Values of [`Publish::allow`] that are no list's number.
 pub mod allow {

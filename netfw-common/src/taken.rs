@@ -1,4 +1,5 @@
-//! Which ports processes of the node may not bind because they are published: a bit for each, in words,
+//! Which ports processes of the node may not bind because they are published, and not by a container runtime that
+//! binds them itself: a bit for each, in words,
 //! for each protocol that the kernel asks programs about (`bind` of SCTP has no hook).
 //!
 //! A bit says that some address has a publish there, which is all that a socket of every address needs

@@ -249,7 +249,7 @@ pub fn asks_for_publish<F: Family>(work: &mut Work<F::Addr>) -> bool {
     };
     work.target = Target {
         addr: publish.addr,
-        counter: publish.counter,
+        counter: publish.counter.into(),
         port: publish.port,
         flags: flag::PUBLISHED,
         refused: publish.allow != allow::EVERYBODY && !is_allowed::<F>(work, publish.allow.into()),

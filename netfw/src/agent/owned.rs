@@ -362,7 +362,7 @@ impl Agent {
             let is_there = |key| {
                 there
                     .iter()
-                    .any(|(k, value)| *k == key && value.counter == published.counter)
+                    .any(|(k, value)| *k == key && u32::from(value.counter) == published.counter)
             };
             if !keys::<A>(std::slice::from_ref(published)).all(is_there) {
                 faults.push(format!("{} is not published", published.publish));

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use netfw_common::{
     addr::{Be16, Ip4, Ip6},
-    record::{self as map, PublishKey, allow},
+    record::{self as map, PublishKey, allow, publish_flag},
 };
 
 use super::{
@@ -217,7 +217,12 @@ impl Agent {
             };
             listed.push((published, list));
         }
-        Ok(self.dataplane.publish(entries(own, listed))?)
+        // Runtimes bind the host port themselves.
+        let flags = match endpoint.is_runtimes() {
+            true => publish_flag::UNRESERVED,
+            false => 0,
+        };
+        Ok(self.dataplane.publish(entries(own, flags, listed))?)
     }
 
     /// Goes on past errors, and returns the first.
@@ -313,8 +318,9 @@ impl Agent {
     /// have bound a port before the agent could keep it.
     pub(super) fn report_held(&self) {
         let mut looks = Looks::default();
-        let up = self.wanted.endpoints.values().filter(|e| self.is_up(e));
-        for endpoint in up {
+        // A runtime's are bound by itself.
+        let endpoints = self.wanted.endpoints.values();
+        for endpoint in endpoints.filter(|e| self.is_up(e) && !e.is_runtimes()) {
             for published in &endpoint.publishes {
                 match looks.check(&published.publish) {
                     Err(AgentError::PortHeld { publish, holder }) => tracing::warn!(
@@ -376,9 +382,11 @@ fn of_family<A: bpf::Family>(published: &[Published]) -> impl Iterator<Item = &P
     all.filter(|published| A::of(published.publish.host_ip).is_some())
 }
 
-/// Of publishes, each with the number of its list. `own` is the container's address.
+/// Of publishes, each with the number of its list. `own` is the container's address, `flags` are of
+/// [`publish_flag`].
 fn entries<'a, A: bpf::Family>(
     own: A,
+    flags: u16,
     published: impl IntoIterator<Item = (&'a Published, u16)>,
 ) -> impl Iterator<Item = (PublishKey<A>, map::Publish<A>)> {
     published.into_iter().flat_map(move |(published, allow)| {
@@ -386,7 +394,8 @@ fn entries<'a, A: bpf::Family>(
         publish.pairs().filter_map(move |(host, container)| {
             let value = map::Publish {
                 addr: own,
-                counter: published.counter,
+                counter: published.counter as u16,
+                flags,
                 port: Be16::new(container),
                 allow,
             };
@@ -416,7 +425,7 @@ mod tests {
             published("[::]:443:443", 8),
         ];
         let listed = |n: u16| all.iter().zip(n..);
-        let four: Vec<_> = entries(ip4, listed(3)).collect();
+        let four: Vec<_> = entries(ip4, 0, listed(3)).collect();
         assert_eq!(four.len(), 3);
         let (key, value) = four[2];
         assert_eq!(key.addr, Ip4::new([192, 0, 2, 1]));
@@ -424,7 +433,7 @@ mod tests {
         assert_eq!(value.addr, ip4);
         assert_eq!((value.port.get(), value.counter, value.allow), (82, 7, 3));
         assert!(keys::<Ip4>(&all).eq(four.iter().map(|(key, _)| *key)));
-        let six: Vec<_> = entries(ip6, listed(4)).collect();
+        let six: Vec<_> = entries(ip6, 0, listed(4)).collect();
         assert_eq!(six.len(), 1);
         assert_eq!((six[0].0.port.get(), six[0].1.counter), (443, 8));
         assert!(keys::<Ip6>(&all).eq(six.iter().map(|(key, _)| *key)));

@@ -85,8 +85,8 @@ impl<A: Family> Lists<A> {
         if !taken.lists.is_empty() {
             for (_, publish) in publishes.entries()? {
                 // The last agent may have been killed on the way from one list to another: both stay.
-                if !taken.users.contains_key(&publish.counter) {
-                    taken.note(publish.counter, publish.allow);
+                if !taken.users.contains_key(&publish.counter.into()) {
+                    taken.note(publish.counter.into(), publish.allow);
                 }
             }
         }
@@ -155,7 +155,7 @@ impl<A: Family> Lists<A> {
         let ranges =
             entries.chunk_by(|(_, a), (_, b)| a.counter == b.counter && a.allow == b.allow);
         for (_, publish) in ranges.filter_map(<[_]>::first) {
-            self.note(publish.counter, publish.allow);
+            self.note(publish.counter.into(), publish.allow);
         }
     }
 

@@ -5,7 +5,7 @@
 //! never finds a reference to what is not there yet.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -56,7 +56,7 @@ pub struct FamilyMaps<A: Family> {
     publishes: Table<PublishKey<A>, Publish<A>>,
     pub(super) allowed: Lists<A>,
     /// The ports of `publishes`.
-    taken: Taken,
+    taken: Taken<A>,
     locals: Table<A, Local>,
     subnets: LpmTrie<MapData, A, Subnet>,
     /// What sockets of the node asked for that were connected to a container.
@@ -85,7 +85,6 @@ impl<A: Family> FamilyMaps<A> {
     fn take(ebpf: &mut Ebpf) -> Result<Self, BpfError> {
         let publishes: Table<PublishKey<A>, Publish<A>> = Table::take(ebpf, A::NAMES.publishes)?;
         let entered = publishes.entries()?;
-        let entered: Vec<_> = entered.into_iter().map(|(key, _)| key).collect();
         Ok(Self {
             addresses: Table::take(ebpf, A::NAMES.addresses)?,
             allowed: Lists::take(ebpf, &publishes)?,
@@ -98,10 +97,13 @@ impl<A: Family> FamilyMaps<A> {
     }
 
     fn publish(&mut self, entries: &[(PublishKey<A>, Publish<A>)]) -> Result<(), BpfError> {
-        let new = self.publishes.insert_all(entries)?;
+        let new: HashSet<_> = self.publishes.insert_all(entries)?.into_iter().collect();
+        let is_new = |(key, _): &&(PublishKey<A>, Publish<A>)| new.contains(key);
+        let new: Vec<_> = entries.iter().filter(is_new).copied().collect();
         let taken = self.taken.add(&new);
         if taken.is_err() {
-            let _ = self.unpublish(&new);
+            let keys: Vec<_> = new.iter().map(|(key, _)| *key).collect();
+            let _ = self.unpublish(&keys);
         }
         taken
     }

@@ -1,57 +1,82 @@
 //! The ports that processes of the node may not bind, as bits ([`netfw_common::taken`]): of every publish
-//! that is entered, and of no other.
+//! that is entered and reserved, and of no other.
 //!
 //! How many publishes a bit stands for is only known here, and counted from what is entered when the data
 //! plane is loaded; so it does not matter how an agent before this one ended.
 
-use std::{collections::BTreeSet, os::fd::AsFd as _};
+use std::{
+    collections::{BTreeSet, HashSet},
+    os::fd::AsFd as _,
+};
 
 use aya::{
     Ebpf,
     maps::{Array, IterableMap as _, MapData},
 };
-use netfw_common::{record::PublishKey, taken};
+use netfw_common::{
+    record::{Publish, PublishKey, publish_flag},
+    taken,
+};
 
 use super::{BpfError, Family, sys, table::take};
 
-pub struct Taken {
+pub struct Taken<A: Family> {
     name: &'static str,
     map: Array<MapData, u64>,
     /// Publishes of each bit, on so many addresses.
     counts: Vec<u32>,
+    /// Those that count for no bit.
+    unreserved: HashSet<PublishKey<A>>,
 }
 
-impl Taken {
+impl<A: Family> Taken<A> {
     /// With the bits of `entered`, whatever the map held before.
-    pub fn take<A: Family>(ebpf: &mut Ebpf, entered: &[PublishKey<A>]) -> Result<Self, BpfError> {
+    pub fn take(
+        ebpf: &mut Ebpf,
+        entered: &[(PublishKey<A>, Publish<A>)],
+    ) -> Result<Self, BpfError> {
         let mut taken = Self {
             name: A::NAMES.taken,
             map: take(ebpf, A::NAMES.taken)?,
             counts: vec![0; (taken::WORDS * u64::BITS) as usize],
+            unreserved: HashSet::new(),
         };
-        taken.count(entered, |count| count + 1);
+        let reserved = taken.reserved(entered);
+        taken.count(&reserved, |count| count + 1);
         taken.write(0..taken::WORDS)?;
         Ok(taken)
     }
 
     /// Those of publishes that were not there before.
-    pub fn add<A: Family>(&mut self, keys: &[PublishKey<A>]) -> Result<(), BpfError> {
-        let words = self.count(keys, |count| count + 1);
+    pub fn add(&mut self, new: &[(PublishKey<A>, Publish<A>)]) -> Result<(), BpfError> {
+        let reserved = self.reserved(new);
+        let words = self.count(&reserved, |count| count + 1);
         self.write(words)
     }
 
     /// Those of publishes that were there.
-    pub fn remove<A: Family>(&mut self, keys: &[PublishKey<A>]) -> Result<(), BpfError> {
-        let words = self.count(keys, |count| count.saturating_sub(1));
+    pub fn remove(&mut self, keys: &[PublishKey<A>]) -> Result<(), BpfError> {
+        let keys = keys.iter().filter(|key| !self.unreserved.remove(key));
+        let reserved: Vec<_> = keys.copied().collect();
+        let words = self.count(&reserved, |count| count.saturating_sub(1));
         self.write(words)
     }
 
+    /// Those that are reserved; the others are noted.
+    fn reserved(&mut self, entries: &[(PublishKey<A>, Publish<A>)]) -> Vec<PublishKey<A>> {
+        let mut reserved = Vec::with_capacity(entries.len());
+        for (key, publish) in entries {
+            if publish.flags & publish_flag::UNRESERVED == 0 {
+                reserved.push(*key);
+            } else {
+                self.unreserved.insert(*key);
+            }
+        }
+        reserved
+    }
+
     /// Changes the counts, and says of which words.
-    fn count<A: Family>(
-        &mut self,
-        keys: &[PublishKey<A>],
-        change: impl Fn(u32) -> u32,
-    ) -> BTreeSet<u32> {
+    fn count(&mut self, keys: &[PublishKey<A>], change: impl Fn(u32) -> u32) -> BTreeSet<u32> {
         let mut words = BTreeSet::new();
         for key in keys {
             let Some((word, bit)) = taken::bit(key.proto, key.port.get()) else {

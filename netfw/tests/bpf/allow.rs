@@ -24,7 +24,7 @@ fn entries(counter: u32, allow: u16) -> Vec<(PublishKey4, Publish4)> {
                 ..Default::default()
             };
             let value = Publish4 {
-                counter,
+                counter: counter as u16,
                 allow,
                 ..Default::default()
             };

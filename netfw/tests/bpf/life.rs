@@ -303,6 +303,7 @@ pub fn publish(port: u16) -> Publish4 {
     Publish4 {
         addr: Ip4::new([172, 18, 0, 2]),
         counter: 1,
+        flags: 0,
         port: Be16::new(port),
         allow: allow::EVERYBODY,
     }

@@ -409,7 +409,8 @@ impl Site {
                 },
                 Publish::<Ip4> {
                     addr: to.into(),
-                    counter,
+                    counter: counter as u16,
+                    flags: 0,
                     port: to_port,
                     allow,
                 },
@@ -424,7 +425,8 @@ impl Site {
                 },
                 Publish::<Ip6> {
                     addr: to.into(),
-                    counter,
+                    counter: counter as u16,
+                    flags: 0,
                     port: to_port,
                     allow,
                 },

@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    net::UdpSocket,
+    net::{IpAddr, Ipv4Addr, UdpSocket},
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
@@ -35,6 +35,7 @@ const PROGRAMS: [(&str, &str); 4] = [
 /// What a container of these tests has of busybox.
 const APPLETS: [&str; 6] = ["sh", "httpd", "wget", "cat", "ip", "sleep"];
 
+const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const PAGE: &str = "hello from the container\n";
 
 /// podman on a node with an agent.
@@ -184,8 +185,6 @@ impl Own {
             events_logger = "file"
             runtime = "runc"
             lock_type = "file"
-            # netfw keeps published ports from others itself.
-            enable_port_reservation = false
             "#
         );
         fs::write(own.path().join("containers.conf"), conf).expect("a new file");
@@ -236,6 +235,11 @@ fn a_published_port_of_podman_s_serves_the_world() {
     );
     podman.serves(8080);
     podman.has_no_rules();
+    // podman holds the port itself (`enable_port_reservation`); who asks for it gets the container.
+    let bound = podman.lab.node.enter(|| UdpSocket::bind(("0.0.0.0", 5353)));
+    assert!(bound.is_err(), "the port is podman's");
+    let own = curl(&podman.lab.node, LOCALHOST, 8080, "/");
+    assert_eq!(own.as_deref(), Some(PAGE));
     for client in [CLIENT, CLIENT6] {
         wait_until(&format!("{client} in the log"), SOON, || {
             let logs = podman.output(&["logs", "web"]);

@@ -7,6 +7,9 @@
 //! not this one), so it is read from the socket itself, where the agent could find out that it is; if
 //! it could not, such a socket is not refused for a publish of IPv4.
 //!
+//! Ports that container runtimes have published are theirs to keep: they bind them themselves, as podman and
+//! dockerd do ([`publish_flag::UNRESERVED`]).
+//!
 //! Not asked about: what the kernel chooses itself (port 0, `connect` without `bind`), and protocols whose
 //! sockets have a `bind` of their own, which calls no program (`inet_bind_sk`): SCTP, raw sockets, ping.
 
@@ -18,6 +21,7 @@ use aya_ebpf::{
 };
 use netfw_common::{
     addr::{Address as _, Be16, Ip4},
+    record::publish_flag,
     taken,
 };
 
@@ -91,8 +95,14 @@ fn is_taken<F: Family>(addr: F::Addr, port: Be16, proto: u8) -> bool {
         Some(word) => word & bit != 0,
         None => false,
     };
+    if !is_somewhere {
+        return false;
+    }
     // A publish on any address is no other than one on the address that stands for any.
-    is_somewhere && (addr == F::Addr::ANY || publish_at::<F>(addr, port, proto).is_some())
+    match publish_at::<F>(addr, port, proto) {
+        Some(publish) => publish.flags & publish_flag::UNRESERVED == 0,
+        None => addr == F::Addr::ANY,
+    }
 }
 
 #[inline(always)]
