@@ -389,7 +389,12 @@ fn advance<F: Family>(work: &mut Work<F::Addr>) -> Result<(), Miss> {
         retire::<F>(work);
         return Ok(());
     }
-    assure::<F>(work)
+    assure::<F>(work)?;
+    // Once: one that was over and goes on has been given back.
+    if old == state::REPLIED && proto::has_connections(work.key.proto) {
+        give_back(if reply { &work.flow } else { &work.other });
+    }
+    Ok(())
 }
 
 /// May the TCP segment at hand change its flow's state?
@@ -536,13 +541,6 @@ fn assure<F: Family>(work: &Work<F::Addr>) -> Result<(), Miss> {
         }
     }
     remove_both::<F>(work, false);
-    if !query {
-        give_back(if work.flow.has(flag::REPLY) {
-            &work.flow
-        } else {
-            &work.other
-        });
-    }
     Ok(())
 }
 

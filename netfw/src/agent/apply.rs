@@ -31,9 +31,15 @@ impl Agent {
     pub async fn apply(&mut self, request: &ApplyRequest) -> Result<Applied, AgentError> {
         let document = request.document.beside_runtimes(&self.wanted);
         let (mut target, mut faults) = self.wanted_by(&document).await?;
-        let is_gone = |endpoint: &Endpoint, attachment: Option<&Attachment>| match attachment {
-            Some(attachment) => !self.up.contains_key(&place(endpoint, attachment)),
-            None => !self.is_up(endpoint),
+        // A runtime's that is gone is for the runtime to bring back.
+        let is_named =
+            |endpoint: &Endpoint| request.document.endpoints.contains_key(&endpoint.name);
+        let is_gone = |endpoint: &Endpoint, attachment: Option<&Attachment>| {
+            let is_there = match attachment {
+                Some(attachment) => self.up.contains_key(&place(endpoint, attachment)),
+                None => self.is_up(endpoint),
+            };
+            !is_there && is_named(endpoint)
         };
         let steps = steps(&self.wanted, &target, is_gone);
         self.find_namespaces(&mut target, &steps, &document, &mut faults)

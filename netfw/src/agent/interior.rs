@@ -45,8 +45,7 @@ impl Interior {
     pub fn losses(&self, endpoint: &Endpoint) -> Vec<Loss> {
         let mut losses = Vec::new();
         let mut routes = Vec::new();
-        let mut lost = |what: String, command: String| {
-            let command = Some(command);
+        let mut lost = |what: String, command: Option<String>| {
             losses.push(Loss { what, command });
         };
         for attachment in &endpoint.networks {
@@ -61,10 +60,16 @@ impl Interior {
                 });
                 return losses;
             };
-            let dev = &link.name;
+            // The container chooses the name, and commands are for people to paste.
+            let is_plain = |c: char| c.is_ascii_alphanumeric() || "_.@-".contains(c);
+            let dev = match link.name.chars().all(is_plain) {
+                true => link.name.clone(),
+                false => format!("{:?}", link.name),
+            };
+            let command = |command: String| (dev == link.name).then_some(command);
             if !link.up {
-                let command = format!("ip link set dev {dev} up");
-                lost(format!("{dev} is down inside"), command);
+                let up = format!("ip link set dev {dev} up");
+                lost(format!("{dev} is down inside"), command(up));
             }
             let has = |ip: IpAddr| {
                 let mut addresses = self.addresses.iter();
@@ -88,8 +93,8 @@ impl Interior {
                 };
                 if !has(ip) {
                     let at_once = if ip.is_ipv6() { " nodad" } else { "" };
-                    let command = format!("ip addr add {ip}/{length} dev {dev}{at_once}");
-                    lost(format!("{dev} has lost its address {ip}"), command);
+                    let add = format!("ip addr add {ip}/{length} dev {dev}{at_once}");
+                    lost(format!("{dev} has lost its address {ip}"), command(add));
                 }
                 // Of somebody else's making, perhaps: that is the container's own business, too.
                 let is_there = self.routes.iter().any(|route| {
@@ -104,7 +109,7 @@ impl Interior {
                     };
                     routes.push(Loss {
                         what: format!("no default route of {family} is left inside"),
-                        command: Some(format!(
+                        command: command(format!(
                             "ip {option}route add default via {gateway} dev {dev}"
                         )),
                     });

@@ -6,12 +6,14 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use netfw_common::addr::{Ip4, Ip6};
+use tokio::task::block_in_place;
 
 use super::{
     Agent, AgentError,
     attachment::Inside,
     endpoint::place,
     error::NetworkError,
+    names,
     publish::keys,
     record::{Attachment, Endpoint},
 };
@@ -35,11 +37,12 @@ impl Agent {
         let Owned { owner, interface } = &request.attachment;
         let namespace = Namespace::at_path(&request.namespace)?;
         if let Some(endpoint) = self.container(owner.container())
-            && self.is_stale(endpoint, &namespace)
+            && self.is_stale(endpoint, &namespace).await?
         {
             let name = endpoint.name.clone();
             self.remove_endpoint(&name).await?;
-            self.purge_now()?;
+            // Map operations block.
+            block_in_place(|| self.purge_now())?;
         }
         if let Some((endpoint, _)) = self.owned(&request.attachment) {
             return Err(AgentError::OwnedExists {
@@ -58,7 +61,7 @@ impl Agent {
             Ok(name) => self.attached(&name, network),
             Err(error) => {
                 if created {
-                    self.purge_now()?;
+                    block_in_place(|| self.purge_now())?;
                     self.remove_network(network).await?;
                 }
                 Err(error)
@@ -72,7 +75,9 @@ impl Agent {
             return Ok(None);
         };
         let (name, network) = place(endpoint, attachment);
-        if endpoint.attached().count() > 1 {
+        // What a person has connected it to goes with the container.
+        let owned = endpoint.attached().filter(|a| a.owner.is_some());
+        if owned.count() > 1 {
             self.disconnect_endpoint(&network, &name).await?;
         } else {
             self.remove_endpoint(&name).await?;
@@ -136,10 +141,24 @@ impl Agent {
     }
 
     /// Has the container come back, in the namespace `now`, without its runtime having told that it was gone?
-    fn is_stale(&self, endpoint: &Endpoint, now: &Namespace) -> bool {
+    async fn is_stale(&self, endpoint: &Endpoint, now: &Namespace) -> Result<bool, AgentError> {
         let was = self.namespaces.get(&endpoint.name).copied();
         let there = self.open_target(endpoint).map(|n| n.id()).ok();
-        was != Some(now.id()) && (there.is_none() || there != was)
+        if was != Some(now.id()) {
+            return Ok(there.is_none() || there != was);
+        }
+        // The number may be another namespace's by now; of the old one no interface is left then.
+        for attachment in endpoint.attached() {
+            if self
+                .netlink
+                .link(&attachment.host_interface)
+                .await?
+                .is_some()
+            {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn attached(&self, endpoint: &Name, network: &Name) -> Result<Attached, AgentError> {
@@ -197,9 +216,11 @@ impl Agent {
     }
 
     async fn add_owned(&mut self, request: &AttachRequest) -> Result<Name, AgentError> {
+        let network = &request.network.name;
         let taken = |name: &Name| {
             let mut all = self.wanted.endpoints.keys();
             all.any(|other| other.eq_ignore_ascii_case(name))
+                || names::check(&self.wanted, name, &request.aliases, network).is_err()
         };
         let names = &request.names;
         let free = names.iter().find(|name| !taken(name)).or(names.last());

@@ -144,10 +144,10 @@ impl Flows {
     }
 
     /// Counts who has how many of the assured ones, where that is not known: an agent was killed while it removed
-    /// some, or the tables are an older layout's.
-    pub fn recount(&mut self) -> Result<(), BpfError> {
-        self.v4.recount()?;
-        self.v6.recount()
+    /// some; or in any case, where an older layout's programs have been at work, which may not count.
+    pub fn recount(&mut self, in_any_case: bool) -> Result<(), BpfError> {
+        self.v4.recount(in_any_case)?;
+        self.v6.recount(in_any_case)
     }
 
     /// A counter gets a new holder.
@@ -195,8 +195,8 @@ impl<A: Family> FlowTables<A> {
     }
 
     /// Counts who has how many of the assured, unless that is known. See [`Holdings`].
-    fn recount(&mut self) -> Result<(), BpfError> {
-        if self.holdings.are_exact()? {
+    fn recount(&mut self, in_any_case: bool) -> Result<(), BpfError> {
+        if !in_any_case && self.holdings.are_exact()? {
             return Ok(());
         }
         let mut found = Tally::default();

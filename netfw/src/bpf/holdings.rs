@@ -62,13 +62,14 @@ impl Holdings {
         self.write(holdings::EXACT, 1)
     }
 
-    /// Has an agent removed entries and not counted them, or are the counts newer than the table?
+    /// Are the counts those of the table? Not where an agent has removed entries and not counted them, nor where
+    /// they are newer than the table.
     pub fn are_exact(&self) -> Result<bool, BpfError> {
         Ok(self.read(holdings::EXACT)? == 1)
     }
 
-    /// Makes the counts what was found in the table. What programs insert and remove meanwhile, some
-    /// milliseconds, may be counted or not.
+    /// Makes the counts what was found in the table. What programs inserted and removed while it was walked (a
+    /// second, where there are a million) may be counted or not.
     pub fn set(&mut self, found: &Tally) -> Result<(), BpfError> {
         let all = self.read_all()?;
         for holder in 0..=holdings::QUERIES {

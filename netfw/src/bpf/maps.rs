@@ -316,12 +316,11 @@ impl DataPlane {
         self.maps.uplinks.readable()
     }
 
-    /// The settings; epoch and mappings are not among them, and go on from what they were.
+    /// The settings; the epoch is not among them, and goes on from what it was.
     pub fn set_config(&mut self, config: &Config) -> Result<(), BpfError> {
         self.maps.config.change(|now| {
             *now = Config {
                 epoch: now.epoch.wrapping_add(1),
-                mappings: now.mappings,
                 ..*config
             };
         })?;

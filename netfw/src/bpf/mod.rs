@@ -132,7 +132,7 @@ impl DataPlane {
         for layout in &older {
             plane.take_over(options.steps, layout)?;
         }
-        plane.flows.recount()?;
+        plane.flows.recount(!older.is_empty())?;
         Ok(plane)
     }
 

@@ -99,14 +99,17 @@ pub struct RuntimeConfig {
     rest: BTreeMap<String, Value>,
 }
 
+/// containerd (go-cni) begins the names with capitals, which Go's decoder takes for the same.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct PortMapping {
+    #[serde(alias = "HostPort")]
     host_port: i64,
+    #[serde(alias = "ContainerPort")]
     container_port: i64,
-    #[serde(default)]
+    #[serde(default, alias = "Protocol")]
     protocol: String,
-    #[serde(default, rename = "hostIP")]
+    #[serde(default, rename = "hostIP", alias = "HostIP")]
     host_ip: String,
 }
 
@@ -118,14 +121,15 @@ enum Aliases {
     OfEach(BTreeMap<String, Vec<String>>),
 }
 
+/// Capitals as in [`PortMapping`]; what is empty may be null.
 #[derive(Clone, Debug, Deserialize)]
 struct RuntimeDns {
-    #[serde(default)]
-    servers: Vec<String>,
-    #[serde(default)]
-    searches: Vec<String>,
-    #[serde(default)]
-    options: Vec<String>,
+    #[serde(default, alias = "Servers")]
+    servers: Option<Vec<String>>,
+    #[serde(default, alias = "Searches")]
+    searches: Option<Vec<String>>,
+    #[serde(default, alias = "Options")]
+    options: Option<Vec<String>>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -328,8 +332,8 @@ impl Config {
             ..Dns::default()
         });
         if let Some(asked) = &self.runtime_config.dns {
-            let set = |of: &mut Vec<String>, asked: &Vec<String>| {
-                if !asked.is_empty() {
+            let set = |of: &mut Vec<String>, asked: &Option<Vec<String>>| {
+                if let Some(asked) = asked.as_ref().filter(|asked| !asked.is_empty()) {
                     of.clone_from(asked);
                 }
             };
@@ -496,10 +500,24 @@ mod tests {
             (dns.nameservers, dns.search),
             (vec!["192.0.2.53".into()], vec!["x".into()])
         );
-        let text = r#"{"name": "a", "runtimeConfig": {"dns": {"servers": ["192.0.2.54"]}}}"#;
-        assert_eq!(
-            config(text).result_dns(own, None).nameservers,
-            ["192.0.2.54"]
-        );
+        for dns in [
+            r#"{"servers": ["192.0.2.54"]}"#,
+            r#"{"Servers": ["192.0.2.54"], "Searches": [], "Options": null}"#,
+        ] {
+            let text = format!(r#"{{"name": "a", "runtimeConfig": {{"dns": {dns}}}}}"#);
+            assert_eq!(
+                config(&text).result_dns(own.clone(), None).nameservers,
+                ["192.0.2.54"]
+            );
+        }
+    }
+
+    /// As go-cni writes it, whose fields have no names for JSON.
+    #[test]
+    fn containerd_s_port_mappings_are_understood() {
+        let text = r#"{"name": "a", "runtimeConfig": {"portMappings": [
+            {"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": "192.0.2.1"}]}}"#;
+        let publishes = config(text).publishes().unwrap();
+        assert_eq!(publishes, ["192.0.2.1:8080:80".parse().unwrap()]);
     }
 }

@@ -91,13 +91,11 @@ impl<'a> Ipam<'a> {
         }
     }
 
-    /// ADD. What it took is given back where it fails half way.
+    /// ADD. What it gave is given back where it cannot be understood. What it refused is not: the address may be
+    /// the one that the attachment has already.
     pub fn add(&self) -> Result<Given, CniError> {
-        let given = self.run(Command::Add).and_then(|answer| given(&answer));
-        if given.is_err() {
-            self.give_back();
-        }
-        given
+        let answer = self.run(Command::Add)?;
+        given(&answer).inspect_err(|_| self.give_back())
     }
 
     /// DEL after a failed ADD; its error would hide that one's.

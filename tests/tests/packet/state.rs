@@ -368,6 +368,13 @@ fn what_nobody_answers_is_limited_for_each_container() {
             .sent();
         rig.send(At::Web, tcp("web:4010", "client:80", "S"))
             .dropped(Drop::Unanswered);
+        // Nor is more given back for one that seems to end, and goes on: it takes no peer for that.
+        for flags in ["R", "."] {
+            rig.send(At::Web, tcp("web:4000", "client:80", flags))
+                .sent();
+        }
+        rig.send(At::Web, tcp("web:4010", "client:80", "S"))
+            .dropped(Drop::Unanswered);
         rig.next_tick();
         rig.send(At::Web, tcp("web:4010", "client:80", "S")).sent();
     });

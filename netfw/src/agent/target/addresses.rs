@@ -91,8 +91,9 @@ impl Making<'_> {
                 Box::new(NetworkError::Connected { endpoint, network }.into()),
             ));
         }
-        let before = self.present.endpoints.get(name);
-        let before = before.and_then(|before| before.attachment(network));
+        let present = self.present.endpoints.get(name);
+        let is_other = present.is_some_and(|present| is_another(present, endpoint));
+        let before = present.and_then(|present| present.attachment(network));
         let taken = taken.entry(network.clone()).or_default();
         let pools = self.pools(network);
         let mut made = Attachment {
@@ -103,7 +104,9 @@ impl Making<'_> {
             host_interface: String::new(),
             interface: String::new(),
             aliases: asked.aliases.clone(),
-            owner: before.and_then(|before| before.owner.clone()),
+            owner: before
+                .filter(|_| !is_other)
+                .and_then(|before| before.owner.clone()),
             removing: false,
         };
         let both = [
