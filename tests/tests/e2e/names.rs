@@ -222,7 +222,7 @@ fn an_alias_may_be_several_and_a_link_is_one_s_own() {
     assert!(told.contains("app"), "{told}");
     let none = ["endpoint", "add", "x", "--network", "none", "--alias", "y"];
     let told = agent.refuses(FAILED, &none);
-    assert!(told.contains("neither --alias nor --link"), "{told}");
+    assert!(told.contains("neither aliases nor links"), "{told}");
 }
 
 #[test]
