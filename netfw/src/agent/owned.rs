@@ -15,7 +15,7 @@ use super::{
     error::NetworkError,
     names,
     publish::keys,
-    record::{Attachment, Endpoint},
+    record::{self, Attachment, Endpoint},
 };
 use crate::{
     api::{
@@ -40,7 +40,7 @@ impl Agent {
             && self.is_stale(endpoint, &namespace).await?
         {
             let name = endpoint.name.clone();
-            self.remove_endpoint(&name).await?;
+            self.remove_owned(&name).await?;
             // Map operations block.
             block_in_place(|| self.purge_now())?;
         }
@@ -80,9 +80,25 @@ impl Agent {
         if owned.count() > 1 {
             self.disconnect_endpoint(&network, &name).await?;
         } else {
-            self.remove_endpoint(&name).await?;
+            self.remove_owned(&name).await?;
         }
         Ok(Some(name))
+    }
+
+    /// Removes a runtime's container, and before it what a person has put into its namespace: that goes too.
+    async fn remove_owned(&mut self, name: &Name) -> Result<(), AgentError> {
+        let all = self.wanted.endpoints.values();
+        let shares = |e: &&Endpoint| e.mode == record::Mode::Container(name.clone()) && !e.removing;
+        let sharers: Vec<Name> = all.filter(shares).map(|e| e.name.clone()).collect();
+        for sharer in &sharers {
+            tracing::info!(endpoint = %sharer, container = %name, "goes with the container");
+            self.remove_endpoint(sharer).await?;
+        }
+        if !sharers.is_empty() {
+            // They have the namespace until their flows are gone.
+            block_in_place(|| self.purge_now())?;
+        }
+        self.remove_endpoint(name).await
     }
 
     /// Removes all attachments to a runtime's network but those that it still has; goes on past errors.

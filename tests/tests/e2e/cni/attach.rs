@@ -105,6 +105,28 @@ fn a_container_that_came_back_without_a_word_is_attached_anew() {
 }
 
 #[test]
+fn what_people_add_to_a_container_goes_with_it() {
+    let plugin = Plugin::new();
+    let config = plugin.config("app", json!({}));
+    let container = plugin.lab.container("c");
+    let netns = path(&container);
+    let at = At::eth0("c1", &netns);
+    plugin.done("ADD", at, &config);
+    for words in [
+        &["network", "create", "more"][..],
+        &["network", "connect", "more", "c1"],
+        &["publish", "c1", "8089:80"],
+        &["endpoint", "add", "side", "--network", "container:c1"],
+    ] {
+        plugin.agent.netfw(words);
+    }
+    plugin.done("DEL", at, &config);
+    assert_eq!(plugin.endpoints(), [""; 0]);
+    assert_eq!(container.links(), ["lo"]);
+    plugin.done("ADD", at, &config);
+}
+
+#[test]
 fn a_container_in_two_networks_is_one_endpoint() {
     let plugin = Plugin::new();
     let container = plugin.lab.container("c");
