@@ -117,14 +117,15 @@ impl Nginx {
     }
 }
 
-/// `curl` of an address and port; None unless it got an answer.
+/// `curl` of an address and port; None unless it got an answer, and then the test's output tells why.
 pub fn curl(from: &Namespace, to: IpAddr, port: u16, path: &str) -> Option<String> {
-    curl_with(from, to, port, path, &["--max-time", "5"])
+    let answer = curl_with(from, to, port, path, &["--max-time", "5"]);
+    answer.inspect_err(|error| eprintln!("{error}")).ok()
 }
 
 /// As [`curl`], for what must not be answered: it gives up soon.
 pub fn curl_in_vain(from: &Namespace, to: IpAddr, port: u16) -> bool {
-    curl_with(from, to, port, "/in-vain", &["--max-time", "0.5"]).is_none()
+    curl_with(from, to, port, "/in-vain", &["--max-time", "0.5"]).is_err()
 }
 
 fn curl_with(
@@ -133,7 +134,7 @@ fn curl_with(
     port: u16,
     path: &str,
     options: &[&str],
-) -> Option<String> {
+) -> Result<String, String> {
     let output = from
         .command("curl")
         .args(["--silent", "--show-error", "--noproxy", "*"])
@@ -141,10 +142,12 @@ fn curl_with(
         .arg(format!("http://{}{path}", SocketAddr::new(to, port)))
         .output()
         .expect("curl can be started");
-    output
-        .status
-        .success()
-        .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() {
+        Ok(text(&output.stdout))
+    } else {
+        Err(text(&output.stderr))
+    }
 }
 
 /// One echo request. The time is for a busy machine, and for ARP's second try.

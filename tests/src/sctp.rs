@@ -12,7 +12,7 @@ use std::{
 
 use crate::{
     netns::{Namespace, Running},
-    wait::wait_for,
+    wait::{wait_for, wait_until},
 };
 
 /// The examples of the Debian package libusrsctp-examples.
@@ -23,13 +23,21 @@ pub const ECHO: u16 = 7;
 
 const SOON: Duration = Duration::from_secs(10);
 
+/// For a client to have an association: one that meets a server that just starts may wait for ever.
+const ATTEMPT: Duration = Duration::from_secs(3);
+
 fn program(name: &str) -> String {
     format!("{PROGRAMS}/{name}")
 }
 
 /// Sends back what it gets, on port [`ECHO`] of every address.
 pub fn echo_server(namespace: &Namespace) -> Running {
-    namespace.spawn(&[&program("echo_server")])
+    let server = namespace.spawn(&[&program("echo_server")]);
+    wait_until("the server's raw socket", SOON, || {
+        let sockets = namespace.run(&["cat", "/proc/net/raw6"]);
+        sockets.contains(":0084 ")
+    });
+    server
 }
 
 /// An association with an [`echo_server`].
@@ -39,12 +47,13 @@ pub struct Association {
 }
 
 impl Association {
-    /// The server may be just starting: then it aborts what it is asked, and is asked again.
+    /// The server may not listen yet: then it aborts what it is asked, and is asked again.
     #[track_caller]
     pub fn open(namespace: &Namespace, to: (IpAddr, u16)) -> Self {
         wait_for("an association", SOON, || {
             let mut association = Self::try_open(namespace, to);
-            association.ask("hello").is_some().then_some(association)
+            let answer = association.ask_within("hello", ATTEMPT);
+            answer.is_some().then_some(association)
         })
     }
 
@@ -69,9 +78,13 @@ impl Association {
 
     /// Sends a line of at most 78 bytes and returns what comes back.
     pub fn ask(&mut self, line: &str) -> Option<String> {
+        self.ask_within(line, SOON)
+    }
+
+    fn ask_within(&mut self, line: &str, time: Duration) -> Option<String> {
         let stdin = self.child.stdin.as_mut().expect("a pipe");
         writeln!(stdin, "{line}").ok()?;
-        self.answers.recv_timeout(SOON).ok()
+        self.answers.recv_timeout(time).ok()
     }
 
     /// Ends it, in good order; whether it was.

@@ -106,7 +106,7 @@ impl Agent {
                     tracing::error!(endpoint = %name, error = %crate::chain(&error), "undoing");
                 }
             }
-            self.purge(Doomed::addresses(attachment.ips()), Then::Nothing);
+            self.purge(Doomed::Unowned, Then::Nothing);
             return Err(error);
         }
         self.write_files(&after);

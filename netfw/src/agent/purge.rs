@@ -20,7 +20,7 @@ use netfw_common::{
 };
 use tokio::{sync::Mutex, task::block_in_place};
 
-use super::{Agent, AgentError, record::Endpoint};
+use super::{Agent, AgentError, endpoint::place, record::Endpoint};
 use crate::{
     bpf::{Family, FlowWalk, Visit},
     name::Name,
@@ -45,7 +45,8 @@ pub enum Doomed {
     /// Those by addresses that are not the node's any more: nothing comes back to them, and what a
     /// container sends would keep them from expiring.
     Foreign,
-    /// Those that no endpoint accounts for.
+    /// Those that no endpoint accounts for, and those into veth pairs that are none's any more: where an
+    /// endpoint has another one by now, its new flows stay.
     Unowned,
 }
 
@@ -137,6 +138,23 @@ impl Purge {
     }
 }
 
+/// Where one that has not begun looks for the same kind of thing, it looks for both: there may be an endpoint a
+/// moment, and a million flows.
+fn enqueue(waiting: &mut Vec<Purge>, purge: Purge) {
+    for other in &mut *waiting {
+        match (&mut other.doomed, &purge.doomed) {
+            (Doomed::Shadows(all), Doomed::Shadows(more)) => {
+                all.extend(more.publishes.iter().cloned());
+            }
+            (Doomed::Foreign, Doomed::Foreign) | (Doomed::Unowned, Doomed::Unowned) => {}
+            _ => continue,
+        }
+        other.then.extend(purge.then);
+        return;
+    }
+    waiting.push(purge);
+}
+
 /// Those for endpoints, or what publishes have made, by one walk.
 fn merged(purges: Vec<Purge>) -> Vec<Purge> {
     let mut all: Vec<Purge> = Vec::new();
@@ -177,8 +195,10 @@ struct Judge<'a> {
     locals: &'a HashMap<IpAddr, u32>,
     /// Networks whose containers are reached by their own addresses.
     subnets: Vec<IpNet>,
+    /// Of endpoints: their counters, the addresses of those that are up, and their veth pairs' host sides.
     counters: HashSet<u32>,
     ips: HashSet<IpAddr>,
+    interfaces: HashSet<u32>,
 }
 
 impl Judge<'_> {
@@ -210,15 +230,18 @@ impl Visit for Judge<'_> {
                 shadow && publishes.take(key.dst, key.dport.get(), key.proto)
             }
             Doomed::Foreign => key.zone == zone::WORLD && self.is_foreign(key.dst.ip()),
-            Doomed::Unowned => !self.counters.contains(&counter),
+            Doomed::Unowned => {
+                !self.counters.contains(&counter)
+                    || flow.has(flag::TO_CONTAINER) && !self.interfaces.contains(&flow.ifindex)
+            }
         }
     }
 
     fn judges_halves_alike(&self) -> bool {
         match self.doomed {
-            Doomed::All | Doomed::Counters(_) | Doomed::Endpoint { .. } | Doomed::Unowned => true,
-            // What the world sends is judged, whatever becomes of the other half.
-            Doomed::Shadows(_) | Doomed::Foreign => false,
+            Doomed::All | Doomed::Counters(_) | Doomed::Endpoint { .. } => true,
+            // What the world sends, or what leads into a container, is judged; the other half goes with it.
+            Doomed::Shadows(_) | Doomed::Foreign | Doomed::Unowned => false,
         }
     }
 
@@ -257,19 +280,12 @@ fn takes<A: Family>(publish: &Publish, addr: A, port: u16, proto: u8) -> bool {
 impl Agent {
     /// To be carried out when the lock is free: [`carry_out`], or [`Agent::purge_now`].
     pub(super) fn purge(&mut self, doomed: Doomed, then: Then) {
-        self.purges.push(Purge::new(doomed, then));
+        enqueue(&mut self.purges, Purge::new(doomed, then));
     }
 
-    /// To be carried out in the background, by [`keep_purging`]. Where one that has not begun looks for
-    /// the same kind of thing, it looks for both: there may be an endpoint a moment, and a million flows.
+    /// To be carried out in the background, by [`keep_purging`].
     pub(super) fn purge_later(&mut self, doomed: Doomed) {
-        match (doomed, self.later.last_mut().map(|last| &mut last.doomed)) {
-            (Doomed::Shadows(more), Some(Doomed::Shadows(waiting))) => {
-                waiting.extend(more.publishes);
-            }
-            (Doomed::Foreign, Some(Doomed::Foreign)) => {}
-            (doomed, _) => self.later.push(Purge::new(doomed, Then::Nothing)),
-        }
+        enqueue(&mut self.later, Purge::new(doomed, Then::Nothing));
         self.purger.notify_one();
     }
 
@@ -281,7 +297,9 @@ impl Agent {
     /// Those that are due now become such that nobody waits for.
     pub(super) fn defer_purges(&mut self) {
         if !self.purges.is_empty() {
-            self.later.append(&mut self.purges);
+            for purge in self.take_purges() {
+                enqueue(&mut self.later, purge);
+            }
             self.purger.notify_one();
         }
     }
@@ -313,6 +331,7 @@ impl Agent {
             subnets: Vec::new(),
             counters: HashSet::new(),
             ips: HashSet::new(),
+            interfaces: HashSet::new(),
         };
         match purge.doomed {
             Doomed::Foreign => {
@@ -325,12 +344,12 @@ impl Agent {
             }
             Doomed::Unowned => {
                 judge.counters = self.wanted.counters().collect();
-                judge.ips = self
-                    .wanted
-                    .endpoints
-                    .values()
-                    .flat_map(Endpoint::ips)
+                let attachments = self.wanted.attachments();
+                judge.ips = attachments
+                    .filter(|(endpoint, a)| self.up.contains_key(&place(endpoint, a)))
+                    .flat_map(|(_, attachment)| attachment.ips())
                     .collect();
+                judge.interfaces = self.up.values().copied().collect();
             }
             _ => {}
         }
@@ -443,6 +462,7 @@ mod tests {
             subnets: vec!["172.18.0.0/16".parse().unwrap()],
             counters: HashSet::from([7]),
             ips: HashSet::from([ip("fd00::2")]),
+            interfaces: HashSet::from([5]),
         }
     }
 
@@ -547,6 +567,19 @@ mod tests {
         let mut judge = judge(&Doomed::Unowned, &locals);
         assert!(!judge.flow(&key("192.0.2.1", 1), &flow));
         assert!(judge.flow(&key("192.0.2.1", 1), &Flow4::default()));
+        for (ifindex, flags, goes) in [
+            (5, flag::TO_CONTAINER, false),
+            (6, flag::TO_CONTAINER, true),
+            // By an uplink.
+            (6, 0, false),
+        ] {
+            let half = Flow4 {
+                ifindex,
+                flags,
+                ..flow
+            };
+            assert_eq!(judge.flow(&key("192.0.2.1", 1), &half), goes, "{ifindex}");
+        }
     }
 
     #[test]

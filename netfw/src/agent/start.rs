@@ -272,8 +272,6 @@ impl Agent {
             // The bridge was made anew. A port cannot be moved without a gap; a new pair is as
             // good, and says so.
             self.take_down(endpoint, attachment).await;
-            // Before it has new ones.
-            self.purge_now()?;
             return self.recreate(endpoint, attachment).await;
         }
         // Killed between making the pair and giving it its alias?
@@ -345,7 +343,8 @@ impl Agent {
         let ips: Vec<_> = attachment.ips().collect();
         self.hang_up(&endpoint.name, &ips, &endpoint.publishes);
         self.detach(endpoint, attachment).await;
-        self.purge(Doomed::addresses(ips), Then::Nothing);
+        // Not by its addresses: when the walk begins, it may be up again and have new ones.
+        self.purge(Doomed::Unowned, Then::Nothing);
     }
 
     /// Entries of the maps that nothing wanted accounts for, and flows that they made.

@@ -29,6 +29,7 @@ fn bridge(agent: &Agent) -> String {
 }
 
 /// In and out, by both families.
+#[track_caller]
 fn works(site: &Site) {
     for node in [NODE, NODE6] {
         let page = curl(&site.lab.client, node, 8080, "/");

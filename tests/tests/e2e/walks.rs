@@ -12,9 +12,14 @@ use netfw_common::{
     flow::{Flow4, TICK_SHIFT, flag, state},
     tuple::{Tuple4, proto, zone},
 };
-use netfw_tests::{Agent, Lab};
+use netfw_tests::{
+    Agent, Lab, Namespace,
+    sockets::{connection, exchange, listen},
+    topology::NODE,
+    wait_until,
+};
 
-use crate::setting::{attach, text};
+use crate::setting::{SOON, attach, text};
 
 /// Enough for a walk of a second; a million takes five.
 const FLOWS: u32 = 150_000;
@@ -61,8 +66,8 @@ fn fill(agent: &Agent, container: Ip4) {
     }
 }
 
-#[test]
-fn nobody_waits_while_flows_are_listed_and_removed() {
+/// A container `web` that has [`FLOWS`].
+fn filled() -> (Lab, Namespace, Agent) {
     let lab = Lab::new();
     let mut config = tempfile::NamedTempFile::new().expect("a temporary file");
     writeln!(config, "max_flows = {}", 2 * FLOWS).expect("our own file");
@@ -73,6 +78,12 @@ fn nobody_waits_while_flows_are_listed_and_removed() {
         panic!("{ip} is no IPv4 address");
     };
     fill(&agent, ip.into());
+    (lab, web, agent)
+}
+
+#[test]
+fn nobody_waits_while_flows_are_listed_and_removed() {
+    let (lab, web, agent) = filled();
     let app = lab.container("app");
     attach(&agent, "app", &app, &[]);
     let status = agent.json(&["status"]);
@@ -111,4 +122,27 @@ fn nobody_waits_while_flows_are_listed_and_removed() {
     assert_eq!(agent.json(&["status"])["flows"], 0);
     // Name and address are free again.
     attach(&agent, "web", &web, &["8080:80"]);
+}
+
+#[test]
+fn flows_of_a_veth_pair_made_anew_outlive_the_old_ones() {
+    let (lab, web, agent) = filled();
+    let listener = listen(&web, 80);
+    let inspect = || agent.json(&["endpoint", "inspect", "web"]);
+    let before = inspect();
+    lab.node
+        .ip(&["link", "del", text(&before["host_interface"])]);
+    wait_until("another veth pair", SOON, || {
+        let now = &inspect()["host_ifindex"];
+        now.is_number() && *now != before["host_ifindex"]
+    });
+    let connection = connection(&listener, &lab.client, (NODE, 8080));
+    let mut exchanges = 0;
+    wait_until("the old flows to be gone", SOON, || {
+        exchange(&connection, 1);
+        exchanges += 1;
+        agent.json(&["status"])["flows"] == 1
+    });
+    exchange(&connection, 1);
+    assert!(exchanges > 1, "the walk was over before");
 }
