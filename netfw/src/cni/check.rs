@@ -1,7 +1,8 @@
-//! CHECK: is everything that the result of ADD (`prevResult`) names still there?
+//! CHECK: is everything that the result of ADD (`prevResult`) names still there, and the container's interface as
+//! it was made?
 //!
-//! Whether the rest is as it was made, only the agent can say. A plugin that came later in the list may have
-//! changed routes, so those that count are the result's.
+//! Whether the node's side is as it was made, only the agent can say. A plugin that came later in the list may
+//! have changed routes, so those that count are the result's.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -117,19 +118,37 @@ impl Previous {
         })
     }
 
-    /// What the container's namespace lacks of the result.
+    /// What the container's namespace lacks of the result, and of the attachment `a`, whose network has packets of
+    /// at most `mtu` bytes.
     pub async fn look(
         &self,
         call: &Call,
         namespace: &Namespace,
+        (a, mtu): (&Attachment, u32),
         faults: &mut Vec<String>,
     ) -> Result<(), NetError> {
         let name = &call.interface;
         let netlink = Netlink::within(namespace)?;
         let Some(link) = netlink.link(name).await? else {
-            // The agent says so.
+            faults.push(format!("the container has no interface {name}"));
             return Ok(());
         };
+        if link.peer != a.host_ifindex {
+            let other = &a.host_interface;
+            faults.push(format!("{name} is not the other end of {other}"));
+        }
+        if !link.up {
+            faults.push(format!("{name} is down"));
+        }
+        if link.mac != Some(a.mac.0) {
+            let has = link.mac.map_or("none".into(), |mac| Mac(mac).to_string());
+            let is = a.mac;
+            faults.push(format!("the MAC address of {name} is {has}, not {is}"));
+        }
+        if link.mtu != mtu {
+            let has = link.mtu;
+            faults.push(format!("the MTU of {name} is {has}, not {mtu}"));
+        }
         let addresses = netlink.addresses().await?;
         for ip in self.ours(name) {
             let is_there = addresses.iter().any(|a| {

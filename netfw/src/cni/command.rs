@@ -145,12 +145,11 @@ async fn check(call: &Call, config: &Config, text: &[u8]) -> Result<(), CniError
     let there = |spec: &crate::publish::Spec| there.iter().any(|p| spec.names(&p.clone().into()));
     let missing = publishes.iter().filter(|spec| !there(spec));
     faults.extend(missing.map(|spec| format!("{spec} is not published")));
+    let made = (attachment, attached.network.mtu);
     previous
-        .look(call, &namespace, &mut faults)
+        .look(call, &namespace, made, &mut faults)
         .await
         .map_err(|error| CniError::internal(&error))?;
-    faults.sort();
-    faults.dedup();
     if !faults.is_empty() {
         return Err(CniError::drift(&faults));
     }

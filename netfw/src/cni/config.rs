@@ -6,7 +6,10 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{call::is_identifier, error::CniError};
+use super::{
+    call::{Command, is_identifier},
+    error::CniError,
+};
 use crate::{
     agent::config::DEFAULT_INSTANCE,
     api::owned::NetworkWish,
@@ -157,6 +160,8 @@ const PROTOCOL: [&str; 7] = [
 /// Likewise, whatever follows.
 const PROTOCOL_PREFIX: &str = "cni.dev/";
 const VALID_ATTACHMENTS: &str = "cni.dev/valid-attachments";
+/// What DEL and GC go by.
+const REMOVAL: [&str; 4] = ["name", "instance", "ipam", VALID_ATTACHMENTS];
 
 pub fn object(text: &[u8]) -> Result<Map<String, Value>, CniError> {
     serde_json::from_slice(text).map_err(|error| CniError::decode(error.to_string()))
@@ -175,7 +180,12 @@ pub fn version(config: &Map<String, Value>) -> Result<&str, CniError> {
 }
 
 impl Config {
-    pub fn of(config: Map<String, Value>) -> Result<Self, CniError> {
+    /// What the command has no need of is not looked at where it only takes away: a container must be got rid of,
+    /// whatever has become of its configuration.
+    pub fn of(mut config: Map<String, Value>, command: Command) -> Result<Self, CniError> {
+        if matches!(command, Command::Del | Command::Gc) {
+            config.retain(|key, _| REMOVAL.contains(&key.as_str()));
+        }
         let config: Self = serde_json::from_value(config.into())
             .map_err(|error| CniError::config(error.to_string()))?;
         if !is_identifier(&config.name) {
@@ -421,7 +431,7 @@ mod tests {
     use super::*;
 
     fn config(text: &str) -> Config {
-        Config::of(object(text.as_bytes()).unwrap()).unwrap()
+        Config::of(object(text.as_bytes()).unwrap(), Command::Add).unwrap()
     }
 
     #[test]

@@ -97,7 +97,7 @@ fn run(
     let config = config::object(&text)?;
     *version = Version::of(config::version(&config)?, command)?;
     let call = Call::of(command, &variable)?;
-    let config = Config::of(config)?;
+    let config = Config::of(config, command)?;
     crate::block_on(command::run(&call, &config, *version, &text))
 }
 

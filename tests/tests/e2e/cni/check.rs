@@ -96,6 +96,11 @@ fn what_is_undone_in_the_container_is_told() {
             "02:00:00:00:00:99",
             vec![back],
         ),
+        (
+            words("link set eth0 mtu 1400"),
+            "the MTU of eth0 is 1400, not 1500",
+            vec![words("link set eth0 mtu 1500")],
+        ),
     ] {
         c.ip(&undo);
         checked.tells(word);

@@ -80,7 +80,12 @@ fn add_answers_in_the_form_of_each_version() {
         for ip in said["ips"].as_array().expect("a list") {
             assert!(there.contains(text(&ip["address"])), "{there}");
         }
-        assert_eq!(plugin.done("DEL", at, &config), Value::Null);
+        // What it has no need of is in nobody's way.
+        let mut damaged = config.clone();
+        damaged["mtu"] = "much".into();
+        damaged["runtimeConfig"] = json!([]);
+        assert_eq!(plugin.done("DEL", at, &damaged), Value::Null);
+        assert_eq!(plugin.endpoints(), [""; 0]);
     }
 }
 
