@@ -14,10 +14,14 @@ use serde::{Deserialize, Serialize};
 use super::{
     counter::ENTRIES,
     ipam::Pool,
-    record::{Attachment, Endpoint, Mode, Network, Node, Wanted, new_host_interface},
+    record::{Attachment, Endpoint, Mode, Network, Node, Published, Wanted, new_host_interface},
     store::VERSION,
 };
-use crate::{name::Name, net::namespace, publish::Publish};
+use crate::{
+    name::Name,
+    net::namespace,
+    publish::{PortRange, Publish},
+};
 
 /// Records are as the store has them: see [`super::record`].
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -154,6 +158,12 @@ fn bare(before: &Endpoint) -> Endpoint {
     }
 }
 
+/// Is that a name of netfw's own for an interface?
+fn is_own(name: &str, prefix: &str, digit: impl Fn(char) -> bool) -> bool {
+    let rest = name.strip_prefix(prefix);
+    rest.is_some_and(|rest| !rest.is_empty() && rest.chars().all(digit))
+}
+
 /// What contradicts itself in `wanted`, apart from what is on its way out; sentences for people. Nothing of it can be unless somebody wrote to
 /// the store who is not netfw.
 pub fn faults(wanted: &Wanted) -> Vec<String> {
@@ -183,6 +193,13 @@ pub fn faults(wanted: &Wanted) -> Vec<String> {
         }
         if network.pools().next().is_none() {
             faults.push(format!("network \"{}\" has no subnet", network.name));
+        }
+        // Or others' interfaces would be taken for netfw's.
+        if !is_own(&network.bridge, "netfw", |c| c.is_ascii_digit()) {
+            faults.push(format!(
+                "network \"{}\" has a bridge {:?}: they are called netfw0, netfw1, …",
+                network.name, network.bridge
+            ));
         }
     }
     let of = |n: &&Network| format!("network \"{}\"", n.name);
@@ -265,7 +282,21 @@ fn endpoint_faults(wanted: &Wanted, endpoint: &Endpoint) -> Vec<String> {
     {
         fault(format!("has a counter that is not in 1..{ENTRIES}"));
     }
+    let backwards = |ports: PortRange| ports.first > ports.last;
+    for Published { publish, .. } in &endpoint.publishes {
+        if backwards(publish.host_ports) || backwards(publish.container_ports) {
+            fault(format!(
+                "has a publish whose range runs backwards: {publish}"
+            ));
+        }
+    }
     for attachment in &endpoint.attachments {
+        let host = &attachment.host_interface;
+        if !is_own(host, "nf", |c| c.is_ascii_hexdigit()) {
+            fault(format!(
+                "has a veth pair {host:?}: they are called nf and hexadecimal digits"
+            ));
+        }
         let Some(network) = wanted.networks.get(&attachment.network) else {
             let network = &attachment.network;
             fault(format!("is in network \"{network}\", which is not there"));
@@ -408,6 +439,22 @@ mod tests {
                 "is the gateway",
             ),
             (|w| of(w, "b").attachments.clear(), "is in no network"),
+            (
+                |w| of(w, "b").attachments[0].host_interface = "eth0".into(),
+                "a veth pair \"eth0\"",
+            ),
+            (
+                |w| of(w, "b").publishes[0].publish.container_ports.last = 1,
+                "runs backwards",
+            ),
+            (
+                |w| {
+                    for network in w.networks.values_mut() {
+                        network.bridge = "eth0".into();
+                    }
+                },
+                "a bridge \"eth0\"",
+            ),
             (
                 |w| of(w, "b").namespace.path = "/run/netns/a".into(),
                 "but at /run/netns/a",

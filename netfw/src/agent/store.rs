@@ -40,6 +40,11 @@ pub enum StoreError {
         path: PathBuf,
         source: Box<redb::Error>,
     },
+    #[error(
+        "the store {path} is lost (there is none, or it is empty), but what it is about is in the kernel, and goes \
+         on as it is: `netfw store import` puts a saved store there, `netfw down` removes all that can be found"
+    )]
+    Lost { path: PathBuf },
     #[error("the directory {path} cannot be made or written to: {source}")]
     Directory { path: PathBuf, source: io::Error },
     #[error(
@@ -102,6 +107,25 @@ type Before = (
     Option<Vec<u8>>,
 );
 
+impl StoreError {
+    fn directory_of(path: &Path, source: io::Error) -> Self {
+        Self::Directory {
+            path: path.parent().unwrap_or(path).to_owned(),
+            source,
+        }
+    }
+}
+
+/// It may be gone already.
+fn remove_file(path: &Path) -> Result<(), StoreError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(StoreError::directory_of(path, error))
+        }
+        _ => Ok(()),
+    }
+}
+
 impl Store {
     /// Opens the store, or makes one, which is there at once or not at all: a file that redb has only begun
     /// is none.
@@ -110,6 +134,21 @@ impl Store {
             Self::replace(path, &Wanted::default())?;
         }
         Self::at(path)
+    }
+
+    /// For an instance whose data plane runs: without what is wanted of it, all of it would be taken for
+    /// leftovers.
+    pub fn must_exist(path: &Path) -> Result<(), StoreError> {
+        let lost = || StoreError::Lost {
+            path: path.to_owned(),
+        };
+        match path.metadata() {
+            // As a disk may leave it that lost its power: redb would begin anew.
+            Ok(file) if file.len() == 0 => Err(lost()),
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(lost()),
+            Err(source) => Err(StoreError::directory_of(path, source)),
+        }
     }
 
     fn at(path: &Path) -> Result<Self, StoreError> {
@@ -135,6 +174,11 @@ impl Store {
         };
         store.check_version()?;
         Ok(store)
+    }
+
+    /// Where it is, if the disk was in trouble when it was last written to, and nobody has written to it since.
+    pub fn is_closed(&self) -> Option<&Path> {
+        self.database.is_none().then_some(&self.path)
     }
 
     fn access(&self, source: impl Into<redb::Error>) -> StoreError {
@@ -301,36 +345,40 @@ impl Store {
     /// Puts a store of `wanted` in the place of that at `path`, at once; returns where that is now, if there
     /// was one. Nobody else may have it open.
     pub fn replace(path: &Path, wanted: &Wanted) -> Result<Option<PathBuf>, StoreError> {
-        let directory = |source: io::Error| StoreError::Directory {
-            path: path.parent().unwrap_or(path).to_owned(),
-            source,
-        };
-        let gone = |path: &Path| match std::fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(directory(error)),
-            _ => Ok(()),
-        };
-        let (new, old) = (
-            path.with_extension("redb.new"),
-            path.with_extension("redb.old"),
-        );
-        gone(&new)?;
+        let new = path.with_extension("redb.new");
+        remove_file(&new)?;
+        let replaced = Self::put_in_place(path, &new, wanted);
+        if replaced.is_err() {
+            // Where the disk is full, it is not to be the fuller for that.
+            remove_file(&new)?;
+        }
+        replaced
+    }
+
+    fn put_in_place(
+        path: &Path,
+        new: &Path,
+        wanted: &Wanted,
+    ) -> Result<Option<PathBuf>, StoreError> {
+        let failed = |source| StoreError::directory_of(path, source);
         let node = wanted.node.iter().map(Change::Node);
         let networks = wanted.networks.values().map(Change::Network);
         let endpoints = wanted.endpoints.values().map(Change::Endpoint);
         let all: Vec<Change<'_>> = node.chain(networks).chain(endpoints).collect();
-        Self::at(&new)?.commit(&all)?;
+        Self::at(new)?.commit(&all)?;
         // At every moment there is one of them.
         let mut kept = None;
         if path.exists() {
-            gone(&old)?;
-            std::fs::hard_link(path, &old).map_err(directory)?;
+            let old = path.with_extension("redb.old");
+            remove_file(&old)?;
+            std::fs::hard_link(path, &old).map_err(failed)?;
             kept = Some(old);
         }
-        std::fs::rename(&new, path).map_err(directory)?;
+        std::fs::rename(new, path).map_err(failed)?;
         let parent = path.parent().unwrap_or(Path::new("/"));
         std::fs::File::open(parent)
             .and_then(|parent| parent.sync_all())
-            .map_err(directory)?;
+            .map_err(failed)?;
         Ok(kept)
     }
 
@@ -341,6 +389,7 @@ impl Store {
         if let Err(StoreError::Access { source, .. }) = &committed
             && matches!(**source, redb::Error::Io(_) | redb::Error::PreviousIo)
         {
+            tracing::warn!(error = %source, "the store could not be written: nothing is changed until it can be");
             self.database = None;
             self.doubtful = before;
         }
@@ -436,6 +485,7 @@ pub mod tests {
             mtu: None,
             rules: Rules::default(),
             labels: Default::default(),
+            unsettled: false,
         }
     }
 

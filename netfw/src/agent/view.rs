@@ -235,6 +235,13 @@ impl Agent {
                 ports.port_min, ports.port_max
             ));
         }
+        if let Some(path) = self.store.is_closed() {
+            warnings.push(format!(
+                "the store {} could not be written when something was last changed: nothing is changed until it can be \
+                 (`df {0}` tells of a full disk)",
+                path.display()
+            ));
+        }
         warnings.extend_from_slice(self.names.troubles());
         warnings.extend(self.no_metrics_address());
         let networks = self.wanted.networks.values();

@@ -68,7 +68,9 @@ struct Checked {
 
 /// There is none to look at.
 #[derive(Debug, thiserror::Error)]
-#[error("instance \"{0}\" has no store: no agent of it has run since the last `netfw down`")]
+#[error(
+    "instance \"{0}\" has no store: no agent of it has run since the last `netfw down`, or it is lost"
+)]
 pub struct NoStore(Name);
 
 /// `1 endpoint`, `2 endpoints`.

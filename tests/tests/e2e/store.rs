@@ -72,6 +72,25 @@ fn does_not_start(site: &Site) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+#[test]
+fn a_store_that_is_lost_takes_nothing_with_it() {
+    let mut site = Site::new(&["8080:80"]);
+    site.agent.stop();
+    let kept = home(&site.agent).join("kept");
+    fs::rename(file(&site.agent), &kept).expect("it is there");
+    let said = does_not_start(&site);
+    assert!(said.contains("is lost"), "{said}");
+    assert!(is_served(&site));
+    assert!(!file(&site.agent).exists());
+    fs::write(file(&site.agent), "").expect("our own");
+    let said = does_not_start(&site);
+    assert!(said.contains("is lost"), "{said}");
+    assert!(is_served(&site));
+    fs::rename(&kept, file(&site.agent)).expect("our own");
+    site.agent.start_again();
+    assert!(is_served(&site));
+}
+
 /// A disk with room for the store, and not for much more, over an instance's directory.
 struct SmallDisk(PathBuf);
 
@@ -135,6 +154,8 @@ fn a_full_disk_changes_nothing_and_is_got_over() {
         }
     }
     assert_eq!(refused, 3, "the disk is full");
+    let status = site.agent.netfw(&["status"]);
+    assert!(status.contains("could not be written"), "{status}");
     assert!(is_served(&site));
     let now = site.agent.json(&["endpoint", "ls"]);
     disk.make_room();
@@ -147,6 +168,7 @@ fn a_full_disk_changes_nothing_and_is_got_over() {
     }
     assert_eq!(site.agent.json(&["endpoint", "ls"]), before);
     site.agent.netfw(&["publish", "web", "8081:81"]);
+    assert_eq!(site.agent.json(&["status"])["warnings"], json!([]));
     site.agent.kill();
     site.agent.start_again();
     assert_eq!(site.agent.json(&["port"]).as_array().map(Vec::len), Some(4));

@@ -11,7 +11,7 @@ use crate::{
         endpoint::place,
         ipam::Pool,
         network::SETTINGS6,
-        record::{Attachment, Endpoint, Family, alias, host_mac},
+        record::{Attachment, Endpoint, Family, alias, host_mac, is_object},
     },
     name::Name,
     net::{NetError, Netlink, Route, Veth, namespace::Beside, sysctl},
@@ -203,6 +203,9 @@ impl Agent {
             }
             netlink.set_up(link.index).await?;
         }
+        if link.mac != Some(attachment.mac.0) {
+            netlink.set_mac(link.index, attachment.mac.0).await?;
+        }
         for (pool, ip) in self.given(attachment)? {
             netlink.add_address(link.index, pool.on_link(ip)).await?;
         }
@@ -313,8 +316,12 @@ impl Agent {
         if let Err(error) = self.delete_rules(endpoint, attachment).await {
             report("its rules in the container were not deleted", &error);
         }
+        let (name, mac) = (&endpoint.name, host_mac(&attachment.host_interface));
         let found = match self.netlink.link(&attachment.host_interface).await {
-            Ok(link) => link.map(|l| l.index),
+            // What goes by its name may be somebody else's.
+            Ok(link) => link
+                .filter(|link| is_object(&self.config.instance, link, name, mac))
+                .map(|link| link.index),
             Err(error) => {
                 report("its interface was not found", &error);
                 None
