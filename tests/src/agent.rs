@@ -135,6 +135,11 @@ impl Agent {
         &self.instance
     }
 
+    /// Takes what a reboot takes of a stopped agent's data plane.
+    pub fn forget_pins(&self) {
+        std::fs::remove_dir_all(format!("/sys/fs/bpf/{}", self.instance)).expect("it is ours");
+    }
+
     /// The agent's own process.
     pub fn process(&mut self) -> &mut Running {
         self.running.as_mut().expect("the agent was started")

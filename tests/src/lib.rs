@@ -31,6 +31,7 @@ pub mod crowd;
 pub mod fate;
 pub mod files;
 pub mod flood;
+pub mod link;
 pub mod load;
 pub mod netns;
 pub mod packet;

@@ -14,7 +14,6 @@ use super::{
     attachment::{Inside, free_interface},
     endpoint::place,
     ports::check_held,
-    purge::{Doomed, Then},
     record::{Attachment, Endpoint, Mode, Network, Published, Wanted, new_host_interface},
     steps::steps,
     store::Change,
@@ -269,6 +268,12 @@ impl Agent {
                 }
             }
         }
+        for (name, network) in &mut target.networks {
+            let before = self.wanted.networks.get(name);
+            network.unsettled |= before.is_some_and(|before| {
+                !is_replaced(before, network) && before.rules != network.rules
+            });
+        }
         target.gone.clone_from(&self.wanted.gone);
         let gone = self.wanted.networks.keys();
         let gone = gone.filter(|name| !target.networks.contains_key(*name));
@@ -352,15 +357,10 @@ impl Agent {
                 continue;
             }
             failures.note(&network.name, self.ensure_bridge(&network.name).await);
-            let members: Vec<(Name, Vec<_>)> = self
-                .members(&network.name)
-                .map(|(e, a)| (e.name.clone(), a.ips().collect()))
-                .collect();
-            for (member, ips) in members {
+            let members = self.members(&network.name);
+            let members: Vec<Name> = members.map(|(e, _)| e.name.clone()).collect();
+            for member in members {
                 touched.insert(member, true);
-                if was.is_some() {
-                    self.purge(Doomed::addresses(ips), Then::Nothing);
-                }
             }
         }
         for step in steps.iter().filter(|step| step.action != Action::Remove) {
@@ -404,6 +404,7 @@ impl Agent {
             new.extend(added);
         }
         self.flush_shadows(&new);
+        self.purge_unsettled();
     }
 }
 

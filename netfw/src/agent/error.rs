@@ -232,6 +232,7 @@ impl AgentError {
             ) => FailureKind::Invalid,
             E::Network(error) => error.kind(),
             E::Mode(error) => error.kind(),
+            E::Net(NetError::NotANamespace { .. }) => FailureKind::Invalid,
             E::NoEndpoint(_) | E::NotPublished { .. } => FailureKind::NotFound,
             E::Outdated
             | E::EndpointExists(_)

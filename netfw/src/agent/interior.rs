@@ -67,6 +67,14 @@ impl Interior {
                 false => format!("{:?}", link.name),
             };
             let command = |command: String| (dev == link.name).then_some(command);
+            if link.mac != Some(attachment.mac.0) {
+                let is = attachment.mac;
+                let address = format!("ip link set dev {dev} address {is}");
+                lost(
+                    format!("{dev} has another MAC address than {is}, and hears nothing"),
+                    command(address),
+                );
+            }
             if !link.up {
                 let up = format!("ip link set dev {dev} up");
                 lost(format!("{dev} is down inside"), command(up));
@@ -150,7 +158,7 @@ mod tests {
         let link = Link {
             index: 3,
             name: "eth0".into(),
-            mac: None,
+            mac: Some([0x02, 0x6e, 0xac, 0x12, 0, 2]),
             mtu: 1500,
             up: true,
             kind: None,
@@ -202,6 +210,12 @@ mod tests {
                 "ip route add default via 172.18.0.1 dev net0",
                 "ip -6 route add default via fd00::1 dev net0",
             ]
+        );
+        let mut other = interior();
+        other.links[0].mac = None;
+        assert_eq!(
+            commands(&other),
+            ["ip link set dev eth0 address 02:6e:ac:12:00:02"]
         );
         let mut bare = interior();
         bare.addresses[0].ifindex = 1;

@@ -148,6 +148,7 @@ impl Agent {
             mtu: None,
             rules,
             labels: Default::default(),
+            unsettled: false,
         })
     }
 

@@ -23,7 +23,9 @@ impl Agent {
         let addresses = self.netlink.addresses().await?;
         let view = node::observe(&links, &addresses, &self.config.uplinks);
         if view.locals != self.locals {
-            self.dataplane.set_locals(&view.locals)?;
+            if let Err(error) = self.dataplane.set_locals(&view.locals) {
+                tracing::warn!(error = %crate::chain(&error), "not all of the node's addresses are served");
+            }
             let before = std::mem::replace(&mut self.locals, view.locals);
             if before.keys().any(|ip| !self.locals.contains_key(ip)) {
                 self.purge(Doomed::Foreign, Then::Nothing);
@@ -32,6 +34,8 @@ impl Agent {
         self.deleted
             .retain(|ifindex| view.present.contains(ifindex));
         self.follow_uplinks(view.uplinks);
+        // The kernel tells nobody of a link that was detached.
+        self.unfiltered.extend(self.uplinks.keys());
         self.follow_xdp(&links);
         for name in &view.missing {
             if !self.missing_uplinks.contains(name) {
@@ -143,7 +147,7 @@ impl Agent {
             .uplinks
             .keys()
             .copied()
-            .chain(attached)
+            .chain(attached.iter().copied())
             .filter(|ifindex| !now.contains_key(ifindex))
             .filter(|ifindex| !self.up.values().any(|up| up == ifindex))
             .collect();
@@ -158,6 +162,12 @@ impl Agent {
             }
         }
         for (ifindex, uplink) in now {
+            if let Some(known) = self.uplinks.get_mut(&ifindex)
+                && known.attached.is_ok()
+                && !attached.contains(&ifindex)
+            {
+                known.attached = Err("somebody removed its pins".to_owned());
+            }
             let known = self.uplinks.get(&ifindex);
             if known.is_some_and(|k| k.uplink == uplink && k.attached.is_ok()) {
                 continue;

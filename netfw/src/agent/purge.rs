@@ -20,7 +20,7 @@ use netfw_common::{
 };
 use tokio::{sync::Mutex, task::block_in_place};
 
-use super::{Agent, AgentError, endpoint::place, record::Endpoint};
+use super::{Agent, AgentError, endpoint::place, record::Endpoint, store::Change};
 use crate::{
     bpf::{Family, FlowWalk, Visit},
     name::Name,
@@ -113,6 +113,8 @@ pub enum Then {
     GiveBack(Vec<u32>),
     /// An endpoint that was being removed is.
     Forget(Name),
+    /// The rules of a network hold for all of its flows.
+    Settle(Name),
     /// An attachment that was being removed is.
     Detach {
         endpoint: Name,
@@ -289,6 +291,24 @@ impl Agent {
         self.purger.notify_one();
     }
 
+    /// Flows of networks whose rules were changed, once the programs have the new ones.
+    pub(super) fn purge_unsettled(&mut self) {
+        let networks = self.wanted.networks.values().filter(|n| n.unsettled);
+        for name in networks.map(|n| n.name.clone()).collect::<Vec<_>>() {
+            let ips: Vec<_> = self.members(&name).flat_map(|(_, a)| a.ips()).collect();
+            self.purge(Doomed::addresses(ips), Then::Settle(name));
+        }
+    }
+
+    fn settle(&mut self, network: &Name) -> Result<(), AgentError> {
+        let Some(network) = self.wanted.networks.get_mut(network) else {
+            return Ok(());
+        };
+        network.unsettled = false;
+        self.store.commit(&[Change::Network(network)])?;
+        Ok(())
+    }
+
     /// Whoever takes them carries them out.
     pub fn take_purges(&mut self) -> Vec<Purge> {
         std::mem::take(&mut self.purges)
@@ -381,6 +401,7 @@ impl Agent {
                     Ok(())
                 }
                 Then::Forget(name) => self.forget_endpoint(&name),
+                Then::Settle(network) => self.settle(&network),
                 Then::Detach { endpoint, network } => self.forget_attachment(&endpoint, &network),
             };
             if let (Err(error), true) = (done, first.is_ok()) {

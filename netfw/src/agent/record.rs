@@ -61,6 +61,9 @@ pub struct Network {
     pub rules: Rules,
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// Its rules were changed, and flows of before may still go by the old ones.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unsettled: bool,
 }
 
 impl Network {

@@ -36,6 +36,9 @@ impl Agent {
         DataPlane::check_layout(&config.instance)?;
         let netlink = Netlink::current()?;
         check_other_instances(&config.instance, &netlink.links().await?)?;
+        if DataPlane::exists(config.instance.as_str()) {
+            Store::must_exist(store_path)?;
+        }
         let mut store = Store::open(store_path)?;
         let mut wanted = store.load()?;
         let mut node = this_node(&config)?;
@@ -101,6 +104,7 @@ impl Agent {
         self.attach_guards(&links);
         self.start_names();
         self.ensure_endpoints().await?;
+        self.purge_unsettled();
         self.sweep_lost(Duration::ZERO).await?;
         self.report_held();
         self.set_names();
@@ -117,6 +121,8 @@ impl Agent {
         // Last: from here on packets of the world reach containers, and everything is there.
         self.observe().await?;
         self.purge_now()?;
+        // Addresses may have gone while no agent looked.
+        self.purge_later(Doomed::Foreign);
         self.flush_all_shadows();
         Ok(())
     }
@@ -268,11 +274,15 @@ impl Agent {
         link: &Link,
     ) -> Result<(), AgentError> {
         let bridge = self.bridge_of(attachment)?;
+        let inside = self.open_target(endpoint).map(Inside::of);
+        if let Ok(Ok(inside)) = &inside {
+            // Whatever fails below is tried again while it has this namespace.
+            let id = inside.namespace.id();
+            self.namespaces.insert(endpoint.name.clone(), id);
+        }
         if link.master != Some(bridge.ifindex) {
-            // The bridge was made anew. A port cannot be moved without a gap; a new pair is as
-            // good, and says so.
-            self.take_down(endpoint, attachment).await;
-            return self.recreate(endpoint, attachment).await;
+            // Taken out of it, or the bridge was made anew: no flow goes by it.
+            self.netlink.set_master(link.index, bridge.ifindex).await?;
         }
         // Killed between making the pair and giving it its alias?
         let alias = alias(&self.config.instance, &endpoint.name);
@@ -285,14 +295,11 @@ impl Agent {
             self.netlink.set_up(link.index).await?;
         }
         // Killed between making the pair and giving it its address?
-        let configured = match self.open_target(endpoint).map(Inside::of) {
-            Ok(Ok(inside)) => {
-                let id = inside.namespace.id();
-                self.namespaces.insert(endpoint.name.clone(), id);
-                self.configure_container(attachment, link.index, &inside, None)
-                    .await
-                    .map(drop)
-            }
+        let configured = match inside {
+            Ok(Ok(inside)) => self
+                .configure_container(attachment, link.index, &inside, None)
+                .await
+                .map(drop),
             Ok(Err(error)) => Err(error.into()),
             Err(_) => Ok(()),
         };

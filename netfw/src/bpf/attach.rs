@@ -414,13 +414,28 @@ fn detach_clsact(hook: Hook, ifindex: u32) -> Result<(), BpfError> {
     }
 }
 
-/// Has somebody taken a filter of ours off the interface?
+/// Has somebody taken a program of ours off the interface?
 pub fn lacks_filter(links: &Path, ifindex: u32) -> bool {
-    Hook::ALL
-        .into_iter()
-        .filter(|hook| clsact_pin(links, ifindex, *hook).exists())
+    let lacks = |hook| {
+        let filter = clsact_pin(links, ifindex, hook).exists();
+        let link = tcx_pin(links, ifindex, hook);
         // Where that cannot be found out, it is put there once more.
-        .any(|hook| !has_filter(ifindex, hook).unwrap_or(false))
+        filter && !has_filter(ifindex, hook).unwrap_or(false)
+            || link.exists() && !is_on_interface(&link, ifindex)
+    };
+    Hook::ALL.into_iter().any(lacks)
+}
+
+/// Is the pinned link on the interface? One that was detached (`bpftool link detach`) is on none; of one that cannot
+/// be asked nothing is known, and it is left alone.
+fn is_on_interface(pin: &Path, ifindex: u32) -> bool {
+    match open_link(pin) {
+        Ok(link) => link.is_some_and(|(_, info)| info.ifindex == ifindex),
+        Err(error) => {
+            tracing::debug!(pin = %pin.display(), error = %crate::chain(&error), "not looked at");
+            true
+        }
+    }
 }
 
 fn has_filter(ifindex: u32, hook: Hook) -> Result<bool, NetError> {
@@ -431,18 +446,15 @@ fn has_filter(ifindex: u32, hook: Hook) -> Result<bool, NetError> {
     clsact::has_filter(ifindex, side, PRIORITY, HANDLE.into())
 }
 
-/// The interfaces with a program of ours. Pins of interfaces that are gone are removed.
+/// The interfaces with a program of ours, also where somebody has detached it. Pins of interfaces that are gone are
+/// removed.
 pub fn attached(links: &Path) -> Vec<u32> {
     let mut found = Vec::new();
     for path in pin::entries(links) {
         let Some((ifindex, name_only)) = parse_pin(&path) else {
             continue;
         };
-        let alive = if name_only {
-            name_of(ifindex).is_some()
-        } else {
-            matches!(open_link(&path), Ok(Some((_, info))) if info.ifindex == ifindex)
-        };
+        let alive = name_of(ifindex).is_some() || !name_only && is_on_interface(&path, ifindex);
         if alive {
             found.push(ifindex);
         } else if let Err(error) = fs::remove_file(&path) {

@@ -240,7 +240,7 @@ impl DataPlane {
         self.watch.take()
     }
 
-    /// Has somebody taken a program of ours off the interface? Only filters can be: a TCX link is its maker's.
+    /// Has somebody taken a program of ours off the interface?
     pub fn lacks_filter(&self, ifindex: u32) -> bool {
         attach::lacks_filter(&self.pins.links(), ifindex)
     }

@@ -36,12 +36,13 @@ pub fn run(global: &Global, args: Args) -> anyhow::Result<()> {
     let text = String::from_utf8(read(&args.file)?)
         .with_context(|| format!("{} is no text", called(&args.file)))?;
     let file = args.file.clone();
-    if says_nothing(&text) {
+    let document: Document = text.parse().map_err(|source| Syntax::Toml {
+        file: file.clone(),
+        source,
+    })?;
+    if says_nothing(&document, &text) {
         return Err(Syntax::Empty { file }.into());
     }
-    let document: Document = text
-        .parse()
-        .map_err(|source| Syntax::Toml { file, source })?;
     let client = global.client();
     let ask = |request: ApplyRequest| {
         let answer = crate::block_on(client.apply(&request));
@@ -80,17 +81,20 @@ pub enum Syntax {
     },
     /// What was to write it may have failed.
     #[error(
-        "{} is empty, and nothing was changed: all networks and endpoints would be removed; if that is \
+        "{} has neither networks nor endpoints, and nothing was changed: all networks and endpoints would be removed; if that is \
          wanted, write `[networks]` and `[endpoints]` with nothing in them",
         called(.file)
     )]
     Empty { file: PathBuf },
 }
 
-/// Has it no line but empty ones and comments?
-fn says_nothing(text: &str) -> bool {
-    let mut lines = text.lines().map(str::trim);
-    lines.all(|line| line.is_empty() || line.starts_with('#'))
+/// Has it nothing in it, without saying so of both tables?
+fn says_nothing(document: &Document, text: &str) -> bool {
+    let names = |table: &str| {
+        text.parse::<toml::Table>()
+            .is_ok_and(|t| t.contains_key(table))
+    };
+    *document == Document::default() && !(names("networks") && names("endpoints"))
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -204,14 +204,20 @@ fn mtu(seen: &Seen, narrowest: Option<&Mtu>, instance: &Name) -> Finding {
     if let Some((uplink, narrow)) = narrowest
         && mtu > narrow
     {
-        return check(format!("{mtu}, more than the {narrow} of uplink {uplink}")).but(
-            State::Warn,
-            format!(
-                "`ip link set dev {uplink} mtu {mtu}` if that link carries it, or make the network again, once its \
-                 endpoints are removed: {}, {}",
+        let anew = match name.as_str() {
+            DEFAULT_NETWORK => format!(
+                "have `netfw apply` make it anew: {} prints the document, in which its mtu becomes {narrow}",
+                command(instance, "store export --toml")
+            ),
+            _ => format!(
+                "make the network again, once its endpoints are removed: {}, {}",
                 command(instance, &format!("network rm {name}")),
                 command(instance, &again(&seen.network, true, *narrow))
             ),
+        };
+        return check(format!("{mtu}, more than the {narrow} of uplink {uplink}")).but(
+            State::Warn,
+            format!("`ip link set dev {uplink} mtu {mtu}` if that link carries it, or {anew}"),
         );
     }
     if let Some(port) = seen.ports.iter().find(|port| port.host.mtu != *mtu) {

@@ -284,11 +284,28 @@ impl Netlink {
         .await
     }
 
+    /// Makes the interface a port of the bridge of index `master`.
+    pub async fn set_master(&self, ifindex: u32, master: u32) -> Result<(), NetError> {
+        self.set(
+            LinkUnspec::new_with_index(ifindex).controller(master),
+            || format!("put the interface of index {ifindex} into that of index {master}"),
+        )
+        .await
+    }
+
     /// What `ip link` shows as `alias`.
     pub async fn set_alias(&self, ifindex: u32, alias: &str) -> Result<(), NetError> {
         self.set(LinkUnspec::new_with_index(ifindex).alias(alias), || {
             format!("name the interface of index {ifindex} {alias}")
         })
+        .await
+    }
+
+    pub async fn set_mac(&self, ifindex: u32, mac: [u8; 6]) -> Result<(), NetError> {
+        self.set(
+            LinkUnspec::new_with_index(ifindex).address(mac.to_vec()),
+            || format!("give the interface of index {ifindex} another MAC address"),
+        )
         .await
     }
 

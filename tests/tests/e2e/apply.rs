@@ -5,14 +5,17 @@ use std::io::Write as _;
 use netfw_tests::{
     Agent, Lab, Namespace,
     agent::FAILED,
-    programs::{Drinker, Drinking, Fountain, Nginx, curl, curl_in_vain},
+    programs::{
+        Drinker, Drinking, Fountain, Nginx, UdpEcho, ask, ask_in_vain, curl, curl_in_vain,
+        udp_socket,
+    },
     topology::{CLIENT, NODE, NODE6},
     wait_until,
 };
 use serde_json::Value;
 use tempfile::NamedTempFile;
 
-use crate::setting::{SOON, text};
+use crate::setting::{SOON, Site as Attached, text};
 
 /// A document in a file.
 fn document(text: &str) -> NamedTempFile {
@@ -126,10 +129,13 @@ fn a_document_is_applied_and_twice_changes_nothing() {
     assert_eq!(state(&site.agent), after);
     site.serves(8080, 80);
     // All that is not in it goes, if somebody means it.
-    for empty in ["", "# nothing was written\n"] {
+    for empty in ["", "# nothing was written\n", "[networks]\n"] {
         let file = document(empty);
         let said = site.agent.refuses(FAILED, &["apply", "-f", path(&file)]);
-        assert!(said.contains("is empty, and nothing was changed"), "{said}");
+        assert!(
+            said.contains("has neither networks nor endpoints, and nothing was changed"),
+            "{said}"
+        );
         assert_eq!(state(&site.agent), after);
     }
     let gone = ["remove endpoint web", "remove network app"];
@@ -323,4 +329,32 @@ fn what_cannot_be_is_told_with_its_place_and_changes_nothing() {
     assert!(
         text(&serde_json::from_str::<Value>(&said).expect("JSON")["error"]).contains("/nowhere")
     );
+}
+
+/// Killed after the store has new rules, and before the flows that went by the old ones are gone.
+#[test]
+fn rules_hold_for_old_flows_after_a_kill() {
+    let mut site = Attached::new(&[]);
+    let echo = UdpEcho::start(&site.lab.client, (CLIENT, 7000));
+    let socket = udp_socket(&site.web);
+    assert!(ask(&socket, (CLIENT, 7000), "one").is_some());
+    site.agent.stop();
+    let export = |site: &Attached| -> Value {
+        let said = site.agent.netfw(&["store", "export"]);
+        serde_json::from_str(&said).expect("JSON")
+    };
+    let mut saved = export(&site);
+    let networks = saved["networks"].as_array_mut().expect("a list");
+    for network in &mut *networks {
+        network["rules"]["internal"] = true.into();
+        network["unsettled"] = true.into();
+    }
+    let file = document(&saved.to_string());
+    site.agent.netfw(&["store", "import", path(&file)]);
+    site.agent.start_again();
+    assert!(ask_in_vain(&socket, (CLIENT, 7000), "two"));
+    assert_eq!(site.agent.json(&["flow", "ls"]), serde_json::json!([]));
+    site.agent.stop();
+    assert!(!export(&site).to_string().contains("unsettled"));
+    drop(echo);
 }

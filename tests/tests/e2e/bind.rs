@@ -213,9 +213,8 @@ fn a_port_is_free_again_when_nothing_is_published_there() {
 fn a_process_that_was_first_after_a_reboot_is_told_of() {
     let mut site = Site::new(&["8080:80"]);
     site.agent.stop();
-    // What a reboot takes, and with it what keeps the port.
-    let pins = format!("/sys/fs/bpf/{}", site.agent.instance());
-    std::fs::remove_dir_all(pins).expect("it is ours");
+    // And with them what keeps the port.
+    site.agent.forget_pins();
     // The kernel ends a program in its own time when its last pin goes.
     let _first = wait_for("nobody to keep the port", SOON, || {
         let first = site.lab.node.enter(|| TcpListener::bind("0.0.0.0:8080"));

@@ -382,7 +382,7 @@ fn an_agent_that_hangs_is_told() {
 
 #[test]
 fn what_a_container_has_lost_inside_is_named() {
-    let site = Site::new(&["8080:80"]);
+    let mut site = Site::new(&["8080:80"]);
     let web = &site.web;
     let inspected = || {
         let endpoint = site.agent.json(&["endpoint", "inspect", "web"]);
@@ -430,6 +430,20 @@ fn what_a_container_has_lost_inside_is_named() {
     found.is_not_fine();
     found.names("endpoint web", "warn", "eth0 is down inside");
     obeyed(&found);
+
+    let other = ["link", "set", "dev", "eth0", "address", "02:00:00:00:00:99"];
+    web.ip(&other);
+    let found = doctor(&site.agent);
+    found.is_not_fine();
+    found.names("endpoint web", "warn", "another MAC address");
+    obeyed(&found);
+
+    // A start gives back what belongs to it.
+    web.ip(&other);
+    site.agent.stop();
+    site.agent.start_again();
+    doctor(&site.agent).is_fine();
+    assert!(curl(&site.lab.client, NODE, 8080, "/").is_some());
 }
 
 #[test]

@@ -150,3 +150,19 @@ fn a_publish_ends_the_mapping_of_its_port() {
     let client = Client::new(&games, WORLD);
     assert_eq!(client.mapping(0), Mapping::EndpointIndependent);
 }
+
+/// What the programs are told of the networks is told again.
+#[test]
+fn there_are_mappings_after_a_reboot() {
+    let mut site = Site::new(&[]);
+    let _servers = servers(&site.lab);
+    let games = independent(&site.agent, &site.lab, "games", "endpoint-independent");
+    site.agent.stop();
+    site.agent.forget_pins();
+    site.agent.start_again();
+    for [primary, _] in SERVERS {
+        let client = Client::new(&games, primary);
+        assert_eq!(client.mapping(0), Mapping::EndpointIndependent, "{primary}");
+        assert_eq!(client.filtering(), Filtering::EndpointIndependent);
+    }
+}

@@ -1,16 +1,20 @@
 //! What others undo of netfw's on the node is made again, what they do beside it harms neither, and what cannot
 //! come back is told and swept away.
 
-use std::{fs, process::Command};
+use std::{fs, process::Command, time::Duration};
 
 use aya::programs::{
     LinkOrder, SchedClassifier, TcAttachType,
     tc::{NlOptions, TcAttachOptions, TcHandle},
 };
+use netfw_common::ABI;
 use netfw_tests::{
-    Agent, Lab, Running,
-    programs::{Drinker, Drinking, Fountain, Nginx, curl},
-    topology::{CLIENT, NODE, NODE6, WORLD},
+    Agent, Lab, Running, link,
+    programs::{
+        Drinker, Drinking, Fountain, Nginx, UdpEcho, ask, ask_within, curl, curl_in_vain,
+        udp_socket,
+    },
+    topology::{CLIENT, NODE, NODE_OUTSIDE, NODE6, WORLD},
     wait_until,
 };
 
@@ -18,6 +22,8 @@ use crate::{
     doctor::{guard, theirs},
     setting::{SOON, Site, attach, text},
 };
+
+const GLANCE: Duration = Duration::from_millis(300);
 
 fn host_interface(agent: &Agent) -> String {
     let web = agent.json(&["endpoint", "inspect", "web"]);
@@ -44,9 +50,12 @@ fn works(site: &Site) {
 
 #[test]
 fn what_somebody_does_to_interfaces_is_undone() {
-    let site = Site::new(&["8080:80"]);
+    let site = Site::new(&["8080:80", "9000:90"]);
     let node = &site.lab.node;
     let bridge = bridge(&site.agent);
+    let fountain = Fountain::start(&site.web, 90);
+    let drink = || Drinking::start(Drinker::connect(&site.lab.client, (NODE, 9000)));
+    let index = || site.agent.json(&["endpoint", "inspect", "web"])["host_ifindex"].clone();
     works(&site);
     let is_up = |link: &str| node.ip(&["-o", "link", "show", link]).contains(",UP");
     let veth = host_interface(&site.agent);
@@ -57,19 +66,26 @@ fn what_somebody_does_to_interfaces_is_undone() {
     wait_until("the veth to be up", SOON, || is_up(&veth));
     works(&site);
 
-    node.ip(&["link", "set", &veth, "nomaster"]);
-    wait_until("a veth in the bridge", SOON, || {
-        let ports = node.ip(&["-o", "link", "show", "master", &bridge]);
-        ports.contains(&host_interface(&site.agent))
-    });
-    wait_until("the endpoint to be up", SOON, || {
-        site.agent.json(&["endpoint", "inspect", "web"])["state"] == "up"
-    });
-    works(&site);
-
-    let veth = host_interface(&site.agent);
-    let index = || site.agent.json(&["endpoint", "inspect", "web"])["host_ifindex"].clone();
+    // Connections do not go by the bridge.
     let before = index();
+    let drinking = drink();
+    let is_port = || {
+        let ports = node.ip(&["-o", "link", "show", "master", &bridge]);
+        ports.contains(&veth)
+    };
+    node.ip(&["link", "set", &veth, "nomaster"]);
+    wait_until("a veth in the bridge", SOON, is_port);
+    drinking.goes_on();
+    works(&site);
+    node.ip(&["link", "del", &bridge]);
+    wait_until("another bridge, and the veth in it", SOON, || {
+        node.links().contains(&bridge) && is_port()
+    });
+    drinking.goes_on();
+    works(&site);
+    assert_eq!(index(), before, "the same veth pair");
+    drop((drinking, fountain));
+
     node.ip(&["link", "del", &veth]);
     wait_until("another veth pair", SOON, || {
         let now = index();
@@ -83,14 +99,58 @@ fn what_somebody_does_to_interfaces_is_undone() {
         shown.lines().count() == 2
     });
     works(&site);
+}
 
-    let before = index();
-    node.ip(&["link", "del", &bridge]);
-    wait_until("another bridge, and a veth in it", SOON, || {
-        let now = index();
-        now.is_number() && now != before && node.links().contains(&bridge)
+/// The kernel tells nobody: what looks at the node now and then finds it.
+#[test]
+fn a_program_that_was_detached_from_an_uplink_is_there_again() {
+    let site = Site::new(&["8080:80"]);
+    let links = format!("/sys/fs/bpf/{}/v{ABI}/links", site.agent.instance());
+    let ends = ["-uplink", "-guard"];
+    let mut detached = 0;
+    for pin in fs::read_dir(links).expect("they are pinned").flatten() {
+        if ends
+            .iter()
+            .any(|end| pin.file_name().to_string_lossy().ends_with(end))
+        {
+            link::detach(&pin.path()).expect("root may");
+            detached += 1;
+        }
+    }
+    if detached == 0 {
+        // By filters, of which other tests tell.
+        return;
+    }
+    assert!(curl_in_vain(&site.lab.client, NODE, 8080));
+    // Anything that happens to interfaces has the agent look, as does some time.
+    site.lab
+        .node
+        .ip(&["link", "add", "other0", "type", "bridge"]);
+    wait_until("the program to be there again", SOON, || {
+        !curl_in_vain(&site.lab.client, NODE, 8080)
     });
     works(&site);
+}
+
+/// While nobody looked: a flow by the old address would have no way out, for as long as the container sends.
+#[test]
+fn flows_by_an_address_that_went_while_no_agent_ran_are_forgotten() {
+    let mut site = Site::new(&[]);
+    let _echo = UdpEcho::start(&site.lab.world, (WORLD, 7000));
+    let socket = udp_socket(&site.web);
+    let answer = ask(&socket, (WORLD, 7000), "one").expect("an answer");
+    assert!(answer.starts_with(&NODE_OUTSIDE.to_string()), "{answer}");
+    site.agent.stop();
+    let node = &site.lab.node;
+    let [old, new] = [NODE_OUTSIDE.to_string(), "10.2.0.77".to_owned()].map(|ip| ip + "/24");
+    node.ip(&["addr", "add", &new, "dev", "up1"]);
+    node.ip(&["addr", "del", &old, "dev", "up1"]);
+    node.ip(&["addr", "replace", &new, "dev", "up1"]);
+    site.agent.start_again();
+    wait_until("an answer by the new address", SOON, || {
+        let answer = ask_within(GLANCE, &socket, (WORLD, 7000), "two");
+        answer.is_some_and(|answer| answer.starts_with("10.2.0.77:"))
+    });
 }
 
 #[test]

@@ -120,6 +120,7 @@ impl Making<'_> {
             mtu: request.mtu,
             rules,
             labels: request.labels,
+            unsettled: before.is_some_and(|before| before.unsettled),
         };
         if before.is_none() {
             network.number = 1 + all().map(|n| n.number).max().unwrap_or(0);
