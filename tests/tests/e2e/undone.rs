@@ -11,7 +11,7 @@ use netfw_common::ABI;
 use netfw_tests::{
     Agent, Lab, Running, link,
     programs::{
-        Drinker, Drinking, Fountain, Nginx, UdpEcho, ask, ask_within, curl, curl_in_vain,
+        Drinker, Drinking, Fountain, Nginx, UdpEcho, ask, ask_within, curl, curl_in_vain, ping,
         udp_socket,
     },
     topology::{CLIENT, NODE, NODE_OUTSIDE, NODE6, WORLD},
@@ -41,7 +41,7 @@ fn works(site: &Site) {
         let page = curl(&site.lab.client, node, 8080, "/");
         assert_eq!(page, Some(site.nginx.page(80)), "{node}");
     }
-    assert!(netfw_tests::programs::ping(&site.web, WORLD));
+    assert!(ping(&site.web, WORLD));
     let web = site.agent.json(&["endpoint", "inspect", "web"]);
     assert_eq!(web["state"], "up", "{web}");
     assert_eq!(text(&web["ip"]), site.ip.to_string());
@@ -126,8 +126,8 @@ fn a_program_that_was_detached_from_an_uplink_is_there_again() {
     site.lab
         .node
         .ip(&["link", "add", "other0", "type", "bridge"]);
-    wait_until("the program to be there again", SOON, || {
-        !curl_in_vain(&site.lab.client, NODE, 8080)
+    wait_until("the programs to be there again", SOON, || {
+        !curl_in_vain(&site.lab.client, NODE, 8080) && ping(&site.web, WORLD)
     });
     works(&site);
 }
