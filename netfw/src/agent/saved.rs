@@ -164,8 +164,8 @@ fn is_own(name: &str, prefix: &str, digit: impl Fn(char) -> bool) -> bool {
     rest.is_some_and(|rest| !rest.is_empty() && rest.chars().all(digit))
 }
 
-/// What contradicts itself in `wanted`, apart from what is on its way out; sentences for people. Nothing of it can be unless somebody wrote to
-/// the store who is not netfw.
+/// What contradicts itself in `wanted`, apart from what is on its way out; sentences for people. Nothing of it can be
+/// unless somebody wrote to the store who is not netfw.
 pub fn faults(wanted: &Wanted) -> Vec<String> {
     let mut faults = Vec::new();
     let networks: Vec<&Network> = wanted.networks.values().collect();

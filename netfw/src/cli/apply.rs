@@ -81,7 +81,7 @@ pub enum Syntax {
     },
     /// What was to write it may have failed.
     #[error(
-        "{} has neither networks nor endpoints, and nothing was changed: all networks and endpoints would be removed; if that is \
+        "{} has neither networks nor endpoints, and nothing was changed: all of them would be removed; if that is \
          wanted, write `[networks]` and `[endpoints]` with nothing in them",
         called(.file)
     )]
