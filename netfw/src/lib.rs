@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`cli`] | the command line, a file a command |
 //! | [`cni`] | the plugin for container runtimes that speak CNI |
+//! | [`docker`] | the driver of Docker's networks |
 //! | [`api`] | what the command line and the agent say to each other |
 //! | [`agent`] | wanted state, store, reconciliation, the process |
 //! | [`bpf`] | the data plane: programs, pins, maps |
@@ -25,6 +26,7 @@ pub mod cli;
 pub mod cni;
 pub mod demo;
 pub mod dns;
+pub mod docker;
 pub mod doctor;
 pub mod document;
 pub mod filter;

@@ -16,21 +16,41 @@ pub enum Owner {
         /// `name` of the network configuration.
         network: String,
     },
+    /// Made by Docker's remote driver.
+    Docker {
+        /// What Docker calls the container's sandbox: the name of its namespace's file.
+        container: String,
+        /// The network's id.
+        network: String,
+        /// The endpoint's id.
+        endpoint: String,
+    },
 }
 
 impl Owner {
     /// The runtime's name of the container.
     pub fn container(&self) -> &str {
         match self {
-            Self::Cni { container, .. } => container,
+            Self::Cni { container, .. } | Self::Docker { container, .. } => container,
         }
     }
 
     /// The runtime's name of the network.
     pub fn network(&self) -> &str {
         match self {
-            Self::Cni { network, .. } => network,
+            Self::Cni { network, .. } | Self::Docker { network, .. } => network,
         }
+    }
+
+    /// Does the runtime bind the host port of a publish itself?
+    pub fn binds_ports(&self) -> bool {
+        matches!(self, Self::Cni { .. })
+    }
+
+    /// Does the runtime take the container's end of a veth pair out of the node, into a namespace that it makes
+    /// later, and configure it there?
+    pub fn configures(&self) -> bool {
+        matches!(self, Self::Docker { .. })
     }
 }
 
@@ -39,6 +59,12 @@ impl fmt::Display for Owner {
         match self {
             Self::Cni { container, network } => {
                 write!(f, "CNI network {network}, container {container}")
+            }
+            Self::Docker {
+                container, network, ..
+            } => {
+                let network = network.get(..12).unwrap_or(network);
+                write!(f, "Docker network {network}, sandbox {container}")
             }
         }
     }

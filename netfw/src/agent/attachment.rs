@@ -65,7 +65,6 @@ impl Agent {
         if !self.is_up(&before) {
             return Err(AgentError::Gone(name.clone()));
         }
-        let inside = Inside::of(self.open_target(&before)?)?;
         let asked = Asked {
             ip4: request.ip,
             ip6: request.ip6,
@@ -73,9 +72,13 @@ impl Agent {
             aliases: request.aliases,
             owned: request.owned,
         };
+        let inside = match asked.is_configured_by_runtime() {
+            true => None,
+            false => Some(Inside::of(self.open_target(&before)?)?),
+        };
         let path = &before.namespace.path;
         let attachment = self
-            .decide_attachment(name, &asked, &mut network, Some(&inside), path)
+            .decide_attachment(name, &asked, &mut network, inside.as_ref(), path)
             .await?;
         let mut after = before.clone();
         after.attachments.push(attachment.clone());
@@ -86,8 +89,11 @@ impl Agent {
             .insert(network.name.clone(), network.clone());
         self.wanted.endpoints.insert(name.clone(), after.clone());
         let made = async {
-            let ends = self.attach(&after, &attachment, &inside).await?;
-            self.set_ways(&after, &inside).await?;
+            let Some(inside) = &inside else {
+                return self.hold_out(&after, &attachment).await;
+            };
+            let ends = self.attach(&after, &attachment, inside).await?;
+            self.set_ways(&after, inside).await?;
             self.wait_usable(name, &attachment, ends, &inside.netlink)
                 .await
         };
@@ -101,7 +107,11 @@ impl Agent {
             for attachment in &mut leaving.attachments {
                 attachment.removing |= attachment.network == network.name;
             }
-            for undone in [entered, self.set_ways(&leaving, &inside).await] {
+            let ways = match &inside {
+                Some(inside) => self.set_ways(&leaving, inside).await,
+                None => Ok(()),
+            };
+            for undone in [entered, ways] {
                 if let Err(error) = undone {
                     tracing::error!(endpoint = %name, error = %crate::chain(&error), "undoing");
                 }

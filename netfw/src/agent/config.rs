@@ -69,6 +69,8 @@ pub struct Config {
     pub allow_from: Sources,
     /// Where the node's resolvers are named.
     pub resolv_conf: PathBuf,
+    /// Whether dockerd finds a driver for its networks.
+    pub docker: bool,
     /// Where metrics are served, beside the API's socket.
     pub metrics: Option<Address>,
     /// Endpoints and publishes that have counters among them.
@@ -113,6 +115,7 @@ pub struct File {
     pub xdp: Option<Xdp>,
     pub allow_from: Sources,
     pub resolv_conf: Option<PathBuf>,
+    pub docker: Option<bool>,
     pub metrics: Option<Address>,
     pub metrics_rows: Option<usize>,
     pub timeouts: FileTimeouts,
@@ -210,6 +213,7 @@ impl File {
                 }
                 path => path.unwrap_or_else(|| resolv::PATH.into()),
             },
+            docker: self.docker.unwrap_or(true),
             metrics: metrics.or(self.metrics),
             metrics_rows: self.metrics_rows.unwrap_or(DEFAULT_METRICS_ROWS),
             program_log,
@@ -351,6 +355,7 @@ mod tests {
             "allow_from = [\"10.0.0.0/33\"]",
             "allow_from = [\"\"]",
             "resolv_conf = \"resolv.conf\"",
+            "docker = \"netfw\"",
             "metrics = \"9469\"",
             "metrics_rows = -1",
             "[timeouts]\nicmp = 0",

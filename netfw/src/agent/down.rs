@@ -18,6 +18,7 @@ use super::{
 use crate::{
     api::client::{Client, ClientError},
     bpf::DataPlane,
+    docker,
     name::Name,
     net::{Link, Namespace, Netlink, namespace},
 };
@@ -125,6 +126,15 @@ pub fn clear(instance: &Name, paths: &Paths, report: &mut Report) {
         remove_directory(&paths.state, report);
     }
     remove_directory(&paths.run, report);
+    match docker::remove(instance) {
+        Ok(true) => report
+            .removed
+            .push("the socket of the driver for Docker".into()),
+        Ok(false) => {}
+        Err(error) => report
+            .errors
+            .push(format!("the socket of the driver for Docker: {error}")),
+    }
     report.errors.extend(unreadable);
 }
 

@@ -41,6 +41,8 @@ enum Within {
     There(Inside),
     /// In the making: the kernel takes as long for it as the agent for what comes before it is needed.
     Begun(Beside<Result<Inside, NetError>>),
+    /// A runtime makes it later.
+    ToCome,
 }
 
 impl Within {
@@ -164,8 +166,6 @@ impl Agent {
             .get(&network)
             .cloned()
             .ok_or_else(|| self.no_network(&network))?;
-        let (target, namespace) = self.target(name, request.namespace.as_ref())?;
-        let inside = namespace.map(Inside::of).transpose()?;
         let asked = Asked {
             ip4: request.ip,
             ip6: request.ip6,
@@ -173,6 +173,11 @@ impl Agent {
             aliases: request.aliases.clone(),
             owned: request.owned.clone(),
         };
+        let (target, namespace) = match (&request.namespace, asked.is_configured_by_runtime()) {
+            (Some(NamespaceRequest::Path(path)), true) => (Target::foreign(path), None),
+            (namespace, _) => self.target(name, namespace.as_ref())?,
+        };
+        let inside = namespace.map(Inside::of).transpose()?;
         self.check_links(&request.links, &network)?;
         let attachment = self
             .decide_attachment(name, &asked, &mut network, inside.as_ref(), &target.path)
@@ -190,7 +195,10 @@ impl Agent {
                 }
             }
         }
-        let within = Within::of(inside)?;
+        let within = match asked.is_configured_by_runtime() {
+            true => Within::ToCome,
+            false => Within::of(inside)?,
+        };
         let publishes = self.resolve_publishes(&specs, families, &network)?;
         let mut endpoint = self.new_endpoint(name, record::Mode::Networks, target, counters)?;
         endpoint.attachments.push(attachment);
@@ -343,8 +351,7 @@ impl Agent {
         }
         Ok(Target {
             id: path.starts_with("/proc").then_some(namespace.id()),
-            path,
-            made: false,
+            ..Target::foreign(path)
         })
     }
 
@@ -368,6 +375,13 @@ impl Agent {
         let inside = match within {
             Some(Within::There(inside)) => inside,
             Some(Within::Begun(inside)) => inside.wait()?.bind(&endpoint.name)?,
+            Some(Within::ToCome) => {
+                for attachment in &endpoint.attachments {
+                    self.hold_out(endpoint, attachment).await?;
+                }
+                self.write_files(endpoint);
+                return check_held(&endpoint.publishes);
+            }
             None => return Ok(()),
         };
         inside.raise_loopback().await?;

@@ -7,7 +7,10 @@ use std::{
 
 use ipnet::{IpNet, Ipv6Net};
 
-use super::{capability::CapabilityError, ipam::AddressError, paths::LockError, store::StoreError};
+use super::{
+    capability::CapabilityError, docker::DockerError, ipam::AddressError, paths::LockError,
+    store::StoreError,
+};
 use crate::{
     api::types::{FailureKind, Fault},
     bpf::BpfError,
@@ -37,6 +40,8 @@ pub enum AgentError {
     Network(#[from] NetworkError),
     #[error(transparent)]
     Mode(#[from] ModeError),
+    #[error(transparent)]
+    Docker(#[from] DockerError),
     #[error("an endpoint \"{0}\" exists already: choose another name, or remove it first")]
     EndpointExists(Name),
     #[error("an endpoint \"{0}\" exists and its namespace is gone: `netfw endpoint rm {0}` first")]
@@ -232,6 +237,7 @@ impl AgentError {
             ) => FailureKind::Invalid,
             E::Network(error) => error.kind(),
             E::Mode(error) => error.kind(),
+            E::Docker(error) => error.kind(),
             E::Net(NetError::NotANamespace { .. }) => FailureKind::Invalid,
             E::NoEndpoint(_) | E::NotPublished { .. } => FailureKind::NotFound,
             E::Outdated

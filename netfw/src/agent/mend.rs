@@ -11,7 +11,6 @@ use std::{
 use super::{
     Agent, AgentError, UplinkState,
     record::{Endpoint, Network},
-    store::Change,
 };
 use crate::{metrics::Repair, name::Name, net::Link};
 
@@ -210,35 +209,25 @@ impl Agent {
         }
     }
 
-    /// Removes endpoints whose processes are gone for `shown`: nobody can have their namespace again.
+    /// Removes endpoints whose processes, or Docker's sandboxes, are gone for `shown`: nobody can have their
+    /// namespace again.
     pub(super) async fn sweep_lost(&mut self, shown: Duration) -> Result<(), AgentError> {
         let now = Instant::now();
         let lost = |e: &&Endpoint| {
-            e.namespace.id.is_some()
-                && !e.removing
-                && !self.is_up(e)
-                && self.open_target(e).is_err()
+            let process =
+                || e.namespace.id.is_some() && !self.is_up(e) && self.open_target(e).is_err();
+            !e.removing && (process() || self.is_lost_sandbox(e))
         };
-        let lost: Vec<Endpoint> = self
-            .wanted
-            .endpoints
-            .values()
-            .filter(lost)
-            .cloned()
-            .collect();
-        self.lost
-            .retain(|name, _| lost.iter().any(|e| e.name == *name));
-        for mut endpoint in lost {
-            let name = endpoint.name.clone();
+        let all = self.wanted.endpoints.values();
+        let lost: Vec<Name> = all.filter(lost).map(|e| e.name.clone()).collect();
+        self.lost.retain(|name, _| lost.contains(name));
+        for name in lost {
             let since = *self.lost.entry(name.clone()).or_insert(now);
             if now - since < shown {
                 continue;
             }
-            tracing::info!(endpoint = %name, "removed: the process whose namespace it had is gone");
-            endpoint.removing = true;
-            self.store.commit(&[Change::Endpoint(&endpoint)])?;
-            self.wanted.endpoints.insert(name.clone(), endpoint);
-            self.finish_removal(&name).await?;
+            tracing::info!(endpoint = %name, "removed: the container whose namespace it had is gone");
+            self.remove_owned(&name).await?;
         }
         Ok(())
     }

@@ -9,7 +9,7 @@
 //! | [`ipam`], [`plan`], [`counter`], [`node`] | decisions, pure: addresses, networks, counter indexes, uplinks |
 //! | [`start`] | from the store to a running node |
 //! | [`network`], [`endpoint`], [`attachment`], [`publish`], [`ports`], [`flow`] | requests |
-//! | [`owned`] | attachments of container runtimes |
+//! | [`owned`], [`docker`] | attachments of container runtimes, and what Docker wants otherwise |
 //! | [`files`] | what containers find in `/etc` |
 //! | [`names`] | what the name servers are told |
 //! | [`purge`] | flows that must go, in portions |
@@ -35,6 +35,7 @@ pub mod capability;
 pub mod config;
 pub mod counter;
 mod described;
+pub mod docker;
 pub mod down;
 pub mod endpoint;
 pub mod error;

@@ -199,7 +199,7 @@ impl Agent {
     }
 
     /// Every network there is, and what of the node is in the way.
-    async fn obstacles(&self) -> Result<Vec<Obstacle>, AgentError> {
+    pub(super) async fn obstacles(&self) -> Result<Vec<Obstacle>, AgentError> {
         let networks = self.wanted.networks.values().flat_map(|network| {
             network.subnets().map(|net| Obstacle {
                 net,

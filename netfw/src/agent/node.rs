@@ -138,17 +138,21 @@ fn globals<'a>(link: &Link, addresses: &'a [Address]) -> impl Iterator<Item = &'
         .filter(move |a| a.ifindex == index && a.scope_global && !a.tentative)
 }
 
-fn leads_out(link: &Link, links: &[Link], named: &[String]) -> bool {
+fn leads_out(link: &Link, links: &[Link], uplinks: &[String]) -> bool {
     // A port of a bridge or bond sees frames before its master does, but the node's routing knows
     // the master only; a member of a VRF is routed by itself. Interfaces of any instance of netfw
     // are no way to the world.
-    let own = link
-        .alias
-        .as_deref()
-        .is_some_and(|a| a.starts_with("netfw:"));
+    let is_own = |link: &Link| {
+        let alias = link.alias.as_deref();
+        alias.is_some_and(|alias| alias.starts_with("netfw:"))
+    };
+    // The other end of a veth pair may wait here for the container that it is for.
+    let peer = link.peer.filter(|_| !link.peer_elsewhere);
+    let waits = || links.iter().any(|l| Some(l.index) == peer && is_own(l));
+    let own = is_own(link) || waits();
     let master = links.iter().find(|other| Some(other.index) == link.master);
     let port = link.master.is_some() && master.and_then(|m| m.kind.as_deref()) != Some("vrf");
-    !link.loopback && !own && (!port || named.contains(&link.name))
+    !link.loopback && !own && (!port || uplinks.contains(&link.name))
 }
 
 #[cfg(test)]
@@ -169,6 +173,7 @@ mod tests {
             point_to_point: false,
             no_arp: false,
             peer: None,
+            peer_elsewhere: false,
             operational: true,
         }
     }

@@ -58,6 +58,7 @@ impl Agent {
             );
             self.clear_away(&name, &network).await;
         }
+        self.adopt().await;
         // Last: it makes interfaces that are not in this view.
         let mended = self.mend(&links).await;
         self.sweep_lost(SHOWN).await?;
@@ -109,8 +110,10 @@ impl Agent {
                 || self.up.values().any(|up| up == ifindex)
         };
         let is_bridge = |ifindex: &u32| self.bridges.values().any(|b| b.ifindex == *ifindex);
-        // An end in a container that comes up is to be prepared for XDP.
+        // An end in a container that comes up is to be prepared for XDP; and one that comes to be there, to be
+        // adopted.
         !self.xdp.is_active()
+            && !self.is_awaited(touched.links.iter().copied())
             && gone.iter().all(|known| *known)
             && touched.links.iter().all(|i| is_veth(i) || is_bridge(i))
             // What is up stays so, unless somebody else has his way.

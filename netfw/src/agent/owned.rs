@@ -75,18 +75,27 @@ impl Agent {
             return Ok(None);
         };
         let (name, network) = place(endpoint, attachment);
-        // What a person has connected it to goes with the container.
-        let owned = endpoint.attached().filter(|a| a.owner.is_some());
-        if owned.count() > 1 {
-            self.disconnect_endpoint(&network, &name).await?;
-        } else {
-            self.remove_owned(&name).await?;
-        }
+        self.detach_from(&network, &name).await?;
         Ok(Some(name))
     }
 
+    /// Takes a runtime's container out of a network of the runtime's; with the last of those it goes.
+    pub(super) async fn detach_from(
+        &mut self,
+        network: &Name,
+        name: &Name,
+    ) -> Result<(), AgentError> {
+        // What a person has connected it to goes with the container.
+        let endpoint = self.wanted_endpoint(name)?;
+        let owned = endpoint.attached().filter(|a| a.owner.is_some());
+        match owned.count() {
+            0 | 1 => self.remove_owned(name).await,
+            _ => self.disconnect_endpoint(network, name).await,
+        }
+    }
+
     /// Removes a runtime's container, and before it what a person has put into its namespace: that goes too.
-    async fn remove_owned(&mut self, name: &Name) -> Result<(), AgentError> {
+    pub(super) async fn remove_owned(&mut self, name: &Name) -> Result<(), AgentError> {
         let all = self.wanted.endpoints.values();
         let shares = |e: &&Endpoint| e.mode == record::Mode::Container(name.clone()) && !e.removing;
         let sharers: Vec<Name> = all.filter(shares).map(|e| e.name.clone()).collect();
@@ -300,7 +309,7 @@ impl Agent {
     }
 
     /// What of `specs` the endpoint has not published yet, on whichever addresses it can be.
-    fn unpublished(&self, endpoint: &Endpoint, specs: &[Spec]) -> Vec<Spec> {
+    pub(super) fn unpublished(&self, endpoint: &Endpoint, specs: &[Spec]) -> Vec<Spec> {
         let families = self.wanted.families(endpoint);
         let has = |spec: &Spec| endpoint.publishes.iter().any(|p| spec.names(&p.publish));
         let on_each = |spec: &Spec| match spec.host_ip {

@@ -155,20 +155,34 @@ impl Agent {
             let named = |p: &mut Published| spec.names(&p.publish);
             gone.extend(after.publishes.extract_if(.., named));
         }
+        self.withdraw_from(&before, &gone)?;
+        self.endpoint_view(name)
+    }
+
+    /// Ends publishes of an endpoint that stays, with their connections.
+    pub(super) fn withdraw_from(
+        &mut self,
+        before: &Endpoint,
+        gone: &[Published],
+    ) -> Result<(), AgentError> {
+        let mut after = before.clone();
+        after
+            .publishes
+            .retain(|published| !gone.contains(published));
         self.store.commit(&[Change::Endpoint(&after)])?;
-        if let Err(error) = self.withdraw_publishes(&gone) {
+        if let Err(error) = self.withdraw_publishes(gone) {
             // Some may be withdrawn already.
-            self.store.commit(&[Change::Endpoint(&before)])?;
-            if self.is_up(&before) {
-                self.enter_publishes(&before, &before.publishes)?;
+            self.store.commit(&[Change::Endpoint(before)])?;
+            if self.is_up(before) {
+                self.enter_publishes(before, &before.publishes)?;
             }
             return Err(error);
         }
-        self.wanted.endpoints.insert(name.clone(), after);
+        self.wanted.endpoints.insert(before.name.clone(), after);
         let ips: Vec<IpAddr> = before.ips().collect();
-        self.hang_up(name, &ips, &gone);
-        self.purge_publishes(&gone);
-        self.endpoint_view(name)
+        self.hang_up(&before.name, &ips, gone);
+        self.purge_publishes(gone);
+        Ok(())
     }
 
     /// Flows that publishes have made, and then their counters are free.
@@ -217,8 +231,7 @@ impl Agent {
             };
             listed.push((published, list));
         }
-        // Runtimes bind the host port themselves.
-        let flags = match endpoint.is_runtimes() {
+        let flags = match endpoint.has_ports_bound() {
             true => publish_flag::UNRESERVED,
             false => 0,
         };
@@ -320,7 +333,7 @@ impl Agent {
         let mut looks = Looks::default();
         // A runtime's are bound by itself.
         let endpoints = self.wanted.endpoints.values();
-        for endpoint in endpoints.filter(|e| self.is_up(e) && !e.is_runtimes()) {
+        for endpoint in endpoints.filter(|e| self.is_up(e) && !e.has_ports_bound()) {
             for published in &endpoint.publishes {
                 match looks.check(&published.publish) {
                     Err(AgentError::PortHeld { publish, holder }) => tracing::warn!(

@@ -206,6 +206,17 @@ pub struct Target {
     pub id: Option<NamespaceId>,
 }
 
+impl Target {
+    /// Somebody else makes it.
+    pub fn foreign(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            made: false,
+            id: None,
+        }
+    }
+}
+
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Published {
     pub publish: Publish,
@@ -287,6 +298,16 @@ impl Attachment {
         self.ips().any(|ip| Family::of(ip) == family)
     }
 
+    /// Is its runtime still to take the container's end out of the node ([`Owner::configures`])?
+    pub fn is_waiting(&self) -> bool {
+        self.interface == waiting_interface(&self.host_interface)
+    }
+
+    /// Does its runtime configure the container's end?
+    pub fn is_configured_by_runtime(&self) -> bool {
+        self.owner.as_ref().is_some_and(Owner::configures)
+    }
+
     /// The container's table of routes for what it sends from this attachment's addresses: the number in
     /// the name of the host side, which is random, and nobody else's.
     pub fn table(&self) -> u32 {
@@ -322,6 +343,19 @@ impl Endpoint {
     /// Does a container runtime make and remove it?
     pub fn is_runtimes(&self) -> bool {
         self.attachments.iter().any(|a| a.owner.is_some())
+    }
+
+    /// Does its container runtime bind the host ports of its publishes?
+    pub fn has_ports_bound(&self) -> bool {
+        let owners = self.attachments.iter().filter_map(|a| a.owner.as_ref());
+        owners.into_iter().any(Owner::binds_ports)
+    }
+
+    /// Has it interfaces that its container runtime configures, and routes with them?
+    pub fn is_configured_by_runtime(&self) -> bool {
+        self.attachments
+            .iter()
+            .any(Attachment::is_configured_by_runtime)
     }
 
     /// Those that are not on their way out.
@@ -388,6 +422,11 @@ pub fn is_object(instance: &Name, link: &Link, object: &Name, mac: Mac) -> bool 
 pub fn new_host_interface(endpoint: &Name) -> String {
     use std::hash::{BuildHasher, RandomState};
     format!("nf{:08x}", RandomState::new().hash_one(endpoint) as u32)
+}
+
+/// What the other end of a veth pair is called while it waits in the node for a container runtime.
+pub fn waiting_interface(host_interface: &str) -> String {
+    format!("np{}", host_interface.trim_start_matches("nf"))
 }
 
 /// The MAC address of the host side of a veth pair: high, so that a bridge without one of its own

@@ -35,6 +35,7 @@ use super::{
 use crate::{
     api::server::{Shared, metrics_router, router},
     bpf::{DataPlane, Epoch},
+    docker,
     metrics::serve::{Listener, is_open},
     net::{Change, Monitor, Namespace},
 };
@@ -101,6 +102,7 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
     let mut monitor = Monitor::current()?;
     let group = config.socket_group.clone();
     let program_log = config.program_log;
+    let driver = config.docker.then(|| config.instance.clone());
     // Before anything is made, too: an address that cannot be had ends the start.
     let metrics = config.metrics.clone();
     let scraped = match &metrics {
@@ -138,6 +140,13 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
                 .await
         })
     };
+    let driver = driver.and_then(|instance| match docker::bind(&instance) {
+        Ok(listener) => Some(tokio::spawn(docker::serve(listener, shared.clone()))),
+        Err(error) => {
+            tracing::warn!(error = %crate::chain(&error), "Docker does not find its driver");
+            None
+        }
+    });
     let scraper = scraped.map(|listener| {
         let app = metrics_router(shared.clone());
         tokio::spawn(listener.serve(app, shared.agent.clone()))
@@ -264,6 +273,12 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
     stop.notify_one();
     if tokio::time::timeout(GRACE, server).await.is_err() {
         tracing::warn!("requests were still under way");
+    }
+    if let Some(driver) = driver {
+        driver.abort();
+        if let Err(error) = docker::remove(&paths.instance) {
+            tracing::debug!(%error, "the driver's socket");
+        }
     }
     // Whoever holds the lock changes nothing half-way.
     let mut last = shared.agent.lock().await;

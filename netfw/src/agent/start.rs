@@ -104,6 +104,7 @@ impl Agent {
         self.attach_guards(&links);
         self.start_names();
         self.ensure_endpoints().await?;
+        self.adopt().await;
         self.purge_unsettled();
         self.sweep_lost(Duration::ZERO).await?;
         self.report_held();
@@ -296,6 +297,8 @@ impl Agent {
         }
         // Killed between making the pair and giving it its address?
         let configured = match inside {
+            // That is the runtime's, and it may be about it.
+            _ if attachment.is_configured_by_runtime() => Ok(()),
             Ok(Ok(inside)) => self
                 .configure_container(attachment, link.index, &inside, None)
                 .await
@@ -335,6 +338,11 @@ impl Agent {
             let inside = Inside::of(namespace)?;
             inside.raise_loopback().await?;
             let ends = self.attach(endpoint, attachment, &inside).await?;
+            if attachment.is_configured_by_runtime() {
+                // It set them once, and does not look again.
+                let has = inside.look().await?;
+                self.set_default_routes(endpoint, &inside, &has).await?;
+            }
             self.wait_usable(&endpoint.name, attachment, ends, &inside.netlink)
                 .await
         };

@@ -42,7 +42,7 @@ use crate::{
 };
 
 /// Longest request, in bytes.
-const BODY_LIMIT: usize = 1 << 20;
+pub const BODY_LIMIT: usize = 1 << 20;
 
 #[derive(Clone)]
 pub struct Shared {
@@ -164,7 +164,7 @@ async fn to_the_end<T: Send + 'static>(
 
 /// A change, told to the name servers, and then the flows that must go with it, which others need not
 /// wait for.
-async fn change<T: Send + 'static>(
+pub async fn change<T: Send + 'static>(
     shared: Shared,
     work: impl AsyncFnOnce(&mut Agent) -> Result<T, AgentError> + Send + 'static,
 ) -> Result<(T, usize), AgentError> {

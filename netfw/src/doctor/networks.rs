@@ -376,6 +376,7 @@ mod tests {
             point_to_point: false,
             no_arp: false,
             peer: None,
+            peer_elsewhere: false,
             operational: true,
         }
     }

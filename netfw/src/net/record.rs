@@ -33,6 +33,8 @@ pub struct Link {
     pub no_arp: bool,
     /// `IFLA_LINK`: a veth's other end (an index of *its* namespace), a VLAN's base.
     pub peer: Option<u32>,
+    /// `IFLA_LINK_NETNSID`: that is in another namespace.
+    pub peer_elsewhere: bool,
     /// `IFLA_OPERSTATE` is up: what is sent by it leaves.
     pub operational: bool,
 }
@@ -53,6 +55,7 @@ impl From<LinkMessage> for Link {
             point_to_point: flags.contains(LinkFlags::Pointopoint),
             no_arp: flags.contains(LinkFlags::Noarp),
             peer: None,
+            peer_elsewhere: false,
             operational: false,
         };
         for attribute in message.attributes {
@@ -63,6 +66,7 @@ impl From<LinkMessage> for Link {
                 LinkAttribute::OperState(state) => link.operational = state == State::Up,
                 LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
                 LinkAttribute::Controller(index) => link.master = Some(index),
+                LinkAttribute::LinkNetNsId(_) => link.peer_elsewhere = true,
                 LinkAttribute::Link(index) => link.peer = Some(index).filter(|&i| i != 0),
                 LinkAttribute::LinkInfo(infos) => {
                     for info in infos {

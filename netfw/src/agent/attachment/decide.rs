@@ -16,7 +16,7 @@ use crate::{
         ipam::{self, Pool},
         names,
         plan::family,
-        record::{Attachment, Endpoint, Network, new_host_interface},
+        record::{Attachment, Endpoint, Network, new_host_interface, waiting_interface},
         store::Change,
     },
     api::owned::Owned,
@@ -34,9 +34,18 @@ pub(in crate::agent) struct Asked {
     pub owned: Option<Owned>,
 }
 
+impl Asked {
+    /// By the runtime that has it made, inside.
+    pub fn is_configured_by_runtime(&self) -> bool {
+        let owned = self.owned.as_ref();
+        owned.is_some_and(|owned| owned.owner.configures())
+    }
+}
+
 impl Agent {
     /// What an attachment of `name` to `network` will be, or why it cannot be; takes addresses of
-    /// `network`, and touches nothing else. `inside` is none where the namespace is to be made.
+    /// `network`, and touches nothing else. `inside` is none where the namespace is to be made, by us or by a
+    /// runtime.
     pub(in crate::agent) async fn decide_attachment(
         &self,
         name: &Name,
@@ -80,12 +89,16 @@ impl Agent {
             }
         };
         self.check_mac(mac, network)?;
+        let host_interface = self.free_host_interface(name).await?;
+        if asked.is_configured_by_runtime() {
+            interface = waiting_interface(&host_interface);
+        }
         Ok(Attachment {
             network: network.name.clone(),
             ip4,
             ip6,
             mac,
-            host_interface: self.free_host_interface(name).await?,
+            host_interface,
             interface,
             aliases: asked.aliases.clone(),
             owner: asked.owned.as_ref().map(|owned| owned.owner.clone()),

@@ -2,13 +2,19 @@
 
 use crate::{
     name::Name,
-    net::{Namespace, NetError, Netlink, namespace::Beside},
+    net::{Link, Namespace, NetError, Netlink, Route, namespace::Beside},
 };
 
 /// A container's namespace, and a netlink socket in it.
 pub(in crate::agent) struct Inside {
     pub namespace: Namespace,
     pub netlink: Netlink,
+}
+
+/// What there is in it.
+pub(in crate::agent) struct Has {
+    pub links: Vec<Link>,
+    pub routes: Vec<Route>,
 }
 
 impl Inside {
@@ -31,6 +37,13 @@ impl Inside {
     pub(in crate::agent) fn of(namespace: Namespace) -> Result<Self, NetError> {
         let netlink = Netlink::within(&namespace)?;
         Ok(Self { namespace, netlink })
+    }
+
+    pub(in crate::agent) async fn look(&self) -> Result<Has, NetError> {
+        Ok(Has {
+            links: self.netlink.links().await?,
+            routes: self.netlink.routes().await?,
+        })
     }
 
     pub(in crate::agent) async fn raise_loopback(&self) -> Result<(), NetError> {

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use netfw_common::record as map;
 
-use super::Inside;
+use super::inside::{Has, Inside};
 use crate::{
     agent::{
         Agent, AgentError, Place,
@@ -14,7 +14,7 @@ use crate::{
         record::{Attachment, Endpoint, Family, alias, host_mac, is_object},
     },
     name::Name,
-    net::{NetError, Netlink, Route, Veth, namespace::Beside, sysctl},
+    net::{Link, Namespace, NetError, Netlink, Route, Veth, namespace::Beside, sysctl},
 };
 
 /// A container's interface on its way to being fit for IPv6, before it is up.
@@ -54,8 +54,40 @@ impl Agent {
         attachment: &Attachment,
         inside: &Inside,
     ) -> Result<Plugged, AgentError> {
+        let host = self
+            .create_pair(endpoint, attachment, &inside.namespace)
+            .await?;
+        // It takes the longer, the more namespaces there are.
+        let prepared = self.prepare_ipv6(attachment, inside)?;
+        self.register(endpoint, attachment, host)?;
+        Ok(Plugged { host, prepared })
+    }
+
+    /// A veth pair whose other end waits in the node, down, for the runtime that takes it into the container
+    /// and configures it there ([`Agent::adopt`]).
+    pub(in crate::agent) async fn hold_out(
+        &mut self,
+        endpoint: &Endpoint,
+        attachment: &Attachment,
+    ) -> Result<(), AgentError> {
+        let node = Namespace::current()?;
+        let host = self.create_pair(endpoint, attachment, &node).await?;
+        self.register(endpoint, attachment, host)?;
+        self.dataplane
+            .attach_container(host, &attachment.host_interface)?;
+        self.netlink.set_up(host).await?;
+        self.note_up(place(endpoint, attachment), host);
+        Ok(())
+    }
+
+    /// A veth pair, down, its other end in `namespace`. Returns the index of the host side.
+    async fn create_pair(
+        &self,
+        endpoint: &Endpoint,
+        attachment: &Attachment,
+        namespace: &Namespace,
+    ) -> Result<u32, AgentError> {
         let bridge = self.bridge_of(attachment)?;
-        let mtu = self.mtu_of(self.network_of(attachment)?);
         let (host, _) = self
             .netlink
             .create_veth(Veth {
@@ -63,17 +95,25 @@ impl Agent {
                 host_mac: host_mac(&attachment.host_interface).0,
                 peer_name: &attachment.interface,
                 peer_mac: attachment.mac.0,
-                peer_ns: inside.namespace.as_fd(),
-                mtu,
+                peer_ns: namespace.as_fd(),
+                mtu: self.mtu_of(self.network_of(attachment)?),
                 master: bridge.ifindex,
                 alias: &alias(&self.config.instance, &endpoint.name),
             })
             .await?;
-        // It takes the longer, the more namespaces there are.
-        let prepared = self.prepare_ipv6(attachment, inside)?;
+        Ok(host)
+    }
+
+    /// A new pair's records, before it is up.
+    fn register(
+        &mut self,
+        endpoint: &Endpoint,
+        attachment: &Attachment,
+        host: u32,
+    ) -> Result<(), AgentError> {
         silence(self.conf6.as_ref(), &attachment.host_interface)?;
-        self.set_records(endpoint, attachment, host, mtu)?;
-        Ok(Plugged { host, prepared })
+        let mtu = self.mtu_of(self.network_of(attachment)?);
+        self.set_records(endpoint, attachment, host, mtu)
     }
 
     /// The other half: its program, and up.
@@ -212,21 +252,42 @@ impl Agent {
         Ok(link.index)
     }
 
-    /// Inside: a default route of each family, where it belongs and unless there is one of somebody else's;
-    /// and, of an endpoint in several networks, a rule for each of its addresses. Idempotent.
+    /// Inside: a default route of each family, where it belongs and unless there is one of somebody else's
+    /// or the runtime's to set; and, of an endpoint in several networks, a rule for each of its addresses.
+    /// Idempotent.
     pub(in crate::agent) async fn set_ways(
         &self,
         endpoint: &Endpoint,
         inside: &Inside,
     ) -> Result<(), AgentError> {
+        let has = inside.look().await?;
+        self.set_rules(endpoint, inside, &has).await?;
+        match endpoint.is_configured_by_runtime() {
+            true => Ok(()),
+            false => self.set_default_routes(endpoint, inside, &has).await,
+        }
+    }
+
+    /// Inside: of what index is the attachment's interface? None where it is not there.
+    fn index_inside(
+        &self,
+        endpoint: &Endpoint,
+        attachment: &Attachment,
+        links: &[Link],
+    ) -> Option<u32> {
+        let host = self.up.get(&place(endpoint, attachment))?;
+        let link = links.iter().find(|link| link.peer == Some(*host))?;
+        Some(link.index)
+    }
+
+    pub(in crate::agent) async fn set_rules(
+        &self,
+        endpoint: &Endpoint,
+        inside: &Inside,
+        Has { links, routes }: &Has,
+    ) -> Result<(), AgentError> {
         let netlink = &inside.netlink;
-        let links = netlink.links().await?;
-        let routes = netlink.routes().await?;
-        let index = |attachment: &Attachment| {
-            let host = self.up.get(&place(endpoint, attachment));
-            let link = links.iter().find(|link| link.peer == host.copied());
-            host.and(link).map(|link| link.index)
-        };
+        let index = |attachment| self.index_inside(endpoint, attachment, links);
         // What is in one network has never had rules, or had them deleted when it left the others.
         let several = endpoint.attachments.len() > 1;
         let left_alone = endpoint.attached().count() == 1;
@@ -250,6 +311,17 @@ impl Agent {
                 }
             }
         }
+        Ok(())
+    }
+
+    pub(in crate::agent) async fn set_default_routes(
+        &self,
+        endpoint: &Endpoint,
+        inside: &Inside,
+        Has { links, routes }: &Has,
+    ) -> Result<(), AgentError> {
+        let netlink = &inside.netlink;
+        let index = |attachment| self.index_inside(endpoint, attachment, links);
         for family in [Family::V4, Family::V6] {
             let way = self.wanted.way_out(endpoint, family);
             let ours = |route: &Route| {
