@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::{
+    docker,
     ipam::{self, Pool},
     record::{Endpoint, Mode, Network, Published, Wanted},
 };
@@ -29,9 +30,14 @@ impl From<&Wanted> for Document {
 
 impl Document {
     /// As if it named what container runtimes have, where it does not: their containers come and go as they say,
-    /// and the networks of these stay for them.
+    /// and the networks of these stay for them. Docker's stay in any case, since it makes each once.
     pub(super) fn beside_runtimes(&self, wanted: &Wanted) -> Self {
         let mut all = self.clone();
+        let networks = wanted.networks.values();
+        for network in networks.filter(|n| n.labels.contains_key(docker::LABEL)) {
+            let name = network.name.clone();
+            all.networks.entry(name).or_insert_with(|| network.into());
+        }
         let endpoints = wanted.endpoints.values();
         for endpoint in endpoints.filter(|e| e.is_runtimes() && !e.removing) {
             all.endpoints

@@ -126,7 +126,7 @@ pub fn clear(instance: &Name, paths: &Paths, report: &mut Report) {
         remove_directory(&paths.state, report);
     }
     remove_directory(&paths.run, report);
-    match docker::remove(instance) {
+    match docker::remove_socket(instance) {
         Ok(true) => report
             .removed
             .push("the socket of the driver for Docker".into()),
@@ -135,6 +135,7 @@ pub fn clear(instance: &Name, paths: &Paths, report: &mut Report) {
             .errors
             .push(format!("the socket of the driver for Docker: {error}")),
     }
+    docker::remove_directories();
     report.errors.extend(unreadable);
 }
 

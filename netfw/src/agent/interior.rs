@@ -6,6 +6,7 @@ use std::{net::IpAddr, path::Path};
 use crate::{
     api::types::Endpoint,
     net::{Address, Link, Namespace, NetError, Netlink, Route},
+    owner::Owner,
 };
 
 pub struct Interior {
@@ -83,6 +84,7 @@ impl Interior {
                 let mut addresses = self.addresses.iter();
                 addresses.any(|address| address.ifindex == link.index && address.addr == ip)
             };
+            let sets_routes = attachment.owner.as_ref().is_some_and(Owner::configures);
             let v4 = (
                 attachment.ip.map(IpAddr::V4),
                 attachment.prefix_len,
@@ -110,7 +112,7 @@ impl Interior {
                         && route.dst.prefix_len() == 0
                         && route.dst.addr().is_ipv4() == ip.is_ipv4()
                 });
-                if leads_here && !is_there {
+                if leads_here && !is_there && !sets_routes {
                     let (family, option) = match ip {
                         IpAddr::V4(_) => ("IPv4", ""),
                         IpAddr::V6(_) => ("IPv6", "-6 "),
@@ -168,6 +170,7 @@ mod tests {
             point_to_point: false,
             no_arp: false,
             peer: Some(7),
+            peer_elsewhere: true,
             operational: true,
         };
         let address = |addr: &str, prefix_len| Address {

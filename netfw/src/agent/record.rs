@@ -300,7 +300,8 @@ impl Attachment {
 
     /// Is its runtime still to take the container's end out of the node ([`Owner::configures`])?
     pub fn is_waiting(&self) -> bool {
-        self.interface == waiting_interface(&self.host_interface)
+        let number = self.interface.strip_prefix(WAITING);
+        number.is_some() && number == self.host_interface.strip_prefix(HOST)
     }
 
     /// Does its runtime configure the container's end?
@@ -418,15 +419,22 @@ pub fn is_object(instance: &Name, link: &Link, object: &Name, mac: Mac) -> bool 
     }
 }
 
+/// What names of host sides begin with.
+const HOST: &str = "nf";
+/// And those of their other ends, while these wait in the node.
+const WAITING: &str = "np";
+
 /// `nf` and eight hex digits, chosen at random: short enough for IFNAMSIZ, and nobody else's.
 pub fn new_host_interface(endpoint: &Name) -> String {
     use std::hash::{BuildHasher, RandomState};
-    format!("nf{:08x}", RandomState::new().hash_one(endpoint) as u32)
+    let number = RandomState::new().hash_one(endpoint) as u32;
+    format!("{HOST}{number:08x}")
 }
 
 /// What the other end of a veth pair is called while it waits in the node for a container runtime.
 pub fn waiting_interface(host_interface: &str) -> String {
-    format!("np{}", host_interface.trim_start_matches("nf"))
+    let number = host_interface.strip_prefix(HOST).unwrap_or_default();
+    format!("{WAITING}{number}")
 }
 
 /// The MAC address of the host side of a veth pair: high, so that a bridge without one of its own
@@ -474,5 +482,24 @@ mod tests {
         assert_eq!(object_of(&instance, Some("netfw:ab:web")), None);
         assert_eq!(object_of(&instance, Some("other")), None);
         assert_eq!(object_of(&instance, None), None);
+    }
+
+    #[test]
+    fn an_end_that_waits_is_known_by_its_name() {
+        let host_interface = new_host_interface(&"web".parse().unwrap());
+        let mut attachment = Attachment {
+            network: "bridge".parse().unwrap(),
+            ip4: None,
+            ip6: None,
+            mac: Mac([0; 6]),
+            interface: waiting_interface(&host_interface),
+            host_interface,
+            aliases: Vec::new(),
+            owner: None,
+            removing: false,
+        };
+        assert!(attachment.is_waiting());
+        attachment.interface = "eth0".into();
+        assert!(!attachment.is_waiting());
     }
 }

@@ -276,7 +276,7 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
     }
     if let Some(driver) = driver {
         driver.abort();
-        if let Err(error) = docker::remove(&paths.instance) {
+        if let Err(error) = docker::remove_socket(&paths.instance) {
             tracing::debug!(%error, "the driver's socket");
         }
     }

@@ -19,7 +19,11 @@ mod message;
 mod option;
 mod port;
 
-use std::{fs, io, path::PathBuf, sync::Arc};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use axum::{
     Json, Router,
@@ -60,33 +64,41 @@ pub fn socket(instance: &Name) -> PathBuf {
 
 /// The driver's socket, for root alone.
 pub fn bind(instance: &Name) -> Result<UnixListener, AgentError> {
-    let io = |source| AgentError::Io {
-        path: PLUGINS.into(),
-        source,
-    };
-    fs::create_dir_all(PLUGINS).map_err(io)?;
-    listen(&socket(instance), None)
+    /// Another instance may be about removing the directory, which is empty.
+    const ATTEMPTS: u32 = 10;
+    let mut attempt = 1;
+    loop {
+        fs::create_dir_all(PLUGINS).map_err(|source| AgentError::Io {
+            path: PLUGINS.into(),
+            source,
+        })?;
+        match listen(&socket(instance), None) {
+            Err(AgentError::Io { source, .. })
+                if source.kind() == io::ErrorKind::NotFound && attempt < ATTEMPTS =>
+            {
+                attempt += 1;
+            }
+            done => return done,
+        }
+    }
 }
 
-/// Removes the socket and, where nobody else needs them, the directories that it is in. Returns whether it was
-/// there.
-pub fn remove(instance: &Name) -> io::Result<bool> {
-    let socket = socket(instance);
-    let there = match fs::remove_file(&socket) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
-        done => {
-            done?;
-            true
-        }
-    };
-    // dockerd's own directory has more in it, while there is a dockerd.
-    let parents = socket.ancestors().skip(1).take(2);
-    for directory in parents {
+/// Removes the socket. Returns whether it was there.
+pub fn remove_socket(instance: &Name) -> io::Result<bool> {
+    match fs::remove_file(socket(instance)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        done => done.map(|()| true),
+    }
+}
+
+/// Removes the directories that sockets of drivers are in, where nobody has anything in them.
+pub fn remove_directories() {
+    for directory in Path::new(PLUGINS).ancestors().take(2) {
+        // dockerd's own has more in it, while there is a dockerd.
         if fs::remove_dir(directory).is_err() {
             break;
         }
     }
-    Ok(there)
 }
 
 #[derive(Clone)]

@@ -10,6 +10,7 @@ mod bind;
 mod bulk;
 mod cni;
 mod dns_lookup;
+mod docker;
 mod doctor;
 mod endurance;
 mod exec;

@@ -444,7 +444,7 @@ fn document() -> impl Strategy<Value = String> {
 
 #[test]
 fn what_container_runtimes_have_is_left_alone() {
-    let both = "[networks.app]\n[networks.old]\n\
+    let both = "[networks.app]\n[networks.old]\n[networks.docker-0123]\nlabels = { docker = \"0123\" }\n\
                 [endpoints.web]\nnetworks = [{ network = \"app\" }]\npublish = [\"8080:80\"]\n\
                 [endpoints.db]\n";
     let mut present = apply(both, &Wanted::default());
@@ -475,7 +475,7 @@ fn what_container_runtimes_have_is_left_alone() {
     assert!(after.endpoints[&web].publishes.is_empty());
     let exported = Document::from(&present);
     assert!(!exported.endpoints.contains_key(&web));
-    assert_eq!(exported.networks.len(), 3);
+    assert_eq!(exported.networks.len(), 4);
 }
 
 proptest! {

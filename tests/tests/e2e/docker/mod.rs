@@ -1,0 +1,3 @@
+//! Docker's networks, by the agent's driver.
+
+mod protocol;

@@ -1,0 +1,682 @@
+//! What dockerd asks a driver, and what it is told: the requests are those of dockerd 20.10, and these tests
+//! play it.
+
+use std::{
+    fs,
+    net::IpAddr,
+    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use netfw_tests::{
+    Agent, Lab, Namespace,
+    netns::stdout,
+    programs::{Nginx, curl, curl_in_vain, ping},
+    topology::{CLIENT, NODE, NODE6, WORLD},
+    wait::wait_until,
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::{
+    cni::directory,
+    setting::{SOON, text},
+};
+
+const NETWORK: &str = "c875d97a11bb22cc33dd44ee55ff66778899aabbccddeeff0011223344556677";
+const OTHER: &str = "6e564a3f11bb22cc33dd44ee55ff66778899aabbccddeeff0011223344556677";
+const ENDPOINT: &str = "865286fa11bb22cc33dd44ee55ff66778899aabbccddeeff0011223344556677";
+const SECOND: &str = "455c8c9a11bb22cc33dd44ee55ff66778899aabbccddeeff0011223344556677";
+
+/// What the sandboxes of these tests are called.
+const SANDBOX: &str = "81c5c27c3446";
+
+const OK: u16 = 200;
+const BAD: u16 = 400;
+const CONFLICT: u16 = 409;
+
+/// Plays dockerd towards an agent.
+///
+/// Fields drop in order.
+struct Player {
+    agent: Agent,
+    /// Of namespaces' files.
+    sandboxes: TempDir,
+    lab: Lab,
+}
+
+impl Player {
+    #[track_caller]
+    fn new() -> Self {
+        let lab = Lab::new();
+        Self {
+            agent: Agent::start(&lab),
+            sandboxes: directory("netfw-sandboxes-"),
+            lab,
+        }
+    }
+
+    fn socket(&self) -> PathBuf {
+        PathBuf::from(format!(
+            "/run/docker/plugins/{}.sock",
+            self.agent.instance()
+        ))
+    }
+
+    /// `POST /METHOD`: status and answer.
+    #[track_caller]
+    fn post_from(&self, from: &Namespace, method: &str, body: &str) -> (u16, Value) {
+        let said = stdout(
+            curl_to(from, &self.socket())
+                .args(["-w", "\n%{http_code}", "-d", body])
+                .arg(format!("http://plugin/{method}")),
+        );
+        let (body, status) = said.rsplit_once('\n').expect("a status");
+        let answer = match body {
+            "" => Value::Null,
+            body => serde_json::from_str(body).expect("JSON"),
+        };
+        (status.parse().expect("a status"), answer)
+    }
+
+    #[track_caller]
+    fn post(&self, method: &str, body: &str) -> (u16, Value) {
+        self.post_from(&self.lab.node, method, body)
+    }
+
+    /// What the driver answers where it has nothing against it.
+    #[track_caller]
+    fn ask(&self, method: &str, body: Value) -> Value {
+        let (status, answer) = self.post(method, &body.to_string());
+        assert_eq!(status, OK, "{method} {body}: {answer}");
+        answer
+    }
+
+    /// Why the driver refuses.
+    #[track_caller]
+    fn refused(&self, method: &str, body: Value) -> (u16, String) {
+        let (status, answer) = self.post(method, &body.to_string());
+        assert_ne!(status, OK, "{method} {body}: {answer}");
+        (status, text(&answer["Err"]).to_owned())
+    }
+
+    #[track_caller]
+    fn create_network(&self, id: &str, subnet: &str, gateway: &str) {
+        let body = json!({
+            "NetworkID": id,
+            "Options": {"com.docker.network.enable_ipv6": false, "com.docker.network.generic": {}},
+            "IPv4Data": [{"AddressSpace": "LocalDefault", "Gateway": gateway, "Pool": subnet}],
+            "IPv6Data": [],
+        });
+        assert_eq!(self.ask("NetworkDriver.CreateNetwork", body), json!({}));
+    }
+
+    /// The answer to a Join.
+    #[track_caller]
+    fn join(&self, network: &str, endpoint: &str, address: &str) -> Value {
+        self.create_endpoint(network, endpoint, address);
+        self.ask("NetworkDriver.Join", self.joining(network, endpoint))
+    }
+
+    #[track_caller]
+    fn create_endpoint(&self, network: &str, endpoint: &str, address: &str) -> Value {
+        let body = json!({
+            "NetworkID": network,
+            "EndpointID": endpoint,
+            "Interface": {"Address": address, "AddressIPv6": "", "MacAddress": ""},
+            "Options": {"com.docker.network.endpoint.exposedports": [], "com.docker.network.portmap": []},
+        });
+        self.ask("NetworkDriver.CreateEndpoint", body)
+    }
+
+    fn joining(&self, network: &str, endpoint: &str) -> Value {
+        json!({
+            "NetworkID": network,
+            "EndpointID": endpoint,
+            "SandboxKey": self.sandbox(),
+            "Options": {},
+        })
+    }
+
+    fn sandbox(&self) -> PathBuf {
+        self.sandboxes.path().join(SANDBOX)
+    }
+
+    #[track_caller]
+    fn publish(&self, network: &str, endpoint: &str, ports: Value) {
+        let body = json!({
+            "NetworkID": network, "EndpointID": endpoint,
+            "Options": {"com.docker.network.endpoint.exposedports": [], "com.docker.network.portmap": ports},
+        });
+        self.ask("NetworkDriver.ProgramExternalConnectivity", body);
+    }
+
+    #[track_caller]
+    fn says(&self, method: &str, network: &str, endpoint: &str) {
+        let body = json!({"NetworkID": network, "EndpointID": endpoint});
+        let answer = self.ask(&format!("NetworkDriver.{method}"), body);
+        assert_eq!(answer, json!({}));
+    }
+
+    /// As dockerd does it once the container's namespace is there.
+    #[track_caller]
+    fn take(&self, joined: &Value, address: &str, container: &Namespace, interface: &str) {
+        if !self.sandbox().exists() {
+            symlink(container.path(), self.sandbox()).expect("a new link");
+        }
+        let source = text(&joined["InterfaceName"]["SrcName"]);
+        self.lab
+            .node
+            .ip(&["link", "set", source, "netns", container.name()]);
+        container.ip(&["link", "set", source, "name", interface]);
+        container.ip(&["address", "add", address, "dev", interface]);
+        container.ip(&["link", "set", interface, "up"]);
+        if let Some(gateway) = joined["Gateway"].as_str()
+            && container.ip(&["route", "show", "default"]).is_empty()
+        {
+            container.ip(&["route", "add", "default", "via", gateway]);
+        }
+    }
+
+    fn endpoints(&self) -> Vec<Value> {
+        let all = self.agent.json(&["endpoint", "ls"]);
+        all.as_array().expect("a list").clone()
+    }
+
+    /// The agent knows by which names the container's interfaces go there.
+    #[track_caller]
+    fn is_adopted(&self, interfaces: &[&str]) {
+        wait_until("the agent to look inside", SOON, || {
+            let endpoints = self.endpoints();
+            let networks = endpoints[0]["networks"].as_array().expect("a list");
+            let names = networks.iter().map(|n| text(&n["interface"]));
+            names.eq(interfaces.iter().copied())
+        });
+    }
+}
+
+fn curl_to(from: &Namespace, socket: &Path) -> Command {
+    let mut curl = from.command("curl");
+    curl.args(["-sS", "-m", "30", "--unix-socket"]).arg(socket);
+    curl
+}
+
+/// As `docker run -p HOST:CONTAINER` has it; protocols as of IP.
+fn binding(protocol: u8, host: u16, container: u16) -> Value {
+    json!({"Proto": protocol, "IP": "", "Port": container, "HostIP": "", "HostPort": host, "HostPortEnd": host})
+}
+
+#[test]
+fn who_the_driver_is() {
+    let player = Player::new();
+    let (status, answer) = player.post("Plugin.Activate", "");
+    assert_eq!(status, OK);
+    assert_eq!(
+        answer,
+        json!({"Implements": ["NetworkDriver", "IpamDriver"]})
+    );
+    assert_eq!(
+        player.ask("NetworkDriver.GetCapabilities", json!({})),
+        json!({"Scope": "local", "ConnectivityScope": "local"})
+    );
+    assert_eq!(
+        player.ask("IpamDriver.GetCapabilities", json!({})),
+        json!({"RequiresMACAddress": false, "RequiresRequestReplay": false})
+    );
+    assert_eq!(
+        player.ask("IpamDriver.GetDefaultAddressSpaces", json!({})),
+        json!({"LocalDefaultAddressSpace": "netfw", "GlobalDefaultAddressSpace": "netfw"})
+    );
+    let socket = fs::metadata(player.socket()).expect("a socket");
+    assert_eq!((socket.mode() & 0o777, socket.uid()), (0o600, 0));
+    assert_eq!(socket.permissions().mode() & 0o077, 0);
+    // What it does without, dockerd does without, too.
+    assert_eq!(player.post("NetworkDriver.AllocateNetwork", "{}").0, 404);
+}
+
+#[test]
+fn a_container_s_whole_life() {
+    let player = Player::new();
+    let before = player.lab.node.links();
+    player.ask(
+        "NetworkDriver.CreateNetwork",
+        json!({
+            "NetworkID": NETWORK,
+            "Options": {"com.docker.network.enable_ipv6": true, "com.docker.network.generic": {"name": "app"}},
+            "IPv4Data": [{"AddressSpace": "LocalDefault", "Gateway": "10.99.0.1/24", "Pool": "10.99.0.0/24"}],
+            "IPv6Data": [{"AddressSpace": "LocalDefault", "Gateway": "fd99::1/64", "Pool": "fd99::/64"}],
+        }),
+    );
+    let created = player.ask(
+        "NetworkDriver.CreateEndpoint",
+        json!({
+            "NetworkID": NETWORK, "EndpointID": ENDPOINT,
+            "Interface": {"Address": "10.99.0.77/24", "AddressIPv6": "fd99::77/64", "MacAddress": ""},
+            "Options": null,
+        }),
+    );
+    let mac = text(&created["Interface"]["MacAddress"]);
+    assert!(mac.starts_with("02:6e:"), "{created}");
+    let joined = player.ask("NetworkDriver.Join", player.joining(NETWORK, ENDPOINT));
+    let source = text(&joined["InterfaceName"]["SrcName"]).to_owned();
+    let expected = json!({
+        "InterfaceName": {"SrcName": source, "DstPrefix": "eth"},
+        "Gateway": "10.99.0.1", "GatewayIPv6": "fd99::1", "DisableGatewayService": true,
+    });
+    assert_eq!(joined, expected);
+    // Until it is taken it is nothing to anybody: no uplink, and no endpoint that is gone.
+    let status = player.agent.json(&["status"]);
+    let uplinks = status["uplinks"].as_array().expect("a list");
+    assert!(
+        uplinks.iter().all(|uplink| uplink["name"] != *source),
+        "{status}"
+    );
+    let ports = json!([binding(6, 8080, 80), binding(6, 0, 81)]);
+    player.publish(NETWORK, ENDPOINT, ports);
+    assert_eq!(
+        player.ask(
+            "NetworkDriver.EndpointOperInfo",
+            json!({"NetworkID": NETWORK, "EndpointID": ENDPOINT})
+        ),
+        json!({"Value": {}})
+    );
+
+    let container = player.lab.container("web");
+    player.take(&joined, "10.99.0.77/24", &container, "eth0");
+    container.ip(&["address", "add", "fd99::77/64", "dev", "eth0", "nodad"]);
+    container.ip(&["route", "add", "default", "via", "fd99::1"]);
+    player.is_adopted(&["eth0"]);
+    let nginx = Nginx::start(&container, "web", &[80, 81]);
+    for node in [NODE, NODE6] {
+        wait_until("the page", SOON, || {
+            curl(&player.lab.client, node, 8080, "/") == Some(nginx.page(80))
+        });
+    }
+    assert!(
+        nginx
+            .log()
+            .iter()
+            .any(|line| line.starts_with(&CLIENT.to_string()))
+    );
+    assert!(ping(&container, WORLD));
+    let [endpoint] = &player.endpoints()[..] else {
+        panic!("one endpoint")
+    };
+    assert_eq!(endpoint["name"], format!("docker-{SANDBOX}"));
+    assert_eq!(endpoint["mac"], mac);
+    assert_eq!(
+        endpoint["networks"][0]["owner"],
+        json!({"docker": {"container": SANDBOX, "network": NETWORK, "endpoint": ENDPOINT}})
+    );
+    let chosen = endpoint["publishes"].as_array().expect("a list").iter();
+    let chosen = chosen.filter(|p| p["container_ports"]["first"] == 81);
+    let chosen: Vec<u64> = chosen
+        .filter_map(|p| p["host_ports"]["first"].as_u64())
+        .collect();
+    assert_eq!(chosen.len(), 2, "{endpoint}");
+    let port = chosen[0].try_into().expect("a port");
+    assert_eq!(
+        curl(&player.lab.client, NODE, port, "/"),
+        Some(nginx.page(81))
+    );
+
+    player.says("RevokeExternalConnectivity", NETWORK, ENDPOINT);
+    assert!(curl_in_vain(&player.lab.client, NODE, 8080));
+    assert!(ping(&container, WORLD), "its way out stays");
+    player.says("Leave", NETWORK, ENDPOINT);
+    assert_eq!(player.endpoints(), [Value::Null; 0]);
+    player.says("DeleteEndpoint", NETWORK, ENDPOINT);
+    assert_eq!(
+        player.ask("NetworkDriver.DeleteNetwork", json!({"NetworkID": NETWORK})),
+        json!({})
+    );
+    assert_eq!(player.lab.node.links(), before);
+}
+
+#[test]
+fn dockerd_or_the_agent_dies_half_way() {
+    let mut player = Player::new();
+    player.create_network(NETWORK, "10.99.0.0/24", "10.99.0.1/24");
+    // It asks again where it heard no answer.
+    player.create_network(NETWORK, "10.99.0.0/24", "10.99.0.1/24");
+    let before = player.lab.node.links();
+
+    // Before the container has its interface.
+    player.create_endpoint(NETWORK, ENDPOINT, "10.99.0.2/24");
+    player.says("DeleteEndpoint", NETWORK, ENDPOINT);
+    player.join(NETWORK, ENDPOINT, "10.99.0.2/24");
+    player.agent.kill();
+    player.agent.start_again();
+    let [waiting] = &player.endpoints()[..] else {
+        panic!("one endpoint")
+    };
+    assert_eq!(waiting["state"], "up", "it waits for dockerd");
+    player.says("DeleteEndpoint", NETWORK, ENDPOINT);
+    player.says("DeleteEndpoint", NETWORK, ENDPOINT);
+    player.says("Leave", NETWORK, ENDPOINT);
+    assert_eq!(player.lab.node.links(), before);
+
+    // dockerd was killed before it heard the answer, or was away when its container ended: what it gives to
+    // somebody else is free.
+    player.join(NETWORK, ENDPOINT, "10.99.0.2/24");
+    let again = player.join(NETWORK, ENDPOINT, "10.99.0.2/24");
+    let container = player.lab.container("web");
+    player.take(&again, "10.99.0.2/24", &container, "eth0");
+    player.is_adopted(&["eth0"]);
+    player.publish(NETWORK, ENDPOINT, json!([binding(6, 8080, 80)]));
+    fs::remove_file(player.sandbox()).expect("the link");
+    let other = player.join(NETWORK, SECOND, "10.99.0.3/24");
+    player.publish(NETWORK, SECOND, json!([binding(6, 8080, 80)]));
+    let [endpoint] = &player.endpoints()[..] else {
+        panic!("one endpoint")
+    };
+    assert_eq!(endpoint["ip"], "10.99.0.3");
+    let container = player.lab.container("other");
+    player.take(&other, "10.99.0.3/24", &container, "eth0");
+    player.is_adopted(&["eth0"]);
+    let nginx = Nginx::start(&container, "other", &[80]);
+    assert_eq!(
+        curl(&player.lab.client, NODE, 8080, "/"),
+        Some(nginx.page(80))
+    );
+
+    // The agent was away when dockerd took the interface.
+    player.says("DeleteEndpoint", NETWORK, SECOND);
+    fs::remove_file(player.sandbox()).expect("the link");
+    let joined = player.join(NETWORK, SECOND, "10.99.0.3/24");
+    player.publish(NETWORK, SECOND, json!([binding(6, 8080, 80)]));
+    player.agent.kill();
+    let container = player.lab.container("third");
+    player.take(&joined, "10.99.0.3/24", &container, "eth0");
+    let nginx = Nginx::start(&container, "third", &[80]);
+    assert_eq!(
+        curl(&player.lab.client, NODE, 8080, "/"),
+        Some(nginx.page(80))
+    );
+    player.agent.start_again();
+    player.is_adopted(&["eth0"]);
+    assert_eq!(
+        curl(&player.lab.client, NODE, 8080, "/"),
+        Some(nginx.page(80))
+    );
+    // What is undone is made again, with the routes that dockerd sets only once.
+    let host = text(&player.endpoints()[0]["host_interface"]).to_owned();
+    player.lab.node.ip(&["link", "delete", &host]);
+    wait_until("the page", SOON, || {
+        curl(&player.lab.client, NODE, 8080, "/") == Some(nginx.page(80))
+    });
+
+    // A start of a container of which the agent forgot the first half.
+    player.create_endpoint(NETWORK, ENDPOINT, "10.99.0.2/24");
+    player.agent.stop();
+    assert!(
+        !player.socket().exists(),
+        "dockerd sees that nobody is there"
+    );
+    player.agent.start_again();
+    let (status, said) = player.refused("NetworkDriver.Join", player.joining(NETWORK, ENDPOINT));
+    assert_eq!(status, CONFLICT);
+    assert!(said.contains("Start the container again"), "{said}");
+}
+
+#[test]
+fn a_container_in_two_networks() {
+    let player = Player::new();
+    player.create_network(NETWORK, "10.99.0.0/24", "10.99.0.1/24");
+    player.create_network(OTHER, "10.98.0.0/24", "10.98.0.1/24");
+    // Newer versions of dockerd join all before the container is there.
+    let first = player.join(NETWORK, ENDPOINT, "10.99.0.2/24");
+    let second = player.join(OTHER, SECOND, "10.98.0.2/24");
+    let container = player.lab.container("web");
+    player.take(&first, "10.99.0.2/24", &container, "eth0");
+    player.take(&second, "10.98.0.2/24", &container, "eth1");
+    player.is_adopted(&["eth0", "eth1"]);
+    let nginx = Nginx::start(&container, "web", &[80]);
+    let leads_to = |ip: &str| {
+        let endpoint = &player.endpoints()[0];
+        assert_eq!(text(&endpoint["ip"]), ip);
+        assert_eq!(
+            curl(&player.lab.client, NODE, 8080, "/"),
+            Some(nginx.page(80))
+        );
+    };
+    player.publish(NETWORK, ENDPOINT, json!([binding(6, 8080, 80)]));
+    leads_to("10.99.0.2");
+    // dockerd chooses another way for the container.
+    player.says("RevokeExternalConnectivity", NETWORK, ENDPOINT);
+    player.publish(OTHER, SECOND, json!([binding(6, 8080, 80)]));
+    leads_to("10.98.0.2");
+    assert!(
+        container
+            .ip(&["route", "show", "default"])
+            .contains("10.99.0.1"),
+        "the default route is dockerd's to set"
+    );
+    player.says("Leave", NETWORK, ENDPOINT);
+    leads_to_alone(&player, &container);
+    assert_eq!(
+        curl(&player.lab.client, NODE, 8080, "/"),
+        Some(nginx.page(80))
+    );
+    player.says("DeleteEndpoint", OTHER, SECOND);
+    assert_eq!(player.endpoints(), [Value::Null; 0]);
+}
+
+/// As dockerd leaves a container that is in its second network alone.
+#[track_caller]
+fn leads_to_alone(player: &Player, container: &Namespace) {
+    let networks = player.endpoints()[0]["networks"].clone();
+    assert_eq!(networks.as_array().map(Vec::len), Some(1), "{networks}");
+    assert_eq!(container.ip(&["rule", "show", "from", "10.98.0.2"]), "");
+    container.ip(&["route", "replace", "default", "via", "10.98.0.1"]);
+}
+
+#[test]
+fn what_cannot_be_is_refused() {
+    let player = Player::new();
+    player.create_network(NETWORK, "10.99.0.0/24", "10.99.0.1/24");
+    let before = (
+        player.agent.json(&["network", "ls"]),
+        player.lab.node.links(),
+    );
+    for body in ["", "{", "[]", "null", "{}", r#"{"NetworkID": 1}"#] {
+        for method in ["CreateNetwork", "CreateEndpoint", "Join"] {
+            let (status, answer) = player.post(&format!("NetworkDriver.{method}"), body);
+            assert_eq!(status, BAD, "{method} {body:?}: {answer}");
+            let said = text(&answer["Err"]);
+            assert!(said.contains("cannot be read"), "{said}");
+        }
+    }
+    let network = |more: Value| {
+        let mut body = json!({"NetworkID": OTHER, "IPv4Data": [{"Pool": "10.98.0.0/24", "Gateway": "10.98.0.1/24"}]});
+        let fields = more.as_object().expect("fields").clone();
+        body.as_object_mut().expect("fields").extend(fields);
+        body
+    };
+    let option = |key: &str, value: &str| {
+        network(json!({"Options": {"com.docker.network.generic": {key: value}}}))
+    };
+    for (body, status, says) in [
+        (option("icc", "false"), BAD, "knows no option \"icc\""),
+        (option("mtu", "1"), BAD, "MTU"),
+        (option("name", "bridge"), CONFLICT, "\"bridge\" exists"),
+        (
+            network(json!({"IPv4Data": [{"Pool": "10.99.0.0/25"}]})),
+            CONFLICT,
+            "overlaps",
+        ),
+        (
+            network(json!({"IPv4Data": [{"Pool": "10.98.0.0"}]})),
+            BAD,
+            "is no address",
+        ),
+        (
+            network(json!({"NetworkID": "../../etc"})),
+            BAD,
+            "none of Docker's",
+        ),
+    ] {
+        let refused = player.refused("NetworkDriver.CreateNetwork", body);
+        assert_eq!(refused.0, status, "{refused:?}");
+        assert!(refused.1.contains(says), "{refused:?}");
+    }
+    let endpoint = |network: &str, address: &str| json!({"NetworkID": network, "EndpointID": SECOND, "Interface": {"Address": address}});
+    for (body, says) in [
+        (endpoint(OTHER, "10.98.0.2/24"), "`docker network rm`"),
+        (endpoint(NETWORK, ""), "has given no address"),
+        (endpoint(NETWORK, "10.99.0.2"), "is no address"),
+    ] {
+        let (_, said) = player.refused("NetworkDriver.CreateEndpoint", body);
+        assert!(said.contains(says), "{said}");
+    }
+    // The address is judged when the container joins.
+    for (address, says) in [
+        ("10.99.0.1/24", "is the gateway"),
+        ("10.1.0.2/24", "does not lie in"),
+    ] {
+        player.create_endpoint(NETWORK, SECOND, address);
+        let (_, said) = player.refused("NetworkDriver.Join", player.joining(NETWORK, SECOND));
+        assert!(said.contains(says), "{said}");
+    }
+    player.create_endpoint(NETWORK, SECOND, "10.99.0.2/24");
+    let joining = json!({"EndpointID": SECOND, "SandboxKey": "default"});
+    let (_, said) = player.refused("NetworkDriver.Join", joining);
+    assert!(said.contains("is no sandbox"), "{said}");
+    // A dockerd that lives elsewhere has no use for what is made here.
+    let (status, answer) =
+        player.post_from(&player.lab.client, "NetworkDriver.CreateNetwork", "{}");
+    assert_eq!(status, BAD);
+    let said = text(&answer["Err"]);
+    assert!(said.contains("another network namespace"), "{said}");
+    // Nothing was changed by any of these.
+    let after = (
+        player.agent.json(&["network", "ls"]),
+        player.lab.node.links(),
+    );
+    assert_eq!(after, before);
+    assert_eq!(player.endpoints(), [Value::Null; 0]);
+
+    // A port that is taken: the container does not start, and dockerd takes back what it has done.
+    let container = player.lab.container("web");
+    player.agent.netfw(&[
+        "endpoint",
+        "add",
+        "web",
+        "--netns",
+        container.name(),
+        "-p",
+        "8080:80",
+    ]);
+    player.join(NETWORK, ENDPOINT, "10.99.0.2/24");
+    let ports = json!({
+        "EndpointID": ENDPOINT,
+        "Options": {"com.docker.network.portmap": [binding(6, 8080, 80)]},
+    });
+    let (status, said) = player.refused("NetworkDriver.ProgramExternalConnectivity", ports);
+    assert_eq!(status, CONFLICT);
+    assert!(said.contains("endpoint \"web\" has"), "{said}");
+    player.says("DeleteEndpoint", NETWORK, ENDPOINT);
+    player.agent.netfw(&["endpoint", "rm", "web"]);
+    assert_eq!(player.lab.node.links(), before.1);
+    // In use.
+    player.join(NETWORK, ENDPOINT, "10.99.0.2/24");
+    let (status, said) =
+        player.refused("NetworkDriver.DeleteNetwork", json!({"NetworkID": NETWORK}));
+    assert_eq!(status, CONFLICT);
+    assert!(said.contains(SANDBOX), "{said}");
+    player.says("DeleteEndpoint", NETWORK, ENDPOINT);
+    player.ask("NetworkDriver.DeleteNetwork", json!({"NetworkID": NETWORK}));
+    player.ask("NetworkDriver.DeleteNetwork", json!({"NetworkID": NETWORK}));
+}
+
+#[test]
+fn subnets_and_addresses() {
+    let player = Player::new();
+    let pool = |v6: bool, pool: &str| {
+        let body =
+            json!({"AddressSpace": "netfw", "Pool": pool, "SubPool": "", "Options": {}, "V6": v6});
+        let answer = player.ask("IpamDriver.RequestPool", body);
+        assert_eq!(answer["Pool"], answer["PoolID"]);
+        text(&answer["Pool"]).to_owned()
+    };
+    let address = |pool: &str, address: &str, gateway: bool| {
+        let options = match gateway {
+            true => json!({"RequestAddressType": "com.docker.network.gateway"}),
+            false => Value::Null,
+        };
+        json!({"PoolID": pool, "Address": address, "Options": options})
+    };
+    let request = |body| text(&player.ask("IpamDriver.RequestAddress", body)["Address"]).to_owned();
+    // What is promised is promised once.
+    let (first, second, six) = (pool(false, ""), pool(false, ""), pool(true, ""));
+    assert_ne!(first, second);
+    assert!(six.ends_with("/64"), "{six}");
+    assert_eq!(pool(false, "10.97.0.0/29"), "10.97.0.0/29");
+    let own = "10.97.0.0/29";
+    assert_eq!(request(address(own, "10.97.0.6", true)), "10.97.0.6/29");
+    let given: Vec<String> = (0..5).map(|_| request(address(own, "", false))).collect();
+    let expected = [
+        "10.97.0.1/29",
+        "10.97.0.2/29",
+        "10.97.0.3/29",
+        "10.97.0.4/29",
+        "10.97.0.5/29",
+    ];
+    let sorted = {
+        let mut all = given.clone();
+        all.sort();
+        all
+    };
+    assert_eq!(sorted, expected);
+    let (_, said) = player.refused("IpamDriver.RequestAddress", address(own, "", false));
+    assert!(
+        said.contains("no address of 10.97.0.0/29 is free"),
+        "{said}"
+    );
+    let (_, said) = player.refused(
+        "IpamDriver.RequestAddress",
+        address(own, "10.97.0.3", false),
+    );
+    assert!(said.contains("is taken already"), "{said}");
+    player.ask(
+        "IpamDriver.ReleaseAddress",
+        json!({"PoolID": own, "Address": "10.97.0.3"}),
+    );
+    // Of a network and its containers the agent knows by itself, also after a restart.
+    player.create_network(NETWORK, own, "10.97.0.6/29");
+    player.join(NETWORK, ENDPOINT, "10.97.0.3/29");
+    let mut player = player;
+    player.agent.kill();
+    player.agent.start_again();
+    let body = address(own, "10.97.0.3", false);
+    let (_, said) = player.refused("IpamDriver.RequestAddress", body);
+    assert!(said.contains("is taken already"), "{said}");
+    let (_, said) = player.refused(
+        "IpamDriver.RequestAddress",
+        address(own, "10.97.0.6", false),
+    );
+    assert!(said.contains("is the gateway"), "{said}");
+    for (method, body, says) in [
+        (
+            "RequestPool",
+            json!({"Pool": "10.96.0.0/24", "SubPool": "10.96.0.128/25"}),
+            "--ip-range",
+        ),
+        ("RequestPool", json!({"Pool": "10.96.0.0"}), "is no address"),
+        (
+            "RequestAddress",
+            address("10.96.0.0/24", "10.97.0.1", false),
+            "does not lie in",
+        ),
+        ("ReleasePool", json!({"PoolID": "10.96"}), "is no address"),
+    ] {
+        let (status, said) = player.refused(&format!("IpamDriver.{method}"), body);
+        assert_eq!(status, BAD);
+        assert!(said.contains(says), "{said}");
+    }
+    player.ask("IpamDriver.ReleasePool", json!({"PoolID": own}));
+    player.says("DeleteEndpoint", NETWORK, ENDPOINT);
+    let ip: IpAddr = "10.97.0.3".parse().expect("an address");
+    assert!(!player.endpoints().iter().any(|e| e["ip"] == ip.to_string()));
+}
