@@ -49,9 +49,14 @@ struct Player {
 impl Player {
     #[track_caller]
     fn new() -> Self {
-        let lab = Lab::new();
+        Self::in_lab(Lab::new(), &[])
+    }
+
+    /// `options` are the agent's.
+    #[track_caller]
+    fn in_lab(lab: Lab, options: &[&str]) -> Self {
         Self {
-            agent: Agent::start(&lab),
+            agent: Agent::start_with(&lab, options),
             sandboxes: directory("netfw-sandboxes-"),
             lab,
         }
@@ -470,6 +475,33 @@ fn leads_to_alone(player: &Player, container: &Namespace) {
     assert_eq!(networks.as_array().map(Vec::len), Some(1), "{networks}");
     assert_eq!(container.ip(&["rule", "show", "from", "10.98.0.2"]), "");
     container.ip(&["route", "replace", "default", "via", "10.98.0.1"]);
+}
+
+#[test]
+fn xdp_sends_to_containers_of_docker_s() {
+    let lab = Lab::new();
+    // XDP leaves packets without checksums to TC.
+    lab.client.run(&["ethtool", "-K", "eth0", "tx", "off"]);
+    let player = Player::in_lab(lab, &["--xdp", "native"]);
+    player.create_network(NETWORK, "10.99.0.0/24", "10.99.0.1/24");
+    let joined = player.join(NETWORK, ENDPOINT, "10.99.0.2/24");
+    player.publish(NETWORK, ENDPOINT, json!([binding(6, 8080, 80)]));
+    let container = player.lab.container("web");
+    player.take(&joined, "10.99.0.2/24", &container, "eth0");
+    player.is_adopted(&["eth0"]);
+    let nginx = Nginx::start(&container, "web", &[80]);
+    let host = text(&player.endpoints()[0]["host_interface"]).to_owned();
+    wait_until("XDP to send into the container", SOON, || {
+        assert_eq!(
+            curl(&player.lab.client, NODE, 8080, "/"),
+            Some(nginx.page(80))
+        );
+        let shown = player.lab.node.run(&["ethtool", "-S", &host]);
+        let mut counts = shown
+            .lines()
+            .filter_map(|line| line.split_once("xdp_xmit: "));
+        counts.any(|(_, count)| count.trim() != "0")
+    });
 }
 
 #[test]
