@@ -11,6 +11,7 @@
 //! * [`pty`]: a program on a terminal
 //! * [`load`]: traffic that says what it missed
 //! * [`raw`]: sockets of any IP protocol
+//! * [`runtime`]: what tests of container runtimes share
 //! * [`sctp`]: an SCTP stack in user space
 //! * [`site`]: the programs, and a small world in their maps
 //! * [`sockets`]: sockets with what the standard library has no words for
@@ -39,6 +40,7 @@ pub mod programs;
 pub mod pty;
 pub mod raw;
 pub mod reaper;
+pub mod runtime;
 pub mod sctp;
 pub mod site;
 pub mod sockets;

@@ -9,6 +9,7 @@ mod attachments;
 mod bind;
 mod bulk;
 mod cni;
+mod containerd;
 mod dns_lookup;
 mod doctor;
 mod endurance;
