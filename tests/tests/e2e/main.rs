@@ -24,6 +24,7 @@ mod independent;
 mod ipv6;
 mod journal;
 mod killed;
+mod kubernetes;
 mod masquerade;
 mod mended;
 mod metrics;
