@@ -3,6 +3,7 @@
 //! * [`wait`]: wait for a condition, with a deadline
 //! * [`netns`]: network namespaces and processes in them, gone when their value is dropped
 //! * [`crowd`]: many empty namespaces at once
+//! * [`docker`]: dockerd
 //! * [`files`]: open files that no other test's programs hold
 //! * [`reaper`]: undoes what is left even when the test process is killed
 //! * [`topology`]: [`Lab`], a client, a node and the outside world in one line
@@ -29,6 +30,7 @@
 
 pub mod agent;
 pub mod crowd;
+pub mod docker;
 pub mod fate;
 pub mod files;
 pub mod flood;

@@ -6,6 +6,7 @@ mod ambiguity;
 mod apply;
 mod at_once;
 mod attachments;
+mod beside;
 mod bind;
 mod bulk;
 mod cni;
