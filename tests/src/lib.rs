@@ -3,6 +3,7 @@
 //! * [`wait`]: wait for a condition, with a deadline
 //! * [`netns`]: network namespaces and processes in them, gone when their value is dropped
 //! * [`crowd`]: many empty namespaces at once
+//! * [`docker`]: dockerd
 //! * [`files`]: open files that no other test's programs hold
 //! * [`reaper`]: undoes what is left even when the test process is killed
 //! * [`topology`]: [`Lab`], a client, a node and the outside world in one line
@@ -11,6 +12,7 @@
 //! * [`pty`]: a program on a terminal
 //! * [`load`]: traffic that says what it missed
 //! * [`raw`]: sockets of any IP protocol
+//! * [`runtime`]: what tests of container runtimes share
 //! * [`sctp`]: an SCTP stack in user space
 //! * [`site`]: the programs, and a small world in their maps
 //! * [`sockets`]: sockets with what the standard library has no words for
@@ -28,6 +30,7 @@
 
 pub mod agent;
 pub mod crowd;
+pub mod docker;
 pub mod fate;
 pub mod files;
 pub mod flood;
@@ -39,6 +42,7 @@ pub mod programs;
 pub mod pty;
 pub mod raw;
 pub mod reaper;
+pub mod runtime;
 pub mod sctp;
 pub mod site;
 pub mod sockets;

@@ -46,6 +46,8 @@ pub const FOR_RUNTIMES: &[Program] = &[
     ("podman", "podman"),
     ("runc", "runc"),
     ("conmon", "conmon"),
+    ("containerd", "containerd"),
+    ("dockerd", "docker.io"),
     ("busybox", "busybox-static"),
     ("/usr/lib/cni/host-local", "containernetworking-plugins"),
 ];

@@ -85,7 +85,7 @@ fn a_bridge_without_a_carrier_has_its_addresses_all_the_same() {
 }
 
 #[test]
-fn a_container_that_has_ipv6_off_gets_it_for_its_interface() {
+fn a_container_that_has_ipv6_off_gets_it_and_reaches_itself() {
     let lab = Lab::new();
     let agent = Agent::start(&lab);
     let web = lab.container("web");
@@ -93,8 +93,10 @@ fn a_container_that_has_ipv6_off_gets_it_for_its_interface() {
         web.sysctl(&format!("ipv6/conf/{which}/disable_ipv6"), "1");
     }
     attach(&agent, "web", &web, &[]);
-    let gateway = agent.json(&["endpoint", "inspect", "web"])["gateway6"].clone();
-    assert!(ping(&web, text(&gateway).parse().expect("an address")));
+    let endpoint = agent.json(&["endpoint", "inspect", "web"]);
+    for ip in [&endpoint["gateway6"], &endpoint["ip6"]] {
+        assert!(ping(&web, text(ip).parse().expect("an address")), "{ip}");
+    }
 }
 
 #[test]

@@ -4,7 +4,6 @@
 use std::{
     fs,
     net::{IpAddr, Ipv4Addr, UdpSocket},
-    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
@@ -13,6 +12,7 @@ use netfw_tests::{
     Agent, Lab, netns,
     programs::{UdpEcho, ask, curl, curl_in_vain, udp_socket_for},
     reaper,
+    runtime::{self, HTTPD, IMAGE, PAGE, endpoint, has_no_rules, serves},
     topology::{CLIENT, CLIENT6, NODE, NODE6},
     wait::wait_until,
 };
@@ -29,22 +29,18 @@ const PROGRAMS: [(&str, &str); 4] = [
     ("/usr/bin/podman", "podman"),
     ("/usr/sbin/runc", "runc"),
     ("/usr/bin/conmon", "conmon"),
-    ("/bin/busybox", "busybox-static"),
+    runtime::BUSYBOX,
 ];
 
-/// What a container of these tests has of busybox.
-const APPLETS: [&str; 6] = ["sh", "httpd", "wget", "cat", "ip", "sleep"];
-
 const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-const PAGE: &str = "hello from the container\n";
 
 /// podman on a node with an agent.
 ///
 /// Fields drop in order: the containers go before the agent, and that before the node.
-struct Podman {
+pub struct Podman {
     directory: Own,
-    agent: Agent,
-    lab: Lab,
+    pub agent: Agent,
+    pub lab: Lab,
 }
 
 /// podman's directories.
@@ -53,12 +49,8 @@ struct Own(TempDir);
 impl Podman {
     /// None, said aloud, where podman is not installed.
     #[track_caller]
-    fn start() -> Option<Self> {
-        let missing = PROGRAMS
-            .iter()
-            .find(|(program, _)| !Path::new(program).exists());
-        if let Some((program, package)) = missing {
-            eprintln!("skipped: there is no {program} (Debian's {package})");
+    pub fn start() -> Option<Self> {
+        if !runtime::are_there(&PROGRAMS) {
             return None;
         }
         let lab = Lab::new();
@@ -69,49 +61,38 @@ impl Podman {
             agent,
             lab,
         };
-        podman.import();
+        let archive = runtime::image(podman.path());
+        podman.podman(&["load", "--quiet", "--input", &archive.display().to_string()]);
         Some(podman)
     }
 
     /// A network for podman, as docs/podman.md has it.
-    fn network(&self, name: &str, more: &str) {
+    pub fn network(&self, name: &str, more: &str) {
         let instance = self.agent.instance();
-        let list = format!(
-            r#"{{"cniVersion": "1.0.0", "name": "{name}", "plugins": [{{
+        let plugin = format!(
+            r#"{{
                 "type": "netfw-cni", "instance": "{instance}", {more}
                 "capabilities": {{"portMappings": true, "ips": true, "mac": true, "aliases": true}}
-            }}]}}"#
+            }}"#
         );
-        let file = self.directory.path().join(format!("net/{name}.conflist"));
+        self.list(name, &plugin);
+    }
+
+    /// A network of other plugins.
+    pub fn list(&self, name: &str, plugins: &str) {
+        let list =
+            format!(r#"{{"cniVersion": "1.0.0", "name": "{name}", "plugins": [{plugins}]}}"#);
+        let file = self.path().join(format!("net/{name}.conflist"));
         fs::write(file, list).expect("a file in our own directory");
     }
 
-    /// An image `bb` with busybox and a page.
-    #[track_caller]
-    fn import(&self) {
-        let root = self.directory.path().join("image");
-        for directory in ["bin", "etc", "tmp", "www"] {
-            fs::create_dir_all(root.join(directory)).expect("a new directory");
-        }
-        fs::copy("/bin/busybox", root.join("bin/busybox")).expect("a copy of busybox");
-        for applet in APPLETS {
-            symlink("busybox", root.join("bin").join(applet)).expect("a new link");
-        }
-        fs::write(root.join("www/index.html"), PAGE).expect("a new file");
-        let archive = self.directory.path().join("image.tar");
-        let (root, archive) = (root.display().to_string(), archive.display().to_string());
-        let tar = Command::new("tar")
-            .args(["-C", &root, "-cf", &archive, "."])
-            .status();
-        assert!(
-            tar.is_ok_and(|status| status.success()),
-            "tar makes an archive"
-        );
-        self.podman(&["import", "--quiet", &archive, "bb:1"]);
+    /// podman's directory; plugins are in `bin`.
+    pub fn path(&self) -> &Path {
+        self.directory.path()
     }
 
     #[track_caller]
-    fn output(&self, words: &[&str]) -> Output {
+    pub fn output(&self, words: &[&str]) -> Output {
         let mut command = self.directory.command();
         command.args(words).stdin(Stdio::null());
         command.output().expect("podman can be started")
@@ -119,7 +100,7 @@ impl Podman {
 
     /// `podman WORDS`: what it printed. Panics unless it ends with status 0.
     #[track_caller]
-    fn podman(&self, words: &[&str]) -> String {
+    pub fn podman(&self, words: &[&str]) -> String {
         let output = self.output(words);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "podman {words:?}: {said}");
@@ -128,38 +109,9 @@ impl Podman {
 
     /// A container that serves a page on port 80.
     #[track_caller]
-    fn serve(&self, name: &str, options: &[&str]) {
+    pub fn serve(&self, name: &str, options: &[&str]) {
         let run = ["run", "-d", "--stop-signal", "KILL", "--name", name];
-        let httpd = ["bb:1", "httpd", "-f", "-vv", "-p", "80", "-h", "/www"];
-        self.podman(&[&run[..], options, &httpd[..]].concat());
-    }
-
-    /// The endpoint that a container is, while there is one.
-    fn endpoint(&self, name: &str) -> Option<Value> {
-        let all = self.agent.json(&["endpoint", "ls"]);
-        let mut all = all.as_array().expect("a list").iter();
-        all.find(|e| e["name"] == name).cloned()
-    }
-
-    #[track_caller]
-    fn serves(&self, port: u16) {
-        for node in [NODE, NODE6] {
-            wait_until(&format!("the page on {node}"), SOON, || {
-                curl(&self.lab.client, node, port, "/").as_deref() == Some(PAGE)
-            });
-        }
-    }
-
-    /// No rule of anybody's.
-    #[track_caller]
-    fn has_no_rules(&self) {
-        for look in [
-            &["iptables-save"][..],
-            &["ip6tables-save"],
-            &["nft", "list", "ruleset"],
-        ] {
-            assert_eq!(self.lab.node.run(look), "", "{look:?}");
-        }
+        self.podman(&[&run[..], options, &[IMAGE], &HTTPD].concat());
     }
 }
 
@@ -190,7 +142,7 @@ impl Own {
         fs::write(own.path().join("containers.conf"), conf).expect("a new file");
         // What every command begins with; also for the reaper.
         let script = format!(
-            "#!/bin/sh\nCONTAINERS_CONF='{path}/containers.conf' exec nsenter --net='{}' -- podman \
+            "#!/bin/sh\nCONTAINERS_CONF='{path}/containers.conf' exec nsenter --net='{}' -- /usr/bin/podman \
              --root '{path}/root' --runroot '{path}/run' --tmpdir '{path}/tmp' --storage-driver vfs \"$@\"\n",
             lab.node.path().display()
         );
@@ -233,8 +185,8 @@ fn a_published_port_of_podman_s_serves_the_world() {
         "web",
         &["--network", "app", "-p", "8080:80", "-p", "5353:53/udp"],
     );
-    podman.serves(8080);
-    podman.has_no_rules();
+    serves(&podman.lab, 8080);
+    has_no_rules(&podman.lab.node);
     // podman holds the port itself (`enable_port_reservation`); who asks for it gets the container.
     let bound = podman.lab.node.enter(|| UdpSocket::bind(("0.0.0.0", 5353)));
     assert!(bound.is_err(), "the port is podman's");
@@ -248,7 +200,7 @@ fn a_published_port_of_podman_s_serves_the_world() {
         });
     }
     // podman and netfw are of one mind.
-    let endpoint = podman.endpoint("web").expect("an endpoint");
+    let web = endpoint(&podman.agent, "web").expect("an endpoint");
     let inspected = podman.podman(&[
         "inspect",
         "web",
@@ -256,16 +208,16 @@ fn a_published_port_of_podman_s_serves_the_world() {
         "{{json .NetworkSettings.Networks.app}}",
     ]);
     let inspected: Value = serde_json::from_str(&inspected).expect("JSON");
-    assert_eq!(inspected["IPAddress"], endpoint["ip"]);
-    assert_eq!(inspected["GlobalIPv6Address"], endpoint["ip6"]);
-    assert_eq!(inspected["MacAddress"], endpoint["mac"]);
-    assert_eq!(inspected["Gateway"], endpoint["gateway"]);
+    assert_eq!(inspected["IPAddress"], web["ip"]);
+    assert_eq!(inspected["GlobalIPv6Address"], web["ip6"]);
+    assert_eq!(inspected["MacAddress"], web["mac"]);
+    assert_eq!(inspected["Gateway"], web["gateway"]);
     let shown = podman.podman(&["network", "ls", "--format", "{{.Name}} {{.Driver}}"]);
     assert!(shown.lines().any(|line| line == "app netfw-cni"), "{shown}");
     let shown = podman.podman(&["network", "inspect", "app"]);
     assert!(shown.contains("netfw-cni"), "{shown}");
 
-    let inside = PathBuf::from(text(&endpoint["netns"]));
+    let inside = PathBuf::from(text(&web["netns"]));
     let echo = netns::enter(&inside, || {
         UdpSocket::bind(("::", 53)).expect("the port is free")
     });
@@ -280,7 +232,7 @@ fn a_published_port_of_podman_s_serves_the_world() {
         "--rm",
         "--network",
         "app",
-        "bb:1",
+        IMAGE,
         "wget",
         "-qO-",
         "http://web/",
@@ -288,18 +240,18 @@ fn a_published_port_of_podman_s_serves_the_world() {
     assert_eq!(podman.podman(&other), PAGE);
 
     podman.podman(&["stop", "-t", "0", "web"]);
-    assert_eq!(podman.endpoint("web"), None);
+    assert_eq!(endpoint(&podman.agent, "web"), None);
     assert!(curl_in_vain(&podman.lab.client, NODE, 8080));
     podman.podman(&["start", "web"]);
-    podman.serves(8080);
+    serves(&podman.lab, 8080);
     podman.podman(&["restart", "-t", "0", "web"]);
-    podman.serves(8080);
+    serves(&podman.lab, 8080);
     podman.podman(&["rm", "-f", "-t", "0", "web"]);
     assert_eq!(
         podman.agent.json(&["endpoint", "ls"]),
         serde_json::json!([])
     );
-    podman.has_no_rules();
+    has_no_rules(&podman.lab.node);
     podman.agent.netfw(&["network", "rm", "app"]);
     assert_eq!(podman.lab.node.links(), before);
 }
@@ -320,14 +272,14 @@ fn a_container_of_podman_s_joins_and_leaves_networks() {
         "02:00:00:00:00:77",
     ];
     podman.serve("db", &back);
-    let db = podman.endpoint("db").expect("an endpoint");
+    let db = endpoint(&podman.agent, "db").expect("an endpoint");
     assert_eq!(
         (text(&db["ip"]), text(&db["mac"])),
         ("10.79.0.77", "02:00:00:00:00:77")
     );
     podman.serve("web", &["--network", "front", "-p", "8080:80"]);
     let networks = || {
-        let web = podman.endpoint("web").expect("an endpoint");
+        let web = endpoint(&podman.agent, "web").expect("an endpoint");
         let all = web["networks"].as_array().expect("a list").iter();
         all.map(|a| text(&a["network"]).to_owned())
             .collect::<Vec<_>>()
@@ -341,13 +293,13 @@ fn a_container_of_podman_s_joins_and_leaves_networks() {
         podman.podman(&["exec", "db", "wget", "-qO-", "http://www/"]),
         PAGE
     );
-    podman.serves(8080);
+    serves(&podman.lab, 8080);
     podman.podman(&["network", "disconnect", "back", "web"]);
     assert_eq!(networks(), ["front"]);
-    podman.serves(8080);
+    serves(&podman.lab, 8080);
     // Both from the beginning, though `back` has no IPv6.
     podman.serve("both", &["--network", "back,front", "-p", "8081:80"]);
-    podman.serves(8081);
+    serves(&podman.lab, 8081);
 
     // A port that is taken: nothing of the container is left.
     let taken = [
@@ -359,14 +311,14 @@ fn a_container_of_podman_s_joins_and_leaves_networks() {
         "front",
         "-p",
         "8080:80",
-        "bb:1",
+        IMAGE,
         "sleep",
         "9",
     ];
     let output = podman.output(&taken);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && said.contains("8080"), "{said}");
-    assert_eq!(podman.endpoint("late"), None);
+    assert_eq!(endpoint(&podman.agent, "late"), None);
     podman.podman(&["rm", "-fa", "-t", "0"]);
     assert_eq!(
         podman.agent.json(&["endpoint", "ls"]),

@@ -1,4 +1,4 @@
-//! `docs/tutorial.md`, run as it stands there.
+//! Pages of docs/ that are copied from a terminal, run as they stand there.
 //!
 //! With `NETFW_TUTORIAL=write` in the environment, what comes out is written into the page.
 
@@ -7,34 +7,49 @@ use std::{
     io::{BufRead as _, BufReader, Write as _},
     net::Ipv6Addr,
     os::unix::fs::PermissionsExt as _,
-    path::PathBuf,
+    path::Path,
     process::{Child, ChildStdin, Command, Stdio},
     sync::mpsc::{self, Receiver},
     thread,
     time::Duration,
 };
 
-use netfw_tests::{agent::binary, wait::wait_at_most};
+use netfw_tests::{
+    Namespace,
+    agent::binary,
+    docker::{CLIENT, Docker},
+    runtime::IMAGE,
+    wait::wait_at_most,
+};
 
-use crate::setting::SOON;
+use crate::{podman::Podman, setting::SOON};
 
 /// For one line of the page.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Namespaces of the page, which are to be gone at its end.
-const NAMESPACES: [&str; 8] = [
-    "laptop", "host1", "shop", "store", "lone", "api", "db", "safe",
-];
+/// A page, and the namespaces that it makes, which are to be gone at its end.
+struct Page {
+    name: &'static str,
+    namespaces: &'static [&'static str],
+}
+
+const TUTORIAL: Page = Page {
+    name: "tutorial.md",
+    namespaces: &[
+        "laptop", "host1", "shop", "store", "lone", "api", "db", "safe",
+    ],
+};
+
+const BY_HAND: Page = Page {
+    name: "by-hand.md",
+    namespaces: &["guest", "host2", "cache"],
+};
 
 /// A line of the page.
 enum Line {
     Prose(String),
     Command(String),
     Output(String),
-}
-
-fn page() -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/tutorial.md"))
 }
 
 fn lines(text: &str) -> Vec<Line> {
@@ -54,19 +69,21 @@ fn lines(text: &str) -> Vec<Line> {
     lines
 }
 
-/// A shell, in which `netfw` is the one under test, with an instance of its own. A program, and no function:
-/// who ends a job is to end what it has become.
+/// A shell, in which `netfw` is the one under test, with an instance of its own.
 struct Shell {
     child: Child,
     stdin: ChildStdin,
     said: Receiver<String>,
     instance: String,
-    /// Has the `netfw` that the page calls.
+    namespaces: &'static [&'static str],
+    /// Has the programs that are the tests' own.
     _path: tempfile::TempDir,
 }
 
 impl Shell {
-    fn start() -> Self {
+    /// `programs` are what the page calls beside netfw, and the command that each stands for. Programs, and no
+    /// functions: who ends a job is to end what it has become.
+    fn start(page: &Page, programs: &[(&str, &str)]) -> Self {
         let mut command = Command::new("bash");
         command
             .args(["--norc", "-m"])
@@ -85,12 +102,15 @@ impl Shell {
                 }
             }
         });
-        let instance = format!("tutorial{}", std::process::id());
+        let name = page.name.trim_end_matches(".md");
+        let instance = format!("{name}{}", std::process::id());
         let path = tempfile::tempdir().expect("a directory");
-        let netfw = path.path().join("netfw");
-        let line = format!("exec {} --instance {instance} \"$@\"", binary().display());
-        fs::write(&netfw, format!("#!/bin/sh\n{line}\n")).expect("our own file");
-        fs::set_permissions(&netfw, Permissions::from_mode(0o755)).expect("our own file");
+        let netfw = format!("{} --instance {instance}", binary().display());
+        for (name, line) in programs.iter().chain(&[("netfw", &netfw[..])]) {
+            let program = path.path().join(name);
+            fs::write(&program, format!("#!/bin/sh\nexec {line} \"$@\"\n")).expect("our own file");
+            fs::set_permissions(&program, Permissions::from_mode(0o755)).expect("our own file");
+        }
         let path_line = format!("exec 2>&1; PATH={}:$PATH", path.path().display());
         writeln!(stdin, "{path_line}").expect("bash reads");
         Self {
@@ -98,6 +118,7 @@ impl Shell {
             stdin,
             said,
             instance,
+            namespaces: page.namespaces,
             _path: path,
         }
     }
@@ -140,7 +161,7 @@ impl Drop for Shell {
             let _ = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
         };
         quiet(Command::new(binary()).args(["--instance", &self.instance, "down"]));
-        for name in NAMESPACES {
+        for name in self.namespaces {
             if fs::exists(format!("/run/netns/{name}")).unwrap_or(false) {
                 quiet(Command::new("ip").args(["netns", "del", name]));
             }
@@ -177,15 +198,41 @@ fn shape(line: &str) -> Vec<String> {
 
 #[test]
 fn the_tutorial_s_page_is_what_happens() {
-    for name in NAMESPACES {
+    happens(&TUTORIAL, &[]);
+}
+
+#[test]
+fn the_page_of_containers_by_hand_is_what_happens() {
+    let Some(podman) = Podman::start() else {
+        return;
+    };
+    let host = Namespace::new("docker");
+    let Some(docker) = Docker::start(&host, &[]) else {
+        return;
+    };
+    let busybox = "docker.io/library/busybox";
+    docker.docker(&["tag", IMAGE, busybox]);
+    podman.podman(&["tag", IMAGE, busybox]);
+    let docker = format!("{CLIENT} --host {}", docker.address());
+    let podman = format!("sh {}", podman.path().join("podman").display());
+    happens(&BY_HAND, &[("docker", &docker), ("podman", &podman)]);
+}
+
+/// Runs the page. `programs` are those of [`Shell::start`].
+#[track_caller]
+fn happens(page: &Page, programs: &[(&str, &str)]) {
+    for name in page.namespaces {
         assert!(
             !fs::exists(format!("/run/netns/{name}")).unwrap_or(false),
-            "the tutorial needs the name {name}: `ip netns del {name}`, or `netfw down`, first"
+            "the page needs the name {name}: `ip netns del {name}`, or `netfw down`, first"
         );
     }
-    let text = fs::read_to_string(page()).expect("the page");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../docs")
+        .join(page.name);
+    let text = fs::read_to_string(&file).expect("the page");
     let lines = lines(&text);
-    let mut shell = Shell::start();
+    let mut shell = Shell::start(page, programs);
     let mut written = String::new();
     let mut wrong = Vec::new();
     let mut rest = &lines[..];
@@ -217,7 +264,7 @@ fn the_tutorial_s_page_is_what_happens() {
         }
     }
     if std::env::var_os("NETFW_TUTORIAL").is_some_and(|it| it == "write") {
-        fs::write(page(), written).expect("the page");
+        fs::write(&file, written).expect("the page");
     } else {
         assert!(
             wrong.is_empty(),
@@ -225,7 +272,7 @@ fn the_tutorial_s_page_is_what_happens() {
             wrong.join("\n")
         );
     }
-    for name in NAMESPACES {
+    for name in page.namespaces {
         let left = fs::exists(format!("/run/netns/{name}")).unwrap_or(false);
         assert!(!left, "{name} is left");
     }

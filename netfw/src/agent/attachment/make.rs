@@ -193,22 +193,23 @@ impl Agent {
         }))
     }
 
-    /// Inside, only our address and our default route count. None where there is no IPv6.
+    /// Inside, only our address and our default route count; who asks for the container's own address there gets it by
+    /// `lo`, which whoever made the namespace may have kept from IPv6. None where there is no IPv6.
     fn prepare_ipv6(
         &self,
         attachment: &Attachment,
         inside: &Inside,
     ) -> Result<Option<Prepared>, AgentError> {
-        let directory = format!("net/ipv6/conf/{}", attachment.interface);
+        let interface = attachment.interface.clone();
         if !self.given(attachment)?.any(|(_, ip)| ip.is_ipv6()) {
             return Ok(None);
         }
         Ok(Some(inside.namespace.start(move || {
-            let directory = sysctl::Directory::open(&directory)?;
+            let conf6 = sysctl::Directory::open("net/ipv6/conf")?;
             for (key, value) in SETTINGS6 {
-                directory.set(key, value)?;
+                conf6.set(&format!("{interface}/{key}"), value)?;
             }
-            Ok(())
+            conf6.set("lo/disable_ipv6", "0").map(drop)
         })?))
     }
 

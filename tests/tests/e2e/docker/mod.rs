@@ -1,3 +1,4 @@
 //! Docker's networks, by the agent's driver.
 
+mod containers;
 mod protocol;
