@@ -11,9 +11,9 @@ use std::{
 };
 
 use super::{
-    Agent, AgentError,
+    Agent, AgentError, Place,
     config::{XDP_OFF, Xdp},
-    record::Endpoint,
+    record::{Attachment, Endpoint},
     run::LOOK_AGAIN,
 };
 use crate::{
@@ -302,20 +302,24 @@ impl Agent {
 
     /// `first`: no XDP program runs yet.
     fn prepare_endpoints(&mut self, first: bool) {
-        let todo: Vec<(Name, u32)> = self
+        let todo: Vec<(Place, u32)> = self
             .up
             .iter()
             .filter(|(_, ifindex)| !self.xdp.prepared.contains(ifindex))
-            .map(|((name, _), ifindex)| (name.clone(), *ifindex))
+            .map(|(place, ifindex)| (place.clone(), *ifindex))
             .collect();
         let mut without = BTreeSet::new();
-        for (name, ifindex) in todo {
+        for ((name, network), ifindex) in todo {
             let Some(endpoint) = self.wanted.endpoints.get(&name).cloned() else {
                 continue;
             };
-            let prepared = self
-                .open_target(&endpoint)
-                .and_then(|namespace| self.prepare(ifindex, &namespace));
+            let attachment = endpoint.attachment(&network);
+            let prepared = match attachment.is_some_and(Attachment::is_waiting) {
+                true => Ok(false),
+                false => self
+                    .open_target(&endpoint)
+                    .and_then(|namespace| self.prepare(ifindex, &namespace)),
+            };
             match prepared {
                 Ok(true) => continue,
                 Ok(false) => tracing::debug!(endpoint = %name, "down: XDP later"),
