@@ -12,7 +12,7 @@
 //! | [`owned`] | attachments of container runtimes |
 //! | [`files`] | what containers find in `/etc` |
 //! | [`names`] | what the name servers are told |
-//! | [`purge`] | flows that must go, in portions |
+//! | [`doomed`], [`purge`] | which flows must go; the walk to them, in portions |
 //! | [`xdp`] | XDP on uplinks |
 //! | [`observe`], [`mend`] | what happens to the node meanwhile; what of it is undone |
 //! | [`apply`], [`target`], [`steps`] | the node brought to what a document wants: what that is, and what is different |
@@ -35,6 +35,7 @@ pub mod capability;
 pub mod config;
 pub mod counter;
 mod described;
+mod doomed;
 pub mod down;
 pub mod endpoint;
 pub mod error;
