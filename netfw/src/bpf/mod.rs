@@ -230,6 +230,11 @@ impl DataPlane {
         cgroup::attach(self.running(), &links)
     }
 
+    /// Has somebody taken one of them off?
+    pub fn lacks_socket_program(&self) -> bool {
+        cgroup::lacks_program(&self.pins.links())
+    }
+
     fn attach(&mut self, hook: Hook, ifindex: u32, name: &str) -> Result<Attachment, BpfError> {
         let (links, only) = (self.pins.links(), self.only);
         attach::attach(self.running(), &links, hook, ifindex, name, only)
