@@ -31,6 +31,12 @@ pub enum NetError {
     #[error("there is no process {pid}, so its network namespace cannot be used")]
     NoProcess { pid: u32 },
 
+    #[error(
+        "process {pid} does not show its network namespace to root either: it is outside of the container or user \
+         namespace that netfw runs in, or protected; name a namespace by its path instead"
+    )]
+    HiddenProcess { pid: u32 },
+
     #[error("{key:?} is not a sysctl: keys are paths below /proc/sys, such as net/ipv4/ip_forward")]
     BadSysctl { key: String },
 

@@ -24,6 +24,7 @@ use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, setns, unshare},
     sys::statfs::{FsType, fstatfs},
+    unistd::geteuid,
 };
 
 use super::{NetError, netlink};
@@ -74,6 +75,9 @@ impl Namespace {
         let path = PathBuf::from(format!("/proc/{pid}/ns/net"));
         Self::open(&path, format!("pid {pid}")).map_err(|error| match error {
             NetError::NoSuchPath { .. } => NetError::NoProcess { pid },
+            error if error.errno() == Some(Errno::EACCES) && geteuid().is_root() => {
+                NetError::HiddenProcess { pid }
+            }
             other => other,
         })
     }
