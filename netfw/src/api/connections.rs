@@ -84,9 +84,9 @@ impl Connections {
     }
 
     /// Until the requests that are there are answered.
-    pub async fn finish(self) {
+    pub async fn finish(mut self) {
         drop(self.end);
-        self.open.join_all().await;
+        while self.open.join_next().await.is_some() {}
     }
 }
 

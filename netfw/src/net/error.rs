@@ -32,10 +32,11 @@ pub enum NetError {
     NoProcess { pid: u32 },
 
     #[error(
-        "process {pid} does not show its network namespace to root either: it is outside of the container or user \
-         namespace that netfw runs in, or protected; name a namespace by its path instead"
+        "{} may not be opened, by root neither: it is that of a process outside of the container or user namespace \
+         that netfw runs in, or is protected otherwise; name another namespace",
+        path.display()
     )]
-    HiddenProcess { pid: u32 },
+    Protected { path: PathBuf },
 
     #[error("{key:?} is not a sysctl: keys are paths below /proc/sys, such as net/ipv4/ip_forward")]
     BadSysctl { key: String },

@@ -75,9 +75,6 @@ impl Namespace {
         let path = PathBuf::from(format!("/proc/{pid}/ns/net"));
         Self::open(&path, format!("pid {pid}")).map_err(|error| match error {
             NetError::NoSuchPath { .. } => NetError::NoProcess { pid },
-            error if error.errno() == Some(Errno::EACCES) && geteuid().is_root() => {
-                NetError::HiddenProcess { pid }
-            }
             other => other,
         })
     }
@@ -185,6 +182,10 @@ impl Namespace {
                 // ESRCH: the process ended between look-up and open.
                 Some(Errno::ENOENT | Errno::ENOTDIR | Errno::ESRCH) => {
                     NetError::NoSuchPath { path: path.into() }
+                }
+                // Of a process, this takes what ptrace(2) does.
+                Some(Errno::EACCES) if geteuid().is_root() => {
+                    NetError::Protected { path: path.into() }
                 }
                 _ => NetError::system(asked())(error),
             })?;
