@@ -13,6 +13,22 @@ pub const TRIES: u32 = 32;
 /// far, so that they leave a block of ports that is published as a range.
 const STRIDE: u64 = 2_654_435_761;
 
+/// Ports come in groups of so many, of which nobody has all.
+pub const GROUP: u16 = 4;
+
+/// How far the ports of a group are apart: a published range takes whole groups, but at its ends; and who
+/// binds some ports in a row has each in a group of its own.
+const APART: u32 = 6;
+
+/// The `n`th other port (1 to [`GROUP`] - 1) of the group that `port` is in.
+///
+/// A container takes a port only while one of these is not its own, so it has three quarters at most, and the
+/// rest is enough for others: [`TRIES`] candidates find none of a quarter once in 10,000 times.
+#[inline(always)]
+pub const fn fellow(port: u16, n: u16) -> u16 {
+    port ^ (n << APART)
+}
+
 /// Ports to choose from, first and last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Range {
@@ -129,6 +145,24 @@ mod tests {
         fn a_port_in_the_range_is_kept(port in 1024u16..=32767, hash in any::<u32>()) {
             let range = Range { min: 1024, max: 32767 };
             prop_assert_eq!(range.candidate(port, hash, 0), port);
+        }
+    }
+
+    #[test]
+    fn a_group_is_the_same_to_each_of_its_ports() {
+        for port in 1024..=32767 {
+            let group = |port| {
+                let fellows = (1..GROUP).map(|n| fellow(port, n));
+                HashSet::from_iter(fellows.chain([port]))
+            };
+            let all: HashSet<u16> = group(port);
+            assert_eq!(all.len(), GROUP.into());
+            for &other in &all {
+                assert_eq!(group(other), all, "{port}");
+                // Both halves of the default range have whole groups.
+                assert_eq!(other < 16896, port < 16896, "{port}");
+                assert!((1024..=32767).contains(&other), "{port}");
+            }
         }
     }
 

@@ -28,6 +28,7 @@ use netfw_common::{
         Flow, TICK_SHIFT, Timeouts, flag, further, holdings, is_assured, lag, next_query_state,
         next_tcp_state, state, tcp,
     },
+    port,
     record::Config,
     tuple::{Tuple, proto, zone},
 };
@@ -668,6 +669,37 @@ pub fn is_free<F: Family>(work: &mut Work<F::Addr>) -> bool {
         }
         None => true,
     }
+}
+
+/// Has the container that the flow is being made for all other ports of the group that its port is in,
+/// towards this peer? See [`port::fellow`]. What is over does not count: it gives way to others.
+#[inline(never)]
+pub fn has_group<F: Family>(work: &mut Work<F::Addr>) -> bool {
+    let port = work.reply_key.dport;
+    let mut all = true;
+    for n in 1..port::GROUP {
+        work.reply_key.dport = Be16::new(port::fellow(port.get(), n));
+        if !is_own::<F>(work) {
+            all = false;
+            break;
+        }
+    }
+    work.reply_key.dport = port;
+    all
+}
+
+/// Does `work.reply_key` lead to the container that the flow is being made for, by a flow that goes on?
+#[inline(never)]
+fn is_own<F: Family>(work: &mut Work<F::Addr>) -> bool {
+    let Some((holder, _)) = find::<F>(&work.reply_key) else {
+        return false;
+    };
+    holder.copy_to(&mut work.other);
+    let holder = &work.other;
+    holder.has(flag::TO_CONTAINER)
+        && holder.ifindex == work.reply.ifindex
+        && !holder.is_closed()
+        && !holder.is_expired(work.key.proto, work.now, &config().timeouts)
 }
 
 /// Is the holder of `work.reply_key` (in `work.other`) the reply half of the flow that is being made,

@@ -19,6 +19,7 @@ use core::ptr::{addr_of, addr_of_mut};
 use netfw_common::{
     addr::{Address, Be16},
     flow::{flag, is_past, state},
+    port,
     record::{Mapping, MappingKey, network_flag, side},
     tuple::{Tuple, proto, zone},
 };
@@ -133,17 +134,35 @@ pub fn recall<F: Family>(work: &mut Work<F::Addr>) {
     }
 }
 
-/// Does `work.reply_key` go to the mapping of somebody else than the packet's sender?
+/// May the packet's sender have the port of `work.reply_key`: is it in no mapping of somebody else, and,
+/// where a mapping is to be made, not the last of a group of which the sender has all?
 #[inline(never)]
-pub fn is_others<F: Family>(work: &mut Work<F::Addr>) -> bool {
+pub fn is_free<F: Family>(work: &mut Work<F::Addr>) -> bool {
     let (addr, port) = (work.reply_key.dst, work.reply_key.dport);
     name(work, addr, port);
-    match Side::of::<F>(&work.external_key) {
-        Some(outside) => {
-            !outside.names(&work.internal_key) && !outside.is_expired(work.key.proto, work.now)
-        }
-        None => false,
+    if let Some(outside) = Side::of::<F>(&work.external_key)
+        && !outside.is_expired(work.key.proto, work.now)
+    {
+        return outside.names(&work.internal_key);
     }
+    work.mapped || !has_group::<F>(work)
+}
+
+/// Has the packet's sender mappings at all other ports of the group that the one of `work.external_key`
+/// is in? See [`port::fellow`].
+#[inline(always)]
+fn has_group<F: Family>(work: &mut Work<F::Addr>) -> bool {
+    let port = work.external_key.port;
+    for n in 1..port::GROUP {
+        work.external_key.port = Be16::new(port::fellow(port.get(), n));
+        let own = Side::of::<F>(&work.external_key).is_some_and(|outside| {
+            outside.addr() == work.key.src && !outside.is_expired(work.key.proto, work.now)
+        });
+        if !own {
+            return false;
+        }
+    }
+    true
 }
 
 /// Makes the source of the flow that is being made the mapping of the packet's sender, or notes that

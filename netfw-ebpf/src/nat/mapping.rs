@@ -277,7 +277,7 @@ fn choose<F: Family, const OUT: bool>(work: &mut Work<F::Addr>, attempt: u32) {
 #[inline(never)]
 fn is_free<P: Packet, F: Family, const OUT: bool>(packet: &P, work: &mut Work<F::Addr>) -> bool {
     work.reply_key = work.flow.reverse_key(work.key.proto);
-    if OUT && work.rules != 0 && independent::is_others::<F>(work) {
+    if OUT && work.rules != 0 && !independent::is_free::<F>(work) {
         return false;
     }
     let reply = &work.reply_key;
@@ -300,5 +300,5 @@ fn is_free<P: Packet, F: Family, const OUT: bool>(packet: &P, work: &mut Work<F:
     if work.from_node && talk::is_nodes::<F>(reply) {
         return false;
     }
-    flow::is_free::<F>(work)
+    flow::is_free::<F>(work) && !(OUT && work.from_node && flow::has_group::<F>(work))
 }

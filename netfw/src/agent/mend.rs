@@ -232,10 +232,34 @@ impl Agent {
         Ok(())
     }
 
+    /// Puts the programs for sockets back where somebody has detached one. Where they were never attached, why not
+    /// stays as it is.
+    pub(super) fn mend_sockets(&mut self) {
+        if self.sockets.is_err()
+            || !self.dataplane.lacks_socket_program()
+            || !self.patience.has("the programs for sockets")
+        {
+            return;
+        }
+        match self.dataplane.attach_sockets() {
+            Ok(()) => {
+                self.events.repaired(Repair::Sockets);
+                tracing::warn!(
+                    "somebody detached netfw's programs for sockets: they are there again"
+                );
+            }
+            Err(error) => {
+                let error = crate::chain(&error);
+                tracing::warn!(error, "processes of the node do not reach publishes");
+                self.sockets = Err(error);
+            }
+        }
+    }
+
     /// Puts programs back that somebody has taken off these interfaces (`tc qdisc del`).
     pub fn mend_filters(&mut self, ifindexes: &BTreeSet<u32>) {
         for &ifindex in ifindexes {
-            if !self.dataplane.lacks_filter(ifindex) {
+            if !self.dataplane.lacks_program(ifindex) {
                 continue;
             }
             if !self

@@ -12,7 +12,7 @@
 //! | [`owned`], [`docker`] | attachments of container runtimes, and what Docker wants otherwise |
 //! | [`files`] | what containers find in `/etc` |
 //! | [`names`] | what the name servers are told |
-//! | [`purge`] | flows that must go, in portions |
+//! | [`doomed`], [`purge`] | which flows must go; the walk to them, in portions |
 //! | [`xdp`] | XDP on uplinks |
 //! | [`observe`], [`mend`] | what happens to the node meanwhile; what of it is undone |
 //! | [`apply`], [`target`], [`steps`] | the node brought to what a document wants: what that is, and what is different |
@@ -36,6 +36,7 @@ pub mod config;
 pub mod counter;
 mod described;
 pub mod docker;
+mod doomed;
 pub mod down;
 pub mod endpoint;
 pub mod error;

@@ -36,6 +36,7 @@ impl Agent {
         self.follow_uplinks(view.uplinks);
         // The kernel tells nobody of a link that was detached.
         self.unfiltered.extend(self.uplinks.keys());
+        self.mend_sockets();
         self.follow_xdp(&links);
         for name in &view.missing {
             if !self.missing_uplinks.contains(name) {

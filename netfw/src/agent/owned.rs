@@ -368,7 +368,7 @@ impl Agent {
                 network.bridge
             ));
         }
-        if self.dataplane.lacks_filter(host) {
+        if self.dataplane.lacks_program(host) {
             faults.push(format!("{name} is without netfw's program"));
         }
         Ok(())

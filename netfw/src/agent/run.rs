@@ -33,7 +33,10 @@ use super::{
     watch::{Watch, keep_telling, keep_untracing},
 };
 use crate::{
-    api::server::{Shared, metrics_router, router},
+    api::{
+        connections,
+        server::{Shared, metrics_router, router},
+    },
     bpf::{DataPlane, Epoch},
     docker,
     metrics::serve::{Listener, is_open},
@@ -134,11 +137,7 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
     let server = {
         let stop = stop.clone();
         let app = router(shared.clone());
-        tokio::spawn(async move {
-            axum::serve(listener, app)
-                .with_graceful_shutdown(async move { stop.notified().await })
-                .await
-        })
+        tokio::spawn(connections::serve(listener, app, stop))
     };
     let driver = driver.and_then(|instance| match docker::bind(&instance) {
         Ok(listener) => Some(tokio::spawn(docker::serve(listener, shared.clone()))),

@@ -230,8 +230,8 @@ impl Agent {
         if exhausted > 0 {
             let ports = &self.config.dataplane;
             warnings.push(format!(
-                "{exhausted} packets were dropped because every port tried for masquerade was taken: \
-                 widen `ports` in the configuration (now {}-{}), or give the node more addresses",
+                "{exhausted} packets were dropped because every port tried for masquerade was taken, or their container \
+                 had three quarters of those towards their peer: widen `ports` in the configuration (now {}-{}), or give the node more addresses",
                 ports.port_min, ports.port_max
             ));
         }

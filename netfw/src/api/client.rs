@@ -44,6 +44,8 @@ const BEFORE: Duration = Duration::from_millis(200);
 const PAUSE: Duration = Duration::from_millis(10);
 /// An answer that takes so long is told of.
 const TELL: Duration = Duration::from_secs(2);
+/// An agent that has not hung answers within this where it need not wait for itself.
+const GLANCE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -327,15 +329,29 @@ impl Client {
             return answer;
         }
         if self.tells {
+            let why = match self.is_alive().await {
+                true => "has this to do, or another change before it".to_owned(),
+                false => format!("does not answer: {}", remedy(pid)),
+            };
             // Nobody may be reading.
             let _ = writeln!(
                 io::stderr(),
-                "netfw: waiting for the agent ({}), which does not answer: {}",
-                process(pid),
-                remedy(pid)
+                "netfw: waiting for the agent ({}), which {why}",
+                process(pid)
             );
         }
         answer.await
+    }
+
+    /// Does the agent answer what waits for no change?
+    async fn is_alive(&self) -> bool {
+        let asking = Self {
+            patience: Some(GLANCE),
+            tells: false,
+            ..self.clone()
+        };
+        // On the heap: it asks as this does.
+        Box::pin(asking.version()).await.is_ok()
     }
 
     async fn whole(&self, response: Response<Incoming>) -> Result<Bytes> {

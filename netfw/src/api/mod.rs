@@ -33,6 +33,7 @@
 //! version; a field may be added within one, none goes or changes its meaning.
 
 pub mod client;
+pub mod connections;
 pub mod owned;
 pub mod server;
 pub mod types;

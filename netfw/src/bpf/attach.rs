@@ -215,7 +215,12 @@ fn swap(
     let Some((link, info)) = open_link(pin)? else {
         return Ok(false);
     };
-    if is_on(&info, hook, ifindex, name) {
+    // A kernel that does not tell is no reason to detach what runs.
+    if is_on(&info, hook, ifindex, name).map_err(|source| BpfError::Attach {
+        program: hook.program(),
+        interface: name.into(),
+        source: Box::new(source),
+    })? {
         let swapped = program
             .fd()
             .map_err(io::Error::other)
@@ -239,10 +244,12 @@ fn swap(
 }
 
 /// Does the kernel run this link's program on the interface?
-fn is_on(link: &sys::LinkInfo, hook: Hook, ifindex: u32, name: &str) -> bool {
-    link.ifindex == ifindex
-        && SchedClassifier::query_tcx(name, hook.direction())
-            .is_ok_and(|(_, programs)| programs.iter().any(|found| found.id() == link.program))
+fn is_on(link: &sys::LinkInfo, hook: Hook, ifindex: u32, name: &str) -> Result<bool, ProgramError> {
+    if link.ifindex != ifindex {
+        return Ok(false);
+    }
+    let (_, programs) = SchedClassifier::query_tcx(name, hook.direction())?;
+    Ok(programs.iter().any(|found| found.id() == link.program))
 }
 
 enum TcxError {
@@ -415,7 +422,7 @@ fn detach_clsact(hook: Hook, ifindex: u32) -> Result<(), BpfError> {
 }
 
 /// Has somebody taken a program of ours off the interface?
-pub fn lacks_filter(links: &Path, ifindex: u32) -> bool {
+pub fn lacks_program(links: &Path, ifindex: u32) -> bool {
     let lacks = |hook| {
         let filter = clsact_pin(links, ifindex, hook).exists();
         let link = tcx_pin(links, ifindex, hook);
@@ -522,7 +529,7 @@ pub fn running(links: &Path) -> Vec<(Hook, u32, String, Attachment)> {
         };
         for hook in Hook::ALL {
             if let Ok(Some((_, info))) = open_link(&tcx_pin(links, ifindex, hook))
-                && is_on(&info, hook, ifindex, &name)
+                && matches!(is_on(&info, hook, ifindex, &name), Ok(true))
             {
                 found.push((hook, ifindex, name.clone(), Attachment::Tcx));
             }

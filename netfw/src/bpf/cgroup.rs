@@ -123,6 +123,17 @@ pub fn detach(links: &Path) -> Vec<BpfError> {
         .collect()
 }
 
+/// Has somebody detached one of the programs (`bpftool link detach`), or removed its pin?
+pub fn lacks_program(links: &Path) -> bool {
+    let lacks = |name: &str| match open(&pin_of(links, name)) {
+        Ok(Some(link)) => sys::link_info(link.as_fd()).is_ok_and(|info| !info.is_on_cgroup()),
+        Ok(None) => true,
+        // Nothing is known of it.
+        Err(_) => false,
+    };
+    PROGRAMS.into_iter().any(lacks)
+}
+
 /// Those that are not pinned, and so not attached.
 pub fn missing(links: &Path) -> Vec<&'static str> {
     let is_missing = |name: &&str| !pin_of(links, name).exists();

@@ -230,6 +230,11 @@ impl DataPlane {
         cgroup::attach(self.running(), &links)
     }
 
+    /// Has somebody taken one of them off?
+    pub fn lacks_socket_program(&self) -> bool {
+        cgroup::lacks_program(&self.pins.links())
+    }
+
     fn attach(&mut self, hook: Hook, ifindex: u32, name: &str) -> Result<Attachment, BpfError> {
         let (links, only) = (self.pins.links(), self.only);
         attach::attach(self.running(), &links, hook, ifindex, name, only)
@@ -241,8 +246,8 @@ impl DataPlane {
     }
 
     /// Has somebody taken a program of ours off the interface?
-    pub fn lacks_filter(&self, ifindex: u32) -> bool {
-        attach::lacks_filter(&self.pins.links(), ifindex)
+    pub fn lacks_program(&self, ifindex: u32) -> bool {
+        attach::lacks_program(&self.pins.links(), ifindex)
     }
 
     /// Takes our programs off an interface, which may be gone already. Goes on past errors and

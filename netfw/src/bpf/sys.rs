@@ -149,6 +149,14 @@ pub struct LinkInfo {
     pub attach_type: u32,
 }
 
+impl LinkInfo {
+    /// Of a cgroup's link, which tells its id in the place of interface and type: is it on one? 0 where it was
+    /// detached, or the cgroup is gone.
+    pub fn is_on_cgroup(&self) -> bool {
+        self.ifindex != 0 || self.attach_type != 0
+    }
+}
+
 /// `BPF_LINK_TYPE_XDP`.
 pub const LINK_XDP: u32 = 6;
 /// `BPF_LINK_TYPE_TCX`.

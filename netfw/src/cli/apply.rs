@@ -90,11 +90,15 @@ pub enum Syntax {
 
 /// Has it nothing in it, without saying so of both tables?
 fn says_nothing(document: &Document, text: &str) -> bool {
-    let names = |table: &str| {
-        text.parse::<toml::Table>()
-            .is_ok_and(|t| t.contains_key(table))
+    let names_both = || {
+        let table = text.parse::<toml::Table>();
+        table.is_ok_and(|table| {
+            ["networks", "endpoints"]
+                .iter()
+                .all(|key| table.contains_key(*key))
+        })
     };
-    *document == Document::default() && !(names("networks") && names("endpoints"))
+    *document == Document::default() && !names_both()
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,7 @@
 //! `netfw store`: what an agent keeps on disk, looked at, saved and replaced.
 
 use std::{
+    fs::File,
     io::{Read as _, Write as _},
     path::{Path, PathBuf},
     time::Duration,
@@ -183,16 +184,24 @@ fn import(global: &Global, file: &Path) -> anyhow::Result<()> {
     })
 }
 
+/// Longest document, in bytes: ten times that of a node with all the endpoints that there can be.
+const LONGEST: u64 = 64 << 20;
+
 /// A file, or standard input for `-`.
 pub fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
-    let read = || match file.as_os_str() == "-" {
-        true => {
-            let mut text = Vec::new();
-            std::io::stdin().read_to_end(&mut text).map(|_| text)
-        }
-        false => std::fs::read(file),
+    let mut text = Vec::new();
+    let read = match file.as_os_str() == "-" {
+        true => std::io::stdin().take(LONGEST + 1).read_to_end(&mut text),
+        false => File::open(file).and_then(|file| file.take(LONGEST + 1).read_to_end(&mut text)),
     };
-    read().with_context(|| format!("cannot read {}", file.display()))
+    read.with_context(|| format!("cannot read {}", file.display()))?;
+    anyhow::ensure!(
+        text.len() as u64 <= LONGEST,
+        "{} has more than {} MiB, and nothing was changed: it is no document of netfw's",
+        file.display(),
+        LONGEST >> 20
+    );
+    Ok(text)
 }
 
 /// What the store wants, and what in it cannot be read: from the agent, which has it open, or from the file.

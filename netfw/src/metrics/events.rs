@@ -70,10 +70,18 @@ pub enum Repair {
     Filter,
     /// A bridge's.
     Forwarding,
+    /// The programs of the node's own sockets.
+    Sockets,
 }
 
 impl Repair {
-    const ALL: [Self; 4] = [Self::Bridge, Self::Endpoint, Self::Filter, Self::Forwarding];
+    const ALL: [Self; 5] = [
+        Self::Bridge,
+        Self::Endpoint,
+        Self::Filter,
+        Self::Forwarding,
+        Self::Sockets,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -81,6 +89,7 @@ impl Repair {
             Self::Endpoint => "endpoint",
             Self::Filter => "filter",
             Self::Forwarding => "forwarding",
+            Self::Sockets => "sockets",
         }
     }
 }

@@ -14,25 +14,23 @@ use std::{
 };
 
 use axum::Router;
-use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpSocket, UnixListener},
-    sync::{Mutex, Semaphore},
-    task::JoinSet,
-    time::timeout,
+    sync::Mutex,
 };
 
 use super::Address;
-use crate::agent::{Agent, AgentError, run::listen};
+use crate::{
+    agent::{Agent, AgentError, run::listen},
+    api::connections::{Connections, Limits, PAUSE},
+};
 
-/// At a time.
-const CONNECTIONS: usize = 16;
-/// From a connection's begin to its end.
-const LIFE: Duration = Duration::from_secs(30);
-/// After a connection that could not be accepted: no file descriptors, at worst.
-const PAUSE: Duration = Duration::from_millis(100);
+const LIMITS: Limits = Limits {
+    at_a_time: 16,
+    head: Duration::from_secs(10),
+    life: Some(Duration::from_secs(30)),
+};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -114,65 +112,31 @@ impl Listener {
 
     /// Until it is dropped.
     pub async fn serve(self, app: Router, agent: Arc<Mutex<Agent>>) {
-        let room = Arc::new(Semaphore::new(CONNECTIONS));
-        let mut connections = JoinSet::new();
+        let mut connections = Connections::new(app, LIMITS);
         loop {
-            while connections.try_join_next().is_some() {}
             let accepted = match &self {
                 Self::Tcp(listener) => match listener.accept().await {
                     Ok((_, peer)) if agent.lock().await.is_container(peer.ip()) => {
                         tracing::debug!(%peer, "a container is told no metrics");
                         continue;
                     }
-                    Ok((stream, _)) => Ok(Stream::Tcp(stream)),
+                    Ok((stream, _)) => {
+                        connections.take(stream);
+                        Ok(())
+                    }
                     Err(error) => Err(error),
                 },
                 Self::Unix(listener, _) => listener
                     .accept()
                     .await
-                    .map(|(stream, _)| Stream::Unix(stream)),
+                    .map(|(stream, _)| connections.take(stream)),
             };
-            let stream = match accepted {
-                Ok(stream) => stream,
-                Err(error) => {
-                    tracing::debug!(%error, "nobody for metrics");
-                    tokio::time::sleep(PAUSE).await;
-                    continue;
-                }
-            };
-            let Ok(place) = room.clone().try_acquire_owned() else {
-                tracing::debug!("too many ask for metrics");
-                continue;
-            };
-            let app = app.clone();
-            connections.spawn(async move {
-                let answered = match stream {
-                    Stream::Tcp(stream) => timeout(LIFE, answer(stream, app)).await,
-                    Stream::Unix(stream) => timeout(LIFE, answer(stream, app)).await,
-                };
-                if !matches!(answered, Ok(Ok(()))) {
-                    tracing::debug!("a connection for metrics came to nothing");
-                }
-                drop(place);
-            });
+            if let Err(error) = accepted {
+                tracing::debug!(%error, "nobody for metrics");
+                tokio::time::sleep(PAUSE).await;
+            }
         }
     }
-}
-
-enum Stream {
-    Tcp(tokio::net::TcpStream),
-    Unix(tokio::net::UnixStream),
-}
-
-/// One request.
-async fn answer(
-    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
-    app: Router,
-) -> hyper::Result<()> {
-    hyper::server::conn::http1::Builder::new()
-        .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(app))
-        .await
 }
 
 /// A listener for an address that may come later, with the interface or a DHCP lease.

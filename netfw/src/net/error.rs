@@ -31,6 +31,13 @@ pub enum NetError {
     #[error("there is no process {pid}, so its network namespace cannot be used")]
     NoProcess { pid: u32 },
 
+    #[error(
+        "{} may not be opened, by root neither: it is that of a process outside of the container or user namespace \
+         that netfw runs in, or is protected otherwise; name another namespace",
+        path.display()
+    )]
+    Protected { path: PathBuf },
+
     #[error("{key:?} is not a sysctl: keys are paths below /proc/sys, such as net/ipv4/ip_forward")]
     BadSysctl { key: String },
 

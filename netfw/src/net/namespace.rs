@@ -24,6 +24,7 @@ use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, setns, unshare},
     sys::statfs::{FsType, fstatfs},
+    unistd::geteuid,
 };
 
 use super::{NetError, netlink};
@@ -181,6 +182,10 @@ impl Namespace {
                 // ESRCH: the process ended between look-up and open.
                 Some(Errno::ENOENT | Errno::ENOTDIR | Errno::ESRCH) => {
                     NetError::NoSuchPath { path: path.into() }
+                }
+                // Of a process, this takes what ptrace(2) does.
+                Some(Errno::EACCES) if geteuid().is_root() => {
+                    NetError::Protected { path: path.into() }
                 }
                 _ => NetError::system(asked())(error),
             })?;

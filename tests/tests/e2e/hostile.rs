@@ -190,3 +190,74 @@ fn a_hostile_container_starves_nobody() {
         assert!(drops(agent, reason) > 0, "{reason}");
     }
 }
+
+/// As many ports as there are groups of, in each half.
+const PORTS: std::ops::Range<u16> = 20480..20992;
+
+/// An agent that has those for masquerade.
+fn with_few_ports() -> Site {
+    let mut config = tempfile::NamedTempFile::new().expect("a temporary file");
+    writeln!(config, "ports = \"{}-{}\"", PORTS.start, PORTS.end - 1).expect("our own file");
+    let options = ["--config", &config.path().display().to_string()];
+    Site::in_lab(Lab::new(), &options, &[])
+}
+
+/// Sends to `server` from each of the ports, from a socket that stays.
+fn take_ports(by: &Namespace, server: (IpAddr, u16)) -> Vec<UdpSocket> {
+    let sockets = by.enter(|| {
+        PORTS
+            .map(|port| UdpSocket::bind(("0.0.0.0", port)).expect("a free port"))
+            .collect::<Vec<_>>()
+    });
+    assert!(ask(&sockets[0], server, "x").is_some(), "the first of many");
+    for socket in &sockets {
+        socket.send_to(b"x", server).expect("a datagram sent");
+    }
+    sockets
+}
+
+#[test]
+fn a_hostile_container_leaves_ports_towards_its_peer() {
+    let site = with_few_ports();
+    let Site {
+        lab, web, agent, ..
+    } = &site;
+    let _echo = UdpEcho::start(&lab.world, (WORLD, 5300));
+    let bad = lab.container("bad");
+    attach(agent, "bad", &bad, &[]);
+    let kept = take_ports(&bad, (WORLD, 5300));
+    for round in 0..ROUNDS {
+        let socket = udp_socket(web);
+        assert!(ask(&socket, (WORLD, 5300), "x").is_some(), "{round}");
+    }
+    assert!(drops(agent, "ports-exhausted") > 0, "nobody was refused");
+    assert!(ask(&kept[1], (WORLD, 5300), "x").is_some(), "what it has");
+}
+
+#[test]
+fn a_hostile_container_leaves_mappings_to_its_neighbours() {
+    let site = with_few_ports();
+    let Site { lab, agent, .. } = &site;
+    let _echoes = [5300, 5301].map(|port| UdpEcho::start(&lab.world, (WORLD, port)));
+    let words = [
+        "network",
+        "create",
+        "games",
+        "--nat",
+        "endpoint-independent",
+    ];
+    agent.json(&words);
+    let [bad, good] = ["bad", "good"].map(|name| {
+        let container = lab.container(name);
+        let words = ["endpoint", "add", name, "--network", "games", "--netns"];
+        agent.json(&[&words[..], &[container.name()]].concat());
+        container
+    });
+    let _kept = take_ports(&bad, (WORLD, 5300));
+    for round in 0..ROUNDS {
+        // Elsewhere: what is in its way are mappings, not flows.
+        let socket = udp_socket(&good);
+        assert!(ask(&socket, (WORLD, 5301), "x").is_some(), "{round}");
+    }
+    assert!(drops(agent, "ports-exhausted") > 0, "nobody was refused");
+}

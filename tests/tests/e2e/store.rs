@@ -328,3 +328,18 @@ fn a_node_that_was_lost_is_had_again_elsewhere() {
     let networks = |agent: &Agent| agent.json(&["network", "inspect", "app"])["subnet"].clone();
     assert_eq!(networks(&other), networks(&agent));
 }
+
+#[test]
+fn a_document_without_end_is_refused() {
+    let lab = Lab::new();
+    let agent = Agent::start(&lab);
+    for words in [["store", "import"], ["apply", "-f"]] {
+        let output = agent
+            .command(&[&words[..], &["/dev/zero"]].concat())
+            .output();
+        let output = output.expect("netfw can be started");
+        assert_eq!(output.status.code(), Some(FAILED), "{output:?}");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("/dev/zero has more than 64 MiB"), "{said}");
+    }
+}

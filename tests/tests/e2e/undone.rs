@@ -1,7 +1,13 @@
 //! What others undo of netfw's on the node is made again, what they do beside it harms neither, and what cannot
 //! come back is told and swept away.
 
-use std::{fs, process::Command, time::Duration};
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, TcpListener},
+    path::Path,
+    process::Command,
+    time::Duration,
+};
 
 use aya::programs::{
     LinkOrder, SchedClassifier, TcAttachType,
@@ -23,6 +29,7 @@ use crate::{
     setting::{SOON, Site, attach, text},
 };
 
+const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const GLANCE: Duration = Duration::from_millis(300);
 
 fn host_interface(agent: &Agent) -> String {
@@ -130,6 +137,28 @@ fn a_program_that_was_detached_from_an_uplink_is_there_again() {
         !curl_in_vain(&site.lab.client, NODE, 8080) && ping(&site.web, WORLD)
     });
     works(&site);
+}
+
+#[test]
+fn programs_for_sockets_that_were_detached_are_there_again() {
+    let site = Site::new(&["8080:80"]);
+    let reaches = || curl(&site.lab.node, LOCALHOST, 8080, "/") == Some(site.nginx.page(80));
+    assert!(reaches());
+    let links = format!("/sys/fs/bpf/{}/v{ABI}/links", site.agent.instance());
+    for program in ["netfw_connect4", "netfw_bind4"] {
+        let pin = Path::new(&links).join(format!("cgroup-{program}"));
+        link::detach(&pin).expect("root may");
+    }
+    assert!(curl_in_vain(&site.lab.node, LOCALHOST, 8080));
+    site.lab
+        .node
+        .ip(&["link", "add", "other0", "type", "bridge"]);
+    wait_until("the programs to be there again", SOON, reaches);
+    let taken = || TcpListener::bind(("0.0.0.0", 8080)).is_err();
+    assert!(
+        site.lab.node.enter(taken),
+        "a published port was given away"
+    );
 }
 
 /// While nobody looked: a flow by the old address would have no way out, for as long as the container sends.

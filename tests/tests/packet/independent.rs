@@ -67,6 +67,29 @@ fn mappings_leave_half_of_the_ports_to_others() {
 }
 
 #[test]
+fn nobody_has_all_mappings() {
+    with_rig(|rig| {
+        for container in [At::Web, At::Peer] {
+            rig.rules(container, ENDPOINT_INDEPENDENT);
+        }
+        // A group of ports, whatever they are sent to.
+        for (own, to) in [
+            (20480, "server:53"),
+            (20544, "client:1"),
+            (20672, "router:2"),
+        ] {
+            let found = mapping(rig, &format!("web:{own}"), to);
+            assert_eq!(found, format!("node:{own}"));
+        }
+        let found = mapping(rig, "web:20608", "server:54");
+        assert_ne!(found, "node:20608");
+        assert_eq!(mapping(rig, "web:20608", "client:53"), found);
+        assert_eq!(mapping(rig, "web:20480", "client:53"), "node:20480");
+        assert_eq!(mapping(rig, "peer:20608", "server:53"), "node:20608");
+    });
+}
+
+#[test]
 fn nobody_else_gets_the_port_of_a_mapping() {
     with_rig(|rig| {
         rig.rules(At::Web, ENDPOINT_INDEPENDENT);

@@ -1,7 +1,7 @@
 //! Containers to the world, from the node's address.
 
 use netfw_common::drop::Drop;
-use netfw_tests::packet::IcmpError;
+use netfw_tests::packet::{IcmpError, Packet};
 
 use crate::rig::{
     At, Family, Outcome, WEB_COUNTER, at, family, icmp, ping, pong, raw, tcp, udp, with_rig,
@@ -182,6 +182,56 @@ fn where_every_port_is_taken_the_packet_is_dropped_and_its_sender_told() {
         rig.send(At::Web, udp("web:3", "client:53")).sent();
         // And flows that exist go on.
         rig.send(At::Web, udp("web:1", "server:53")).sent();
+    });
+}
+
+#[test]
+fn nobody_has_all_ports_towards_a_peer() {
+    with_rig(|rig| {
+        // A group of ports, and the same of identifiers.
+        let opening: [fn(&str, u16) -> Packet; 3] = [
+            |host, port| udp(&format!("{host}:{port}"), "server:53"),
+            |host, port| tcp(&format!("{host}:{port}"), "server:53", "S"),
+            |host, id| ping(host, "server", id),
+        ];
+        for open in opening {
+            for own in [2048, 2176, 2240] {
+                let (from, _) = rig.send(At::Web, open("web", own)).sent();
+                assert_eq!(from, format!("node:{own}"));
+            }
+            let (from, _) = rig.send(At::Web, open("web", 2112)).sent();
+            assert_ne!(from, "node:2112");
+            // Ports in a row are of as many groups.
+            for own in [2049, 2050, 2051, 2052] {
+                let (from, _) = rig.send(At::Web, open("web", own)).sent();
+                assert_eq!(from, format!("node:{own}"));
+            }
+            let (from, _) = rig.send(At::Peer, open("peer", 2112)).sent();
+            assert_eq!(from, "node:2112");
+        }
+        // Towards another it has nothing.
+        let (from, _) = rig.send(At::Web, udp("web:2112", "client:53")).sent();
+        assert_eq!(from, "node:2112");
+    });
+}
+
+#[test]
+fn connections_that_are_over_take_no_port_from_their_container() {
+    with_rig(|rig| {
+        for own in [2048, 2112, 2176] {
+            let (own, outside) = (format!("web:{own}"), format!("node:{own}"));
+            for (at, from, to, flags) in [
+                (At::Web, own.as_str(), "server:53", "S"),
+                (At::World, "server:53", outside.as_str(), "S."),
+                (At::Web, &own, "server:53", "F."),
+                (At::World, "server:53", &outside, "F."),
+                (At::Web, &own, "server:53", "."),
+            ] {
+                rig.send(at, tcp(from, to, flags)).sent();
+            }
+        }
+        let (from, _) = rig.send(At::Web, tcp("web:2240", "server:53", "S")).sent();
+        assert_eq!(from, "node:2240");
     });
 }
 
