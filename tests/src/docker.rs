@@ -41,10 +41,7 @@ impl Docker {
         if !runtime::are_there(&PROGRAMS) {
             return None;
         }
-        let directory = tempfile::Builder::new()
-            .prefix("netfw-docker-")
-            .tempdir()
-            .expect("a temporary directory can be made");
+        let directory = runtime::directory("netfw-docker-");
         let path = directory.path().display().to_string();
         let group = cgroup(directory.path());
         let mut command = host.command("dockerd");
@@ -59,7 +56,6 @@ impl Docker {
                 "--default-ulimit=nofile=20000:20000",
             ])
             .args(options);
-        reaper::at_end(&format!("rm -rf {path}"));
         let mut daemon = Running::start(command);
         let pid = daemon.pid();
         reaper::at_end(&format!(
