@@ -45,13 +45,9 @@ impl Docker {
         if !runtime::are_there(&PROGRAMS) {
             return None;
         }
-        let directory = tempfile::Builder::new()
-            .prefix("netfw-docker-")
-            .tempdir()
-            .expect("a temporary directory can be made");
+        let directory = runtime::directory("netfw-docker-");
         let path = directory.path().display().to_string();
         let group = cgroup(directory.path());
-        reaper::at_end(&format!("rm -rf {path}"));
         let containerd = containerd(host, &path);
         let options: Vec<String> = options.iter().map(|&option| option.to_owned()).collect();
         let docker = Self {

@@ -3,7 +3,7 @@
 //! * [`wait`]: wait for a condition, with a deadline
 //! * [`netns`]: network namespaces and processes in them, gone when their value is dropped
 //! * [`crowd`]: many empty namespaces at once
-//! * [`docker`]: dockerd
+//! * [`docker`], [`podman`]: real ones, with directories of their own
 //! * [`files`]: open files that no other test's programs hold
 //! * [`reaper`]: undoes what is left even when the test process is killed
 //! * [`topology`]: [`Lab`], a client, a node and the outside world in one line
@@ -38,6 +38,7 @@ pub mod link;
 pub mod load;
 pub mod netns;
 pub mod packet;
+pub mod podman;
 pub mod programs;
 pub mod pty;
 pub mod raw;

@@ -11,11 +11,14 @@ use std::{
 };
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::{
     Agent, Lab, Namespace,
+    agent::binary,
     netns::stdout,
     programs::{curl, sha256},
+    reaper,
     topology::{NODE, NODE6},
     wait::wait_until,
 };
@@ -46,6 +49,23 @@ pub fn are_there(programs: &[(&str, &str)]) -> bool {
         eprintln!("skipped: there is no {program} (Debian's {package})");
     }
     missing.is_none()
+}
+
+/// A directory that is gone when the tests end.
+pub fn directory(prefix: &str) -> TempDir {
+    let directory = tempfile::Builder::new()
+        .prefix(prefix)
+        .tempdir()
+        .expect("a temporary directory can be made");
+    reaper::at_end(&format!("rm -rf '{}'", directory.path().display()));
+    directory
+}
+
+/// Puts the CNI plugin into a directory, as the Debian package does.
+pub fn install(directory: &Path) -> PathBuf {
+    let plugin = directory.join("netfw-cni");
+    symlink(binary(), &plugin).expect("a link in our own directory");
+    plugin
 }
 
 /// Makes the image in that directory: busybox and a page, in the form of `docker save`, which `podman load`,

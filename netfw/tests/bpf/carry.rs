@@ -84,7 +84,7 @@ fn links_and_maps_go_on_in_the_new_layout() {
             let plane = DataPlane::load(&options).unwrap();
             assert_eq!(plane.publishes(), [entry]);
             assert_eq!(plane.xdp_mode(uplink.index).unwrap(), Some(generic));
-            assert!(!plane.lacks_filter(host));
+            assert!(!plane.lacks_program(host));
             assert!(!layout(&options.instance, ABI - 1).exists());
             let after = (maps(&options.instance), links(&options.instance));
             assert_eq!(before.0, after.0, "they are the same maps");

@@ -163,11 +163,11 @@ fn a_container_has_a_filter_unless_it_has_a_link() {
         };
         let (mut plane, way) = attach(None);
         assert_eq!(way, Attachment::Clsact);
-        assert!(!plane.lacks_filter(host));
+        assert!(!plane.lacks_program(host));
         tc("qdisc del dev nf-web clsact");
-        assert!(plane.lacks_filter(host));
+        assert!(plane.lacks_program(host));
         plane.attach_container(host, "nf-web").unwrap();
-        assert!(!plane.lacks_filter(host));
+        assert!(!plane.lacks_program(host));
         plane.detach(host).unwrap();
         assert!(plane.attached().is_empty());
         drop(plane);
@@ -175,7 +175,7 @@ fn a_container_has_a_filter_unless_it_has_a_link() {
         attach(Some(Attachment::Tcx));
         let (plane, way) = attach(None);
         assert_eq!(way, Attachment::Tcx);
-        assert!(!plane.lacks_filter(host));
+        assert!(!plane.lacks_program(host));
         let names: Vec<_> = links(&options.instance).into_keys().collect();
         assert_eq!(names, [format!("{host}-container")]);
     });

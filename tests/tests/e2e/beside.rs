@@ -14,7 +14,7 @@ use netfw_tests::{
 };
 
 use crate::{
-    podman::Podman,
+    podman::Site,
     setting::{SOON, attach},
 };
 
@@ -165,15 +165,15 @@ fn podman_s_bridge_goes_on_beside_netfw() {
     if !runtime::are_there(&PLUGINS) {
         return;
     }
-    let Some(mut podman) = Podman::start() else {
+    let Some(mut site) = Site::start() else {
         return;
     };
     for (plugin, _) in PLUGINS {
         let name = Path::new(plugin).file_name().expect("a name");
-        symlink(plugin, podman.path().join("bin").join(name)).expect("a new link");
+        symlink(plugin, site.podman.path().join("bin").join(name)).expect("a new link");
     }
-    let data = podman.path().join("addresses");
-    podman.list(
+    let data = site.podman.path().join("addresses");
+    site.podman.network(
         "theirs",
         &format!(
             r#"{{"type": "bridge", "bridge": "cni-theirs", "isGateway": true, "ipMasq": true,
@@ -183,24 +183,24 @@ fn podman_s_bridge_goes_on_beside_netfw() {
             data.display()
         ),
     );
-    podman.network("ours", "");
-    podman.serve(
+    site.network("ours", "");
+    site.podman.serve(
         "theirs",
         &["--network", "theirs", "-p", &format!("{THEIRS}:80")],
     );
-    let container = podman.lab.container("web");
+    let container = site.lab.container("web");
     let ours = Nginx::start(&container, "web", &[80]);
     let publish = format!("{OURS}:80");
-    attach(&podman.agent, "web", &container, &[&publish]);
-    they_serve(&podman.lab);
-    let before = others(&podman.lab.node);
+    attach(&site.agent, "web", &container, &[&publish]);
+    they_serve(&site.lab);
+    let before = others(&site.lab.node);
     assert!(
         before.iter().any(|line| line.contains("DNAT")),
         "{before:?}"
     );
-    side_by_side(&podman.lab, &mut podman.agent, &ours, &before);
+    side_by_side(&site.lab, &mut site.agent, &ours, &before);
 
-    let said = podman
+    let said = site
         .agent
         .refuses(FAILED, &["publish", "web", &format!("{THEIRS}:80")]);
     assert!(
@@ -210,7 +210,7 @@ fn podman_s_bridge_goes_on_beside_netfw() {
     // Ours is refused to podman, whichever network its container is in.
     for network in ["ours", "theirs"] {
         let run = ["run", "--rm", "--network", network, "-p", &publish, IMAGE];
-        let refused = podman.output(&run);
+        let refused = site.podman.output(&run);
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert!(
             !refused.status.success() && said.contains(&OURS.to_string()),
@@ -218,15 +218,16 @@ fn podman_s_bridge_goes_on_beside_netfw() {
         );
     }
     // podman has made tables for the container that did not come about.
-    let before = others(&podman.lab.node);
+    let before = others(&site.lab.node);
     // podman's containers in networks of both kinds.
-    podman.serve("both", &["--network", "ours", "-p", "8081:80"]);
-    serves_on(&podman.lab, NODE, 8081);
-    podman.podman(&["rm", "-f", "-t", "0", "both"]);
-    both_serve(&podman.lab, &ours);
-    assert_eq!(others(&podman.lab.node), before);
-    podman.agent.stop();
-    podman.agent.netfw(&["down"]);
-    they_serve(&podman.lab);
-    assert_eq!(others(&podman.lab.node), before);
+    site.podman
+        .serve("both", &["--network", "ours", "-p", "8081:80"]);
+    serves_on(&site.lab, NODE, 8081);
+    site.podman.podman(&["rm", "-f", "-t", "0", "both"]);
+    both_serve(&site.lab, &ours);
+    assert_eq!(others(&site.lab.node), before);
+    site.agent.stop();
+    site.agent.netfw(&["down"]);
+    they_serve(&site.lab);
+    assert_eq!(others(&site.lab.node), before);
 }

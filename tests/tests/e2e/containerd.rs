@@ -20,10 +20,7 @@ use netfw_tests::{
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::{
-    cni::{directory, install},
-    setting::{SOON, text},
-};
+use crate::setting::{SOON, text};
 
 /// What containerd and these tests start, and the Debian package it is in.
 const PROGRAMS: [(&str, &str); 4] = [
@@ -127,14 +124,14 @@ impl Containerd {
 impl Own {
     #[track_caller]
     fn new(lab: &Lab, network: &str) -> Self {
-        let directory = directory("netfw-containerd-");
+        let directory = runtime::directory("netfw-containerd-");
         let path = directory.path();
         let plugins = path.join("opt/cni/bin");
         for directory in [&path.join("etc/cni/net.d"), &plugins] {
             fs::create_dir_all(directory).expect("a new directory");
         }
         fs::write(path.join("etc/cni/net.d/10-network.conflist"), network).expect("a new file");
-        install(&plugins);
+        runtime::install(&plugins);
         // Of the reference plugins; containerd has it set each pod's `lo` up.
         symlink("/usr/lib/cni/loopback", plugins.join("loopback")).expect("a new link");
         let (path, node) = (path.display(), lab.node.path());

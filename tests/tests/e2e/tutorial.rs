@@ -18,11 +18,12 @@ use netfw_tests::{
     Namespace,
     agent::binary,
     docker::{CLIENT, Docker},
+    podman::Podman,
     runtime::IMAGE,
     wait::wait_at_most,
 };
 
-use crate::{podman::Podman, setting::SOON};
+use crate::setting::SOON;
 
 /// For one line of the page.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -203,18 +204,15 @@ fn the_tutorial_s_page_is_what_happens() {
 
 #[test]
 fn the_page_of_containers_by_hand_is_what_happens() {
-    let Some(podman) = Podman::start() else {
-        return;
-    };
-    let host = Namespace::new("docker");
-    let Some(docker) = Docker::start(&host, &[]) else {
+    let host = Namespace::new("runtimes");
+    let (Some(docker), Some(podman)) = (Docker::start(&host, &[]), Podman::start(&host)) else {
         return;
     };
     let busybox = "docker.io/library/busybox";
     docker.docker(&["tag", IMAGE, busybox]);
     podman.podman(&["tag", IMAGE, busybox]);
     let docker = format!("{CLIENT} --host {}", docker.address());
-    let podman = format!("sh {}", podman.path().join("podman").display());
+    let podman = format!("sh {}", podman.program().display());
     happens(&BY_HAND, &[("docker", &docker), ("podman", &podman)]);
 }
 

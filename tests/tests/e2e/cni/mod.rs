@@ -9,12 +9,13 @@ mod protocol;
 
 use std::{
     io::Write as _,
-    os::unix::fs::symlink,
-    path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
 };
 
-use netfw_tests::{Agent, Lab, Namespace, agent::binary, reaper};
+use netfw_tests::{
+    Agent, Lab, Namespace,
+    runtime::{directory, install},
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -205,21 +206,4 @@ pub fn answer(output: &Output) -> Result<Value, Value> {
 /// As `CNI_NETNS` has it.
 pub fn path(namespace: &Namespace) -> String {
     namespace.path().display().to_string()
-}
-
-/// A directory that is gone when the tests end.
-pub fn directory(prefix: &str) -> TempDir {
-    let directory = tempfile::Builder::new()
-        .prefix(prefix)
-        .tempdir()
-        .expect("a temporary directory can be made");
-    reaper::at_end(&format!("rm -rf '{}'", directory.path().display()));
-    directory
-}
-
-/// Puts the plugin into a directory, as the Debian package does.
-pub fn install(directory: &Path) -> PathBuf {
-    let plugin = directory.join("netfw-cni");
-    symlink(binary(), &plugin).expect("a link in our own directory");
-    plugin
 }

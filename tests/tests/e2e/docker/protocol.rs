@@ -13,16 +13,14 @@ use netfw_tests::{
     Agent, Lab, Namespace,
     netns::stdout,
     programs::{Nginx, curl, curl_in_vain, ping},
+    runtime::directory,
     topology::{CLIENT, NODE, NODE6, WORLD},
     wait::wait_until,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::{
-    cni::directory,
-    setting::{SOON, text},
-};
+use crate::setting::{SOON, text};
 
 const NETWORK: &str = "c875d97a11bb22cc33dd44ee55ff66778899aabbccddeeff0011223344556677";
 const OTHER: &str = "6e564a3f11bb22cc33dd44ee55ff66778899aabbccddeeff0011223344556677";
