@@ -76,7 +76,6 @@ impl Node {
             hostname: name.into(),
             log_directory: self.containerd.path().display().to_string(),
             port_mappings: ports.to_vec(),
-            ..PodSandboxConfig::default()
         }
     }
 
