@@ -1,7 +1,7 @@
 //! Whose an attachment is, where no person made it: a container runtime's, which knows it by names of its
 //! own.
 
-use std::fmt;
+use std::{fmt, mem::discriminant};
 
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +42,11 @@ impl Owner {
         }
     }
 
+    /// Is it of the same runtime's same container?
+    pub fn is_same_container(&self, other: &Self) -> bool {
+        discriminant(self) == discriminant(other) && self.container() == other.container()
+    }
+
     /// Does the runtime bind the host port of a publish itself?
     pub fn binds_ports(&self) -> bool {
         matches!(self, Self::Cni { .. })
@@ -54,6 +59,11 @@ impl Owner {
     }
 }
 
+/// An id as Docker shows it.
+pub fn short(id: &str) -> &str {
+    id.get(..12).unwrap_or(id)
+}
+
 impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -63,8 +73,7 @@ impl fmt::Display for Owner {
             Self::Docker {
                 container, network, ..
             } => {
-                let network = network.get(..12).unwrap_or(network);
-                write!(f, "Docker network {network}, sandbox {container}")
+                write!(f, "Docker network {}, sandbox {container}", short(network))
             }
         }
     }

@@ -27,6 +27,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let toolchain = setup::run()?;
     packages::ensure_programs(packages::FOR_BENCH)?;
+    packages::ensure_programs(packages::FOR_RUNTIMES)?;
     let manifest = workspace().join("Cargo.toml");
     let manifest = manifest
         .to_str()

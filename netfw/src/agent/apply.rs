@@ -183,7 +183,7 @@ impl Agent {
             if endpoint.attachments[n].interface.is_empty() {
                 let own = endpoint.attachments.iter().map(|a| a.interface.as_str());
                 let taken = taken.iter().map(String::as_str).chain(own);
-                endpoint.attachments[n].interface = free_interface(taken)?;
+                endpoint.attachments[n].interface = free_interface("eth", taken)?;
             }
         }
         Ok(endpoint)

@@ -4,12 +4,13 @@
 //! that itself: so the container's end of a veth pair waits in the node until dockerd takes it
 //! ([`Agent::hold_out`]), and the agent does what is left to do inside once it sees it there
 //! ([`Agent::adopt`]). Each start of a container is a new sandbox, and a new endpoint. What Docker gives out
-//! anew (a host port, an address) is free by its own account; an endpoint whose sandbox is gone is one that
-//! dockerd could not tell the end of.
+//! anew (an address) is free by its own account; an endpoint whose sandbox is gone is one that dockerd did not
+//! tell the end of.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    path::PathBuf,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use ipnet::IpNet;
@@ -20,7 +21,7 @@ use super::{
     attachment::Inside,
     endpoint::place,
     plan::pool6,
-    record::{Attachment, Endpoint, Network},
+    record::{Attachment, Endpoint, Network, Published, waiting_interface},
     store::Change,
 };
 use crate::{
@@ -33,8 +34,8 @@ use crate::{
     },
     mode::Mode,
     name::{Mac, Name, NameError},
-    net::subnet,
-    owner::Owner,
+    net::{Namespace, NetError, subnet},
+    owner::{Owner, short},
     publish::Spec,
 };
 
@@ -52,6 +53,8 @@ pub struct Joining {
     pub ip: Option<Ipv4Addr>,
     pub ip6: Option<Ipv6Addr>,
     pub mac: Option<Mac>,
+    /// Its process.
+    pub dockerd: Option<u32>,
 }
 
 /// What dockerd has to do with the container's end.
@@ -87,9 +90,28 @@ impl DockerError {
     }
 }
 
-/// An id as Docker shows it.
-pub fn short(id: &str) -> &str {
-    id.get(..12).unwrap_or(id)
+/// An attachment whose container's end waits in the node, for dockerd to take it.
+pub struct Waiting {
+    since: Instant,
+    /// The process that asked for it.
+    dockerd: Option<u32>,
+}
+
+impl Waiting {
+    fn for_dockerd(dockerd: Option<u32>) -> Self {
+        Self {
+            since: Instant::now(),
+            dockerd,
+        }
+    }
+
+    /// Nobody will take it any more.
+    fn is_over(&self) -> bool {
+        /// dockerd has prepared all else when it asks; what is left is to start the container.
+        const PATIENCE: Duration = Duration::from_secs(120);
+        let died = |pid: u32| !Path::new(&format!("/proc/{pid}")).exists();
+        self.since.elapsed() > PATIENCE || self.dockerd.is_some_and(died)
+    }
 }
 
 impl Agent {
@@ -127,6 +149,9 @@ impl Agent {
     pub async fn join(&mut self, joining: Joining) -> Result<Joined, AgentError> {
         let network = self.docker_network(&joining.network)?.name.clone();
         let container = sandbox_name(&joining.sandbox)?;
+        if let Ok(namespace) = Namespace::at_path(&joining.sandbox) {
+            self.foreign(joining.sandbox.clone(), &namespace)?;
+        }
         self.forget_lost_sandboxes().await?;
         self.forget_predecessors(&joining).await?;
         let owned = Some(Owned {
@@ -169,21 +194,82 @@ impl Agent {
             })
             .await?;
         }
-        let (_, attachment) = self.docker_endpoint(&joining.endpoint)?;
+        self.joined(&joining.endpoint, joining.dockerd)
+    }
+
+    /// As [`Agent::join`], of an endpoint that has left: dockerd has it join again without creating it anew
+    /// where it changes what a running container has.
+    pub async fn join_again(
+        &mut self,
+        id: &str,
+        sandbox: PathBuf,
+        dockerd: Option<u32>,
+    ) -> Result<Joined, AgentError> {
+        let (_, attachment) = self.docker_endpoint(id)?;
+        let Some(owner) = &attachment.owner else {
+            return Err(DockerError::NoEndpoint(id.into()).into());
+        };
+        if owner.container() != sandbox_name(&sandbox)?.as_str() {
+            let joining = Joining {
+                network: owner.network().to_owned(),
+                endpoint: id.to_owned(),
+                sandbox,
+                ip: attachment.ip4,
+                ip6: attachment.ip6,
+                mac: Some(attachment.mac),
+                dockerd,
+            };
+            return self.join(joining).await;
+        }
+        self.hand_out(id, dockerd)?;
+        self.joined(id, dockerd)
+    }
+
+    fn joined(&mut self, id: &str, dockerd: Option<u32>) -> Result<Joined, AgentError> {
+        let (endpoint, attachment) = self.docker_endpoint(id)?;
         let network = self.network_of(attachment)?;
         let leads_out = !network.rules.internal;
         let pools = self.pools(network).filter(|_| leads_out);
-        Ok(Joined {
-            interface: attachment.interface.clone(),
+        let joined = Joined {
+            interface: waiting_interface(&attachment.host_interface),
             gateways: pools.map(|pool| pool.gateway).collect(),
-        })
+        };
+        let place = place(endpoint, attachment);
+        self.waiting.insert(place, Waiting::for_dockerd(dockerd));
+        Ok(joined)
     }
 
-    /// Takes the container out of the endpoint's network; nothing where it is in it no more.
-    pub async fn leave(&mut self, endpoint: &str) -> Result<(), AgentError> {
-        match self.docker_endpoint(endpoint) {
+    /// dockerd is about to put the container's end back into the node, where it waits for what comes: to be
+    /// deleted, most of the time.
+    pub fn leave(&mut self, id: &str, dockerd: Option<u32>) -> Result<(), AgentError> {
+        match self.docker_endpoint(id) {
+            Ok(_) => self.hand_out(id, dockerd),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// From now on the container's end is expected in the node.
+    fn hand_out(&mut self, id: &str, dockerd: Option<u32>) -> Result<(), AgentError> {
+        let (endpoint, attachment) = self.docker_endpoint(id)?;
+        let place = place(endpoint, attachment);
+        let mut after = endpoint.clone();
+        for attachment in &mut after.attachments {
+            if attachment.network == place.1 {
+                attachment.interface = waiting_interface(&attachment.host_interface);
+            }
+        }
+        self.store.commit(&[Change::Endpoint(&after)])?;
+        self.wanted.endpoints.insert(place.0.clone(), after);
+        self.waiting.insert(place, Waiting::for_dockerd(dockerd));
+        Ok(())
+    }
+
+    /// Removes what Docker's endpoint is; nothing where it is none any more.
+    pub async fn delete_docker_endpoint(&mut self, id: &str) -> Result<(), AgentError> {
+        match self.docker_endpoint(id) {
             Ok((endpoint, attachment)) => {
                 let (name, network) = place(endpoint, attachment);
+                self.waiting.remove(&(name.clone(), network.clone()));
                 self.detach_from(&network, &name).await
             }
             Err(_) => Ok(()),
@@ -192,16 +278,16 @@ impl Agent {
 
     /// From now on the container's way to the world and back is by this endpoint's network, and `specs` are
     /// published there.
-    pub fn open_ports(&mut self, endpoint: &str, specs: &[Spec]) -> Result<(), AgentError> {
-        let (before, attachment) = self.docker_endpoint(endpoint)?;
+    pub async fn open_ports(&mut self, id: &str, specs: &[Spec]) -> Result<(), AgentError> {
+        self.forget_lost_sandboxes().await?;
+        let (before, attachment) = self.docker_endpoint(id)?;
         let (name, network) = place(before, attachment);
         let mut after = before.clone();
-        after.attachments.sort_by_key(|a| a.network != network);
-        if after != *before {
-            self.store.commit(&[Change::Endpoint(&after)])?;
-            self.wanted.endpoints.insert(name.clone(), after.clone());
-            self.enter_publishes(&after, &after.publishes)?;
+        for attachment in &mut after.attachments {
+            attachment.external |= attachment.network == network;
         }
+        after.attachments.sort_by_key(|a| a.network != network);
+        self.reorder(&after)?;
         let publish = self.unpublished(&after, specs);
         if publish.is_empty() {
             return Ok(());
@@ -210,20 +296,40 @@ impl Agent {
             publish,
             allow_from: Default::default(),
         };
-        self.publish(&name, &request).map(drop)
+        self.publish_for(&name, &request, true).map(drop)
     }
 
-    /// Ends all publishes of the endpoint's container.
-    pub fn close_ports(&mut self, endpoint: &str) -> Result<(), AgentError> {
-        let Ok((endpoint, _)) = self.docker_endpoint(endpoint) else {
+    /// The container's way is not by this endpoint's network any more. Where Docker has named no other, what it
+    /// has published ends.
+    pub fn close_ports(&mut self, id: &str) -> Result<(), AgentError> {
+        let Ok((before, attachment)) = self.docker_endpoint(id) else {
             return Ok(());
         };
-        let before = endpoint.clone();
-        let gone = before.publishes.clone();
-        match gone.is_empty() {
-            true => Ok(()),
-            false => self.withdraw_from(&before, &gone),
+        let (_, network) = place(before, attachment);
+        let mut after = before.clone();
+        for attachment in &mut after.attachments {
+            attachment.external &= attachment.network != network;
         }
+        after.attachments.sort_by_key(|a| !a.external);
+        self.reorder(&after)?;
+        let gone = after.publishes.iter().filter(|p| p.runtime).cloned();
+        let gone: Vec<Published> = gone.collect();
+        match gone.is_empty() || after.attached().any(|a| a.external) {
+            true => Ok(()),
+            false => self.withdraw_from(&after, &gone),
+        }
+    }
+
+    /// The endpoint's attachments in another order, which says where its publishes lead.
+    fn reorder(&mut self, after: &Endpoint) -> Result<(), AgentError> {
+        if self.wanted.endpoints.get(&after.name) == Some(after) {
+            return Ok(());
+        }
+        self.store.commit(&[Change::Endpoint(after)])?;
+        self.wanted
+            .endpoints
+            .insert(after.name.clone(), after.clone());
+        self.enter_publishes(after, &after.publishes)
     }
 
     pub fn docker_endpoint(&self, id: &str) -> Result<(&Endpoint, &Attachment), DockerError> {
@@ -268,7 +374,7 @@ impl Agent {
     }
 
     /// What is left to do inside, where dockerd has taken an interface into its container. Told in the log
-    /// where it fails: the container works.
+    /// where it fails: the next look tries again.
     pub(super) async fn adopt(&mut self) {
         let waiting: Vec<Place> = self
             .wanted
@@ -276,44 +382,48 @@ impl Agent {
             .filter(|(e, a)| a.is_waiting() && !a.removing && !e.removing)
             .map(|(e, a)| place(e, a))
             .collect();
-        for (name, network) in waiting {
-            let adopted = self.adopt_one(&name, &network).await;
-            if let Err(error) = adopted {
-                tracing::warn!(endpoint = %name, error = %crate::chain(&error), "not all is done inside");
+        self.waiting.retain(|place, _| waiting.contains(place));
+        for place in waiting {
+            if let Err(error) = self.adopt_one(&place).await {
+                let (endpoint, error) = (&place.0, crate::chain(&error));
+                tracing::warn!(%endpoint, error, "not all is done inside");
             }
         }
     }
 
-    async fn adopt_one(&mut self, name: &Name, network: &Name) -> Result<(), AgentError> {
-        let place = (name.clone(), network.clone());
-        let (Some(&host), Some(endpoint)) = (
-            self.up.get(&place),
-            self.wanted.endpoints.get(name).cloned(),
-        ) else {
+    async fn adopt_one(&mut self, place: &Place) -> Result<(), AgentError> {
+        let (name, network) = place;
+        let (Some(&host), Some(mut endpoint)) =
+            (self.up.get(place), self.wanted.endpoints.get(name).cloned())
+        else {
             return Ok(());
         };
         let Ok(namespace) = self.open_target(&endpoint) else {
             return Ok(());
         };
+        self.foreign(endpoint.namespace.path.clone(), &namespace)?;
         let inside = Inside::of(namespace)?;
         let has = inside.look().await?;
-        let mut links = has.links.iter();
-        // dockerd names it, gives it its addresses and brings it up, in this order.
-        let Some(link) = links.find(|l| l.peer == Some(host) && l.peer_elsewhere && l.up) else {
+        let mut all = endpoint.attachments.iter_mut();
+        let Some(attachment) = all.find(|a| a.network == *network) else {
             return Ok(());
         };
-        let mut after = endpoint;
-        for attachment in &mut after.attachments {
-            if attachment.network == *network {
-                attachment.interface.clone_from(&link.name);
-            }
-        }
-        self.store.commit(&[Change::Endpoint(&after)])?;
-        self.wanted.endpoints.insert(name.clone(), after.clone());
-        let id = inside.namespace.id();
-        self.namespaces.insert(name.clone(), id);
-        self.prepare_endpoint(&after, host, &inside.namespace);
-        self.set_rules(&after, &inside, &has).await
+        let mut links = has.links.iter();
+        // dockerd names it, gives it its addresses and brings it up, in this order.
+        let Some(link) = links.find(|link| {
+            let is_other_end = link.peer == Some(host) && link.peer_elsewhere;
+            is_other_end && link.mac == Some(attachment.mac.0) && link.up
+        }) else {
+            return Ok(());
+        };
+        attachment.interface.clone_from(&link.name);
+        self.set_rules(&endpoint, &inside, &has).await?;
+        self.store.commit(&[Change::Endpoint(&endpoint)])?;
+        self.namespaces.insert(name.clone(), inside.namespace.id());
+        self.prepare_endpoint(&endpoint, host, &inside.namespace);
+        self.wanted.endpoints.insert(name.clone(), endpoint);
+        self.waiting.remove(place);
+        Ok(())
     }
 
     /// Is one of these the host side of a pair whose other end a runtime is to take?
@@ -327,18 +437,60 @@ impl Agent {
         ifindexes.any(|ifindex| waiting.contains(&ifindex))
     }
 
-    /// Has the container ended, and dockerd could not say so?
-    pub(super) fn is_lost_sandbox(&self, endpoint: &Endpoint) -> bool {
-        let waits = || endpoint.attached().any(Attachment::is_waiting);
-        endpoint.is_configured_by_runtime()
-            && (!waits() || !self.is_up(endpoint))
-            && self.open_target(endpoint).is_err()
+    /// Endpoints whose container has ended, or has come to nothing, and dockerd did not say so.
+    pub(super) async fn lost_sandboxes(&mut self) -> Result<Vec<Name>, AgentError> {
+        let is_gone = |endpoint: &Endpoint| match self.open_target(endpoint) {
+            Err(AgentError::Net(error)) => {
+                error.is_gone() || matches!(error, NetError::NotANamespace { .. })
+            }
+            // Whatever else is in the way says nothing of the container.
+            _ => false,
+        };
+        let all = self.wanted.endpoints.values();
+        let gone: Vec<Endpoint> = all
+            .filter(|e| e.is_configured_by_runtime() && !e.removing && is_gone(e))
+            .cloned()
+            .collect();
+        let mut lost = Vec::new();
+        for endpoint in gone {
+            if self.is_left(&endpoint).await? {
+                lost.push(endpoint.name);
+            }
+        }
+        Ok(lost)
     }
 
-    async fn forget_lost_sandboxes(&mut self) -> Result<(), AgentError> {
-        let all = self.wanted.endpoints.values();
-        let lost = all.filter(|e| !e.removing && self.is_lost_sandbox(e));
-        let lost: Vec<Name> = lost.map(|e| e.name.clone()).collect();
+    /// Of an endpoint whose sandbox has no name: is nothing of it in a container, nor about to be?
+    async fn is_left(&mut self, endpoint: &Endpoint) -> Result<bool, AgentError> {
+        for attachment in endpoint.attached() {
+            if self.is_inside(endpoint, attachment).await? {
+                return Ok(false);
+            }
+            if attachment.is_waiting() {
+                let place = place(endpoint, attachment);
+                // After a start nobody knows for how long it has waited.
+                let waiting = self.waiting.entry(place);
+                if !waiting.or_insert(Waiting::for_dockerd(None)).is_over() {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Is the container's end in a namespace that lives, and is not the node's?
+    async fn is_inside(
+        &self,
+        endpoint: &Endpoint,
+        attachment: &Attachment,
+    ) -> Result<bool, AgentError> {
+        let waits = waiting_interface(&attachment.host_interface);
+        let is_up = self.up.contains_key(&place(endpoint, attachment));
+        Ok(is_up && self.netlink.link(&waits).await?.is_none())
+    }
+
+    pub async fn forget_lost_sandboxes(&mut self) -> Result<(), AgentError> {
+        let lost = self.lost_sandboxes().await?;
         for name in &lost {
             tracing::info!(endpoint = %name, "removed: its sandbox is gone");
             self.remove_owned(name).await?;
@@ -350,23 +502,25 @@ impl Agent {
     }
 
     /// Who has what Docker gives to another now: the same endpoint, of a time when nobody heard the answer, or
-    /// one with its address.
+    /// one with its address that is in no container any more.
     async fn forget_predecessors(&mut self, joining: &Joining) -> Result<(), AgentError> {
-        let is = |attachment: &Attachment| match &attachment.owner {
-            Some(Owner::Docker {
+        let mut before: Vec<Place> = Vec::new();
+        for (e, a) in self.wanted.attachments() {
+            let Some(Owner::Docker {
                 network, endpoint, ..
-            }) => {
-                let has =
-                    |ip: Option<IpAddr>| ip.is_some_and(|ip| attachment.ips().any(|a| a == ip));
-                *endpoint == joining.endpoint
-                    || *network == joining.network
-                        && (has(joining.ip.map(IpAddr::V4)) || has(joining.ip6.map(IpAddr::V6)))
+            }) = &a.owner
+            else {
+                continue;
+            };
+            let has = |ip: Option<IpAddr>| ip.is_some_and(|ip| a.ips().any(|own| own == ip));
+            let same_address = *network == joining.network
+                && (has(joining.ip.map(IpAddr::V4)) || has(joining.ip6.map(IpAddr::V6)));
+            let goes = *endpoint == joining.endpoint
+                || same_address && !a.is_waiting() && !self.is_inside(e, a).await?;
+            if goes && !e.removing && !a.removing {
+                before.push(place(e, a));
             }
-            _ => false,
-        };
-        let all = self.wanted.attachments();
-        let before = all.filter(|(e, a)| is(a) && !e.removing && !a.removing);
-        let before: Vec<Place> = before.map(|(e, a)| place(e, a)).collect();
+        }
         for (name, network) in &before {
             tracing::info!(endpoint = %name, %network, "leaves: Docker has given to another what it had");
             self.detach_from(network, name).await?;
@@ -379,7 +533,7 @@ impl Agent {
 }
 
 /// dockerd calls it by the first digits of the sandbox's id.
-fn sandbox_name(path: &std::path::Path) -> Result<Name, DockerError> {
+fn sandbox_name(path: &Path) -> Result<Name, DockerError> {
     let wrong = |error: String| DockerError::Sandbox {
         path: path.to_owned(),
         error,

@@ -211,6 +211,7 @@ impl Agent {
                 publish,
                 counter,
                 allow_from: Default::default(),
+                runtime: request.owned.is_some(),
             });
         }
         Ok(Decided {

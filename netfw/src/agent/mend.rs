@@ -214,12 +214,14 @@ impl Agent {
     pub(super) async fn sweep_lost(&mut self, shown: Duration) -> Result<(), AgentError> {
         let now = Instant::now();
         let lost = |e: &&Endpoint| {
-            let process =
-                || e.namespace.id.is_some() && !self.is_up(e) && self.open_target(e).is_err();
-            !e.removing && (process() || self.is_lost_sandbox(e))
+            e.namespace.id.is_some()
+                && !e.removing
+                && !self.is_up(e)
+                && self.open_target(e).is_err()
         };
         let all = self.wanted.endpoints.values();
-        let lost: Vec<Name> = all.filter(lost).map(|e| e.name.clone()).collect();
+        let mut lost: Vec<Name> = all.filter(lost).map(|e| e.name.clone()).collect();
+        lost.extend(self.lost_sandboxes().await?);
         self.lost.retain(|name, _| lost.contains(name));
         for name in lost {
             let since = *self.lost.entry(name.clone()).or_insert(now);

@@ -84,6 +84,7 @@ pub use self::error::AgentError;
 use self::{
     config::Config,
     counter::Indexes,
+    docker::Waiting,
     mend::Patience,
     names::Names,
     purge::Purge,
@@ -108,6 +109,8 @@ pub struct Agent {
     netlink: Netlink,
     dataplane: DataPlane,
     counters: Indexes,
+    /// Attachments that wait for dockerd, since when and for which.
+    waiting: HashMap<Place, Waiting>,
     /// The networks' bridges as they are.
     bridges: BTreeMap<Name, Bridge>,
     /// Attachments that are up, and the ifindex of their host side. What is wanted and not here is

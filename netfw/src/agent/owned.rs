@@ -36,7 +36,7 @@ impl Agent {
         let Owned { owner, interface } = &request.attachment;
         parse_interface(interface).map_err(|error| AgentError::Request(error.to_string()))?;
         let namespace = Namespace::at_path(&request.namespace)?;
-        if let Some(endpoint) = self.container(owner.container())
+        if let Some(endpoint) = self.container(owner)
             && self.is_stale(endpoint, &namespace).await?
         {
             let name = endpoint.name.clone();
@@ -52,7 +52,7 @@ impl Agent {
             });
         }
         let created = self.ensure_wished(&request.network, owner).await?;
-        let made = match self.container(owner.container()).cloned() {
+        let made = match self.container(owner).cloned() {
             None => self.add_owned(&request).await,
             Some(endpoint) => self.connect_owned(&endpoint, &namespace, &request).await,
         };
@@ -118,7 +118,8 @@ impl Agent {
             .filter_map(|(endpoint, attachment)| {
                 let owner = attachment.owner.clone()?;
                 let goes = !endpoint.removing && !attachment.removing;
-                (goes && owner.network() == request.network).then(|| Owned {
+                let is_cni = matches!(owner, Owner::Cni { .. });
+                (goes && is_cni && owner.network() == request.network).then(|| Owned {
                     owner,
                     interface: attachment.interface.clone(),
                 })
@@ -203,8 +204,8 @@ impl Agent {
     }
 
     /// The endpoint that a runtime's container is.
-    fn container(&self, container: &str) -> Option<&Endpoint> {
-        let of = |a: &Attachment| a.owner.as_ref().is_some_and(|o| o.container() == container);
+    fn container(&self, owner: &Owner) -> Option<&Endpoint> {
+        let of = |a: &Attachment| a.owner.as_ref().is_some_and(|o| o.is_same_container(owner));
         let mut all = self.wanted.endpoints.values().filter(|e| !e.removing);
         all.find(|e| e.attached().any(of))
     }
@@ -301,7 +302,7 @@ impl Agent {
             publish,
             allow_from: request.allow_from.clone(),
         };
-        if let Err(error) = self.publish(&name, &publish) {
+        if let Err(error) = self.publish_for(&name, &publish, true) {
             self.disconnect_endpoint(network, &name).await?;
             return Err(error);
         }

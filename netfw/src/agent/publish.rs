@@ -22,7 +22,6 @@ use crate::{
     name::Name,
     net::{diag, socket::Protocol},
     publish::{Families, PortRange, Publish, Spec},
-    source::Sources,
 };
 
 /// How often free ports are chosen, where somebody takes them before they are published.
@@ -33,6 +32,16 @@ impl Agent {
         &mut self,
         name: &Name,
         request: &PublishRequest,
+    ) -> Result<types::Endpoint, AgentError> {
+        self.publish_for(name, request, false)
+    }
+
+    /// `runtime`: for that of the endpoint's container.
+    pub(super) fn publish_for(
+        &mut self,
+        name: &Name,
+        request: &PublishRequest,
+        runtime: bool,
     ) -> Result<types::Endpoint, AgentError> {
         let specs = &request.publish;
         let before = self.wanted_endpoint(name)?.clone();
@@ -57,7 +66,13 @@ impl Agent {
         for attempt in 1.. {
             let publishes = self.resolve_publishes(specs, families, &network)?;
             let mut counters = Vec::new();
-            let result = self.try_publish(&before, publishes, &request.allow_from, &mut counters);
+            let new = publishes.into_iter().map(|publish| Published {
+                publish,
+                counter: 0,
+                allow_from: request.allow_from.clone(),
+                runtime,
+            });
+            let result = self.try_publish(&before, new.collect(), &mut counters);
             if result.is_err() {
                 for counter in counters {
                     self.counters.give_back(counter);
@@ -77,19 +92,12 @@ impl Agent {
     fn try_publish(
         &mut self,
         before: &Endpoint,
-        publishes: Vec<Publish>,
-        allow_from: &Sources,
+        mut new: Vec<Published>,
         counters: &mut Vec<u32>,
     ) -> Result<(), AgentError> {
         let mut after = before.clone();
-        let mut new = Vec::with_capacity(publishes.len());
-        for publish in publishes {
-            let counter = self.take_counter(counters)?;
-            new.push(Published {
-                publish,
-                counter,
-                allow_from: allow_from.clone(),
-            });
+        for published in &mut new {
+            published.counter = self.take_counter(counters)?;
         }
         after.publishes.extend(new.iter().cloned());
         self.store.commit(&[Change::Endpoint(&after)])?;
@@ -231,7 +239,7 @@ impl Agent {
             };
             listed.push((published, list));
         }
-        let flags = match endpoint.has_ports_bound() {
+        let flags = |published: &Published| match endpoint.is_bound(published) {
             true => publish_flag::UNRESERVED,
             false => 0,
         };
@@ -333,8 +341,9 @@ impl Agent {
         let mut looks = Looks::default();
         // A runtime's are bound by itself.
         let endpoints = self.wanted.endpoints.values();
-        for endpoint in endpoints.filter(|e| self.is_up(e) && !e.has_ports_bound()) {
-            for published in &endpoint.publishes {
+        for endpoint in endpoints.filter(|e| self.is_up(e)) {
+            let publishes = endpoint.publishes.iter();
+            for published in publishes.filter(|p| !endpoint.is_bound(p)) {
                 match looks.check(&published.publish) {
                     Err(AgentError::PortHeld { publish, holder }) => tracing::warn!(
                         endpoint = %endpoint.name,
@@ -395,15 +404,16 @@ fn of_family<A: bpf::Family>(published: &[Published]) -> impl Iterator<Item = &P
     all.filter(|published| A::of(published.publish.host_ip).is_some())
 }
 
-/// Of publishes, each with the number of its list. `own` is the container's address, `flags` are of
-/// [`publish_flag`].
+/// Of publishes, each with the number of its list. `own` is the container's address, `flags` tells each one's
+/// of [`publish_flag`].
 fn entries<'a, A: bpf::Family>(
     own: A,
-    flags: u16,
+    flags: impl Fn(&Published) -> u16,
     published: impl IntoIterator<Item = (&'a Published, u16)>,
 ) -> impl Iterator<Item = (PublishKey<A>, map::Publish<A>)> {
     published.into_iter().flat_map(move |(published, allow)| {
         let publish = &published.publish;
+        let flags = flags(published);
         publish.pairs().filter_map(move |(host, container)| {
             let value = map::Publish {
                 addr: own,
@@ -431,6 +441,7 @@ mod tests {
                 publish: spec.resolve(spec.host_ip.unwrap(), spec.host_ports.unwrap()),
                 counter,
                 allow_from: Sources::default(),
+                runtime: false,
             }
         };
         let all = [
@@ -438,7 +449,7 @@ mod tests {
             published("[::]:443:443", 8),
         ];
         let listed = |n: u16| all.iter().zip(n..);
-        let four: Vec<_> = entries(ip4, 0, listed(3)).collect();
+        let four: Vec<_> = entries(ip4, |_| 0, listed(3)).collect();
         assert_eq!(four.len(), 3);
         let (key, value) = four[2];
         assert_eq!(key.addr, Ip4::new([192, 0, 2, 1]));
@@ -446,7 +457,7 @@ mod tests {
         assert_eq!(value.addr, ip4);
         assert_eq!((value.port.get(), value.counter, value.allow), (82, 7, 3));
         assert!(keys::<Ip4>(&all).eq(four.iter().map(|(key, _)| *key)));
-        let six: Vec<_> = entries(ip6, 0, listed(4)).collect();
+        let six: Vec<_> = entries(ip6, |_| 0, listed(4)).collect();
         assert_eq!(six.len(), 1);
         assert_eq!((six[0].0.port.get(), six[0].1.counter), (443, 8));
         assert!(keys::<Ip6>(&all).eq(six.iter().map(|(key, _)| *key)));

@@ -133,6 +133,9 @@ pub struct Attachment {
     /// Whose it is, where a container runtime had it made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<Owner>,
+    /// Docker has the container reach the world by it (`ProgramExternalConnectivity`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub external: bool,
     /// As [`Endpoint::removing`].
     #[serde(default)]
     pub removing: bool,
@@ -225,6 +228,9 @@ pub struct Published {
     /// Who may use it.
     #[serde(default)]
     pub allow_from: Sources,
+    /// The container's runtime asked for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub runtime: bool,
 }
 
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
@@ -346,10 +352,10 @@ impl Endpoint {
         self.attachments.iter().any(|a| a.owner.is_some())
     }
 
-    /// Does its container runtime bind the host ports of its publishes?
-    pub fn has_ports_bound(&self) -> bool {
-        let owners = self.attachments.iter().filter_map(|a| a.owner.as_ref());
-        owners.into_iter().any(Owner::binds_ports)
+    /// Does its container runtime bind the host ports of one of its publishes?
+    pub fn is_bound(&self, published: &Published) -> bool {
+        let mut owners = self.attachments.iter().filter_map(|a| a.owner.as_ref());
+        published.runtime && owners.any(Owner::binds_ports)
     }
 
     /// Has it interfaces that its container runtime configures, and routes with them?
@@ -496,6 +502,7 @@ mod tests {
             host_interface,
             aliases: Vec::new(),
             owner: None,
+            external: false,
             removing: false,
         };
         assert!(attachment.is_waiting());

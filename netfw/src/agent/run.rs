@@ -106,6 +106,10 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
     let group = config.socket_group.clone();
     let program_log = config.program_log;
     let driver = config.docker.then(|| config.instance.clone());
+    if driver.is_none() {
+        // A killed one's keeps dockerd waiting.
+        let _ = docker::remove_socket(&config.instance);
+    }
     // Before anything is made, too: an address that cannot be had ends the start.
     let metrics = config.metrics.clone();
     let scraped = match &metrics {
@@ -139,8 +143,12 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
         let app = router(shared.clone());
         tokio::spawn(connections::serve(listener, app, stop))
     };
+    let stop_driver = Arc::new(Notify::new());
     let driver = driver.and_then(|instance| match docker::bind(&instance) {
-        Ok(listener) => Some(tokio::spawn(docker::serve(listener, shared.clone()))),
+        Ok(listener) => {
+            let served = docker::serve(listener, shared.clone(), stop_driver.clone());
+            Some(tokio::spawn(served))
+        }
         Err(error) => {
             tracing::warn!(error = %crate::chain(&error), "Docker does not find its driver");
             None
@@ -274,9 +282,12 @@ async fn serve(config: Config, paths: &Paths, notify: &ServiceManager) -> Result
         tracing::warn!("requests were still under way");
     }
     if let Some(driver) = driver {
-        driver.abort();
         if let Err(error) = docker::remove_socket(&paths.instance) {
             tracing::debug!(%error, "the driver's socket");
+        }
+        stop_driver.notify_one();
+        if tokio::time::timeout(GRACE, driver).await.is_err() {
+            tracing::warn!("requests of Docker were still under way");
         }
     }
     // Whoever holds the lock changes nothing half-way.

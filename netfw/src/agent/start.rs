@@ -59,6 +59,7 @@ impl Agent {
             netlink,
             dataplane,
             counters,
+            waiting: Default::default(),
             bridges: Default::default(),
             up: Default::default(),
             deleted: Default::default(),

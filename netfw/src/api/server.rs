@@ -153,13 +153,20 @@ impl IntoResponse for Refusal {
 type Answer<T> = Result<Json<T>, Refusal>;
 
 /// Carries `work` to its end, whatever becomes of the client.
-async fn to_the_end<T: Send + 'static>(
+pub async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, AgentError>> + Send + 'static,
+) -> Result<T, AgentError> {
+    match tokio::spawn(work).await {
+        Ok(done) => done,
+        Err(join) => Err(AgentError::Fault(join.to_string())),
+    }
+}
+
+/// What comes of `work`, which goes on without the client.
+async fn answer<T: Send + 'static>(
     work: impl Future<Output = Result<T, AgentError>> + Send + 'static,
 ) -> Answer<T> {
-    match tokio::spawn(work).await {
-        Ok(done) => Ok(Json(done?)),
-        Err(join) => Err(AgentError::Fault(join.to_string()).into()),
-    }
+    Ok(Json(to_the_end(work).await?))
 }
 
 /// A change, told to the name servers, and then the flows that must go with it, which others need not
@@ -221,7 +228,7 @@ async fn network(State(shared): State<Shared>, Path(text): Path<String>) -> Answ
 
 async fn create_network(State(shared): State<Shared>, body: Bytes) -> Answer<NetworkDetails> {
     let request: NetworkRequest = parse(&body)?;
-    to_the_end(async move {
+    answer(async move {
         let created = change(shared, async move |agent| {
             agent.create_network(request).await
         });
@@ -232,7 +239,7 @@ async fn create_network(State(shared): State<Shared>, body: Bytes) -> Answer<Net
 
 async fn remove_network(State(shared): State<Shared>, Path(text): Path<String>) -> Answer<()> {
     let name = name(&text)?;
-    to_the_end(async move {
+    answer(async move {
         let removed = change(shared, async move |agent| agent.remove_network(&name).await);
         let ((), _flows) = removed.await?;
         Ok(())
@@ -247,7 +254,7 @@ async fn connect(
 ) -> Answer<Endpoint> {
     let network = name(&text)?;
     let request: ConnectRequest = parse(&body)?;
-    to_the_end(async move {
+    answer(async move {
         let connected = change(shared, async move |agent| {
             agent.connect_endpoint(&network, request).await
         });
@@ -261,7 +268,7 @@ async fn disconnect(
     Path((network, endpoint)): Path<(String, String)>,
 ) -> Answer<Endpoint> {
     let (network, endpoint) = (name(&network)?, name(&endpoint)?);
-    to_the_end(async move {
+    answer(async move {
         let of = endpoint.clone();
         let disconnected = change(shared.clone(), async move |agent| {
             agent.disconnect_endpoint(&network, &endpoint).await
@@ -278,7 +285,7 @@ async fn store(State(shared): State<Shared>) -> Answer<Saved> {
 
 async fn apply(State(shared): State<Shared>, body: Bytes) -> Answer<Applied> {
     let request: ApplyRequest = parse(&body)?;
-    to_the_end(async move {
+    answer(async move {
         let applied = change(shared, async move |agent| agent.apply(&request).await);
         Ok(applied.await?.0)
     })
@@ -299,7 +306,7 @@ async fn endpoint(State(shared): State<Shared>, Path(text): Path<String>) -> Ans
 
 async fn add_endpoint(State(shared): State<Shared>, body: Bytes) -> Answer<Endpoint> {
     let request: EndpointRequest = parse(&body)?;
-    to_the_end(async move {
+    answer(async move {
         let added = change(shared, async move |agent| agent.add_endpoint(request).await);
         Ok(added.await?.0)
     })
@@ -308,7 +315,7 @@ async fn add_endpoint(State(shared): State<Shared>, body: Bytes) -> Answer<Endpo
 
 async fn remove_endpoint(State(shared): State<Shared>, Path(text): Path<String>) -> Answer<()> {
     let name = name(&text)?;
-    to_the_end(async move {
+    answer(async move {
         let removed = change(shared, async move |agent| {
             agent.remove_endpoint(&name).await
         });
@@ -325,7 +332,7 @@ async fn publish(
 ) -> Answer<Endpoint> {
     let name = name(&text)?;
     let request: PublishRequest = parse(&body)?;
-    to_the_end(async move {
+    answer(async move {
         let published = change(shared, async move |agent| agent.publish(&name, &request));
         Ok(published.await?.0)
     })
@@ -339,7 +346,7 @@ async fn unpublish(
 ) -> Answer<Endpoint> {
     let name = name(&text)?;
     let UnpublishRequest { publish } = parse(&body)?;
-    to_the_end(async move {
+    answer(async move {
         let withdrawn = change(shared, async move |agent| agent.unpublish(&name, &publish));
         Ok(withdrawn.await?.0)
     })
@@ -348,7 +355,7 @@ async fn unpublish(
 
 async fn attach(State(shared): State<Shared>, body: Bytes) -> Answer<Attached> {
     let request: AttachRequest = parse(&body)?;
-    to_the_end(async move {
+    answer(async move {
         let attached = change(shared, async move |agent| agent.attach_owned(request).await);
         Ok(attached.await?.0)
     })
@@ -357,7 +364,7 @@ async fn attach(State(shared): State<Shared>, body: Bytes) -> Answer<Attached> {
 
 async fn detach(State(shared): State<Shared>, body: Bytes) -> Answer<Detached> {
     let attachment: Owned = parse(&body)?;
-    to_the_end(async move {
+    answer(async move {
         let detached = change(shared, async move |agent| {
             agent.detach_owned(&attachment).await
         });
@@ -376,7 +383,7 @@ async fn check(State(shared): State<Shared>, body: Bytes) -> Answer<Checked> {
 
 async fn collect(State(shared): State<Shared>, body: Bytes) -> Answer<Collected> {
     let request: CollectRequest = parse(&body)?;
-    to_the_end(async move {
+    answer(async move {
         let collected = change(shared, async move |agent| {
             Ok(agent.collect_owned(&request).await)
         });
@@ -423,7 +430,7 @@ async fn flush(State(shared): State<Shared>, query: Filter) -> Answer<Flushed> {
         let sentence = "flows are forgotten all, or by endpoint";
         return Err(AgentError::Request(sentence.into()).into());
     }
-    to_the_end(async move {
+    answer(async move {
         let flushed = change(shared, async move |agent| agent.flush(endpoint.as_ref()));
         let ((), flows) = flushed.await?;
         Ok(Flushed { flows })

@@ -12,25 +12,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::{body::Bytes, extract::State, response::Response};
+use axum::{
+    body::Bytes,
+    extract::{ConnectInfo, State},
+    response::Response,
+};
 use ipnet::IpNet;
 
 use super::{
-    Answer, Asked, Driver, DriverError, answer, done,
+    Answer, Asked, Caller, Driver, DriverError, answer, done,
     ipam::SPACE,
     message::{
         Added, Capabilities, CreateEndpoint, CreateNetwork, CreatedEndpoint, EndpointId,
         ExternalConnectivity, InterfaceName, IpamData, Join, Joined, NetworkId,
     },
-    option, parse, port,
+    net, option, parse, port,
 };
 use crate::{
-    agent::{
-        AgentError,
-        docker::{DockerError, Joining, short},
-        ipam::mac_for,
-    },
-    api::server::change,
+    agent::{Agent, AgentError, docker::Joining, ipam::mac_for},
+    api::server::{change, to_the_end},
     name::Mac,
 };
 
@@ -45,7 +45,7 @@ struct Created {
     network: String,
     ip: Option<Ipv4Addr>,
     ip6: Option<Ipv6Addr>,
-    mac: Option<Mac>,
+    mac: Mac,
     at: Instant,
 }
 
@@ -57,18 +57,6 @@ impl Driver {
             .retain(|_, created| created.at.elapsed() < PATIENCE);
         with(&mut pending.0)
     }
-}
-
-/// Carries a change to its end, whatever becomes of dockerd.
-macro_rules! change {
-    ($driver:expr, $work:expr) => {{
-        let shared = $driver.shared.clone();
-        let done = tokio::spawn(async move { change(shared, $work).await }).await;
-        match done {
-            Ok(done) => done.map(|(done, _)| done),
-            Err(join) => Err(AgentError::Fault(join.to_string())),
-        }
-    }};
 }
 
 pub(super) async fn capabilities() -> Response {
@@ -87,9 +75,8 @@ pub(super) async fn create_network(State(driver): Asked, body: Bytes) -> Answer 
         request.subnets.push(subnet);
         request.gateways.extend(gateway);
     }
-    change!(driver, async move |agent| agent
-        .create_docker_network(&id, request)
-        .await)?;
+    let work = async move |agent: &mut Agent| agent.create_docker_network(&id, request).await;
+    to_the_end(change(driver.shared, work)).await?;
     Ok(done())
 }
 
@@ -107,19 +94,10 @@ fn pool(data: &IpamData) -> Result<(IpNet, Option<IpAddr>), DriverError> {
     Ok((subnet.trunc(), gateway))
 }
 
-/// `ADDRESS/LENGTH`.
-fn net(text: &str) -> Result<IpNet, DriverError> {
-    text.parse().map_err(|_| DriverError::Address {
-        text: text.to_owned(),
-        what: " with the length of a prefix",
-    })
-}
-
 pub(super) async fn delete_network(State(driver): Asked, body: Bytes) -> Answer {
     let NetworkId { network } = parse(&body)?;
-    change!(driver, async move |agent| agent
-        .remove_docker_network(&network)
-        .await)?;
+    let work = async move |agent: &mut Agent| agent.remove_docker_network(&network).await;
+    to_the_end(change(driver.shared, work)).await?;
     Ok(done())
 }
 
@@ -162,7 +140,7 @@ pub(super) async fn create_endpoint(State(driver): Asked, body: Bytes) -> Answer
         network: asked.network,
         ip,
         ip6,
-        mac: Some(mac),
+        mac,
         at: Instant::now(),
     };
     driver.pending(|pending| pending.insert(asked.endpoint, created));
@@ -172,22 +150,30 @@ pub(super) async fn create_endpoint(State(driver): Asked, body: Bytes) -> Answer
     }))
 }
 
-pub(super) async fn join(State(driver): Asked, body: Bytes) -> Answer {
+pub(super) async fn join(
+    State(driver): Asked,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+    body: Bytes,
+) -> Answer {
     let asked: Join = parse(&body)?;
-    let id = asked.endpoint;
+    let (id, sandbox) = (asked.endpoint, asked.sandbox_key.into());
     let created = driver.pending(|pending| pending.remove(&id));
-    let Some(created) = created else {
-        return Err(AgentError::from(DockerError::NoEndpoint(id)).into());
+    let work = async move |agent: &mut Agent| match created {
+        Some(created) => {
+            let joining = Joining {
+                network: created.network,
+                endpoint: id,
+                sandbox,
+                ip: created.ip,
+                ip6: created.ip6,
+                mac: Some(created.mac),
+                dockerd: caller.pid,
+            };
+            agent.join(joining).await
+        }
+        None => agent.join_again(&id, sandbox, caller.pid).await,
     };
-    let joining = Joining {
-        network: created.network,
-        endpoint: id,
-        sandbox: asked.sandbox_key.into(),
-        ip: created.ip,
-        ip6: created.ip6,
-        mac: created.mac,
-    };
-    let joined = change!(driver, async move |agent| agent.join(joining).await)?;
+    let (joined, _) = to_the_end(change(driver.shared, work)).await?;
     let gateway = |six| {
         let mut all = joined.gateways.iter().filter(|ip| ip.is_ipv6() == six);
         all.next().map(IpAddr::to_string).unwrap_or_default()
@@ -203,9 +189,14 @@ pub(super) async fn join(State(driver): Asked, body: Bytes) -> Answer {
     }))
 }
 
-pub(super) async fn leave(State(driver): Asked, body: Bytes) -> Answer {
+pub(super) async fn leave(
+    State(driver): Asked,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+    body: Bytes,
+) -> Answer {
     let EndpointId { endpoint } = parse(&body)?;
-    change!(driver, async move |agent| agent.leave(&endpoint).await)?;
+    let work = async move |agent: &mut Agent| agent.leave(&endpoint, caller.pid);
+    to_the_end(change(driver.shared, work)).await?;
     Ok(done())
 }
 
@@ -213,7 +204,8 @@ pub(super) async fn leave(State(driver): Asked, body: Bytes) -> Answer {
 pub(super) async fn delete_endpoint(State(driver): Asked, body: Bytes) -> Answer {
     let EndpointId { endpoint } = parse(&body)?;
     driver.pending(|pending| pending.remove(&endpoint));
-    change!(driver, async move |agent| agent.leave(&endpoint).await)?;
+    let work = async move |agent: &mut Agent| agent.delete_docker_endpoint(&endpoint).await;
+    to_the_end(change(driver.shared, work)).await?;
     Ok(done())
 }
 
@@ -226,16 +218,14 @@ pub(super) async fn program_external_connectivity(State(driver): Asked, body: By
     let asked: ExternalConnectivity = parse(&body)?;
     let specs = port::specs(&asked.options)?;
     let endpoint = asked.endpoint;
-    change!(driver, async move |agent| {
-        agent.open_ports(&endpoint, &specs)
-    })
-    .inspect_err(|error| tracing::debug!(error = %crate::chain(error), "no ports"))?;
+    let work = async move |agent: &mut Agent| agent.open_ports(&endpoint, &specs).await;
+    to_the_end(change(driver.shared, work)).await?;
     Ok(done())
 }
 
 pub(super) async fn revoke_external_connectivity(State(driver): Asked, body: Bytes) -> Answer {
     let EndpointId { endpoint } = parse(&body)?;
-    tracing::debug!(endpoint = short(&endpoint), "no ports any more");
-    change!(driver, async move |agent| agent.close_ports(&endpoint))?;
+    let work = async move |agent: &mut Agent| agent.close_ports(&endpoint);
+    to_the_end(change(driver.shared, work)).await?;
     Ok(done())
 }

@@ -19,9 +19,12 @@ use super::{
         ADDRESS_TYPE, Address, AddressSpaces, GATEWAY, IpamCapabilities, ReleasePool, RequestPool,
         RequestedAddress, RequestedPool,
     },
-    parse,
+    net, parse,
 };
-use crate::agent::{AgentError, ipam::Pool};
+use crate::{
+    agent::{Agent, AgentError, ipam::Pool},
+    api::server::{change, to_the_end},
+};
 
 pub(super) const SPACE: &str = "netfw";
 
@@ -109,9 +112,12 @@ pub(super) async fn request_address(State(driver): Asked, body: Bytes) -> Answer
     };
     let is_gateway = asked.options.get(ADDRESS_TYPE).and_then(Value::as_str) == Some(GATEWAY);
     let mut ipam = driver.ipam.lock().await;
-    let agent = driver.shared.agent.lock().await;
-    let (mut taken, gateway) = agent.given_of(&subnet);
-    drop(agent);
+    let work = async move |agent: &mut Agent| {
+        // dockerd gives away again what it had given to a container that ended while it was away.
+        agent.forget_lost_sandboxes().await?;
+        Ok(agent.given_of(&subnet))
+    };
+    let ((mut taken, gateway), _) = to_the_end(change(driver.shared, work)).await?;
     let promised = ipam.of(subnet);
     taken.extend(promised.addresses.keys());
     let taken: BTreeSet<IpAddr> = taken.into_iter().collect();
@@ -153,12 +159,7 @@ pub(super) async fn release_address(State(driver): Asked, body: Bytes) -> Answer
 }
 
 fn parse_subnet(text: &str) -> Result<IpNet, DriverError> {
-    let subnet: Result<IpNet, _> = text.parse();
-    let subnet = subnet.map_err(|_| DriverError::Address {
-        text: text.into(),
-        what: " with the length of a prefix",
-    })?;
-    Ok(subnet.trunc())
+    Ok(net(text)?.trunc())
 }
 
 fn parse_address(text: &str) -> Result<IpAddr, DriverError> {

@@ -21,6 +21,7 @@ mod port;
 
 use std::{
     fs, io,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -38,8 +39,12 @@ use axum::{
     routing::post,
     serve::IncomingStream,
 };
+use ipnet::IpNet;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::{net::UnixListener, sync::Mutex};
+use tokio::{
+    net::UnixListener,
+    sync::{Mutex, Notify},
+};
 
 use self::{driver::Pending, ipam::Ipam, message::Activated, option::OptionError};
 use crate::{
@@ -68,7 +73,7 @@ pub fn bind(instance: &Name) -> Result<UnixListener, AgentError> {
     const ATTEMPTS: u32 = 10;
     let mut attempt = 1;
     loop {
-        fs::create_dir_all(PLUGINS).map_err(|source| AgentError::Io {
+        create_directory().map_err(|source| AgentError::Io {
             path: PLUGINS.into(),
             source,
         })?;
@@ -81,6 +86,12 @@ pub fn bind(instance: &Name) -> Result<UnixListener, AgentError> {
             done => return done,
         }
     }
+}
+
+/// dockerd's own is for root alone, whoever makes it.
+fn create_directory() -> io::Result<()> {
+    let mut private = fs::DirBuilder::new();
+    private.recursive(true).mode(0o700).create(PLUGINS)
 }
 
 /// Removes the socket. Returns whether it was there.
@@ -109,12 +120,12 @@ pub(crate) struct Driver {
     ipam: Arc<Mutex<Ipam>>,
 }
 
-pub async fn serve(listener: UnixListener, shared: Shared) -> io::Result<()> {
-    axum::serve(
-        listener,
-        router(shared).into_make_service_with_connect_info::<Caller>(),
-    )
-    .await
+/// Until it is told to stop, and then to the end of what is under way.
+pub async fn serve(listener: UnixListener, shared: Shared, stop: Arc<Notify>) -> io::Result<()> {
+    let service = router(shared).into_make_service_with_connect_info::<Caller>();
+    axum::serve(listener, service)
+        .with_graceful_shutdown(async move { stop.notified().await })
+        .await
 }
 
 fn router(shared: Shared) -> Router {
@@ -274,8 +285,21 @@ fn done() -> Response {
     answer(&serde_json::json!({}))
 }
 
+/// `ADDRESS/LENGTH`.
+fn net(text: &str) -> Result<IpNet, DriverError> {
+    text.parse().map_err(|_| DriverError::Address {
+        text: text.to_owned(),
+        what: " with the length of a prefix",
+    })
+}
+
 /// dockerd names no media type.
 fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, DriverError> {
+    if body.is_empty() {
+        // So it asks again where the agent ended amid its request.
+        let sentence = "it is empty; the agent was restarted this very moment, perhaps: ask again";
+        return Err(DriverError::Request(sentence.into()));
+    }
     serde_json::from_slice(body).map_err(|error| DriverError::Request(error.to_string()))
 }
 

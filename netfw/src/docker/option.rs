@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use serde_json::Value;
 
 use super::message::{GENERIC, INTERNAL};
-use crate::{agent::docker::short, api::types::NetworkRequest, document, name::Name};
+use crate::{api::types::NetworkRequest, document, name::Name, owner::short};
 
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub(super) enum OptionError {

@@ -67,7 +67,9 @@ impl Agent {
             }
             let mut names = links.iter().map(|link| link.name.as_str());
             interface = match &asked.owned {
-                None => free_interface(names)?,
+                // Docker counts its own and does not look.
+                None if self.is_docker_s(name) => free_interface("nf", names)?,
+                None => free_interface("eth", names)?,
                 Some(Owned { interface, .. }) if names.any(|name| name == interface) => {
                     return Err(AgentError::InterfaceExists {
                         interface: interface.clone(),
@@ -102,8 +104,14 @@ impl Agent {
             interface,
             aliases: asked.aliases.clone(),
             owner: asked.owned.as_ref().map(|owned| owned.owner.clone()),
+            external: false,
             removing: false,
         })
+    }
+
+    fn is_docker_s(&self, endpoint: &Name) -> bool {
+        let endpoint = self.wanted.endpoints.get(endpoint);
+        endpoint.is_some_and(Endpoint::is_configured_by_runtime)
     }
 
     /// Who is attached to the network from this very namespace. `links` are what the namespace has. Only who
@@ -288,13 +296,14 @@ impl Agent {
     }
 }
 
-/// `eth0`, or the next that is not taken.
+/// `eth0`, or the next that is not taken; so of any prefix.
 pub(in crate::agent) fn free_interface<'a>(
+    prefix: &str,
     taken: impl Iterator<Item = &'a str>,
 ) -> Result<String, AgentError> {
     let taken: BTreeSet<&str> = taken.collect();
     (0..1000)
-        .map(|n| format!("eth{n}"))
+        .map(|n| format!("{prefix}{n}"))
         .find(|name| !taken.contains(name.as_str()))
-        .ok_or_else(|| AgentError::Fault("a thousand interfaces named ethN".into()))
+        .ok_or_else(|| AgentError::Fault(format!("a thousand interfaces named {prefix}N")))
 }

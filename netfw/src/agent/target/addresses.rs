@@ -96,6 +96,7 @@ impl Making<'_> {
         let before = present.and_then(|present| present.attachment(network));
         let taken = taken.entry(network.clone()).or_default();
         let pools = self.pools(network);
+        let same = before.filter(|_| !is_other);
         let mut made = Attachment {
             network: network.clone(),
             ip4: None,
@@ -104,9 +105,8 @@ impl Making<'_> {
             host_interface: String::new(),
             interface: String::new(),
             aliases: asked.aliases.clone(),
-            owner: before
-                .filter(|_| !is_other)
-                .and_then(|before| before.owner.clone()),
+            owner: same.and_then(|before| before.owner.clone()),
+            external: same.is_some_and(|before| before.external),
             removing: false,
         };
         let both = [

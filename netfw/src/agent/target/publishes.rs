@@ -59,6 +59,7 @@ impl Making<'_> {
                         // Another one's are given back.
                         counter: if is_new { 0 } else { had.counter },
                         allow_from: said[n].allow_from.clone(),
+                        runtime: had.runtime,
                     };
                     ports.take(Some(name), kept.publish);
                     slots.insert((name.clone(), n, *host_ip), kept);
@@ -83,6 +84,7 @@ impl Making<'_> {
                             publish,
                             counter: 0,
                             allow_from: said.allow_from.clone(),
+                            runtime: false,
                         };
                         slots.insert((name.clone(), n, publish.host_ip), new);
                     }

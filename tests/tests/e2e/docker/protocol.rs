@@ -2,16 +2,17 @@
 //! play it.
 
 use std::{
+    cell::RefCell,
     fs,
+    io::{BufRead as _, BufReader, Write as _},
     net::IpAddr,
-    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
-    path::{Path, PathBuf},
-    process::Command,
+    os::unix::fs::{MetadataExt, symlink},
+    path::PathBuf,
+    process::{Child, ChildStdin, ChildStdout, Stdio},
 };
 
 use netfw_tests::{
     Agent, Lab, Namespace,
-    netns::stdout,
     programs::{Nginx, curl, curl_in_vain, ping},
     runtime::directory,
     topology::{CLIENT, NODE, NODE6, WORLD},
@@ -38,6 +39,7 @@ const CONFLICT: u16 = 409;
 ///
 /// Fields drop in order.
 struct Player {
+    dockerd: Dockerd,
     agent: Agent,
     /// Of namespaces' files.
     sandboxes: TempDir,
@@ -53,39 +55,25 @@ impl Player {
     /// `options` are the agent's.
     #[track_caller]
     fn in_lab(lab: Lab, options: &[&str]) -> Self {
+        let agent = Agent::start_with(&lab, options);
         Self {
-            agent: Agent::start_with(&lab, options),
+            dockerd: Dockerd::start(&lab.node, &agent),
+            agent,
             sandboxes: directory("netfw-sandboxes-"),
             lab,
         }
     }
 
-    fn socket(&self) -> PathBuf {
-        PathBuf::from(format!(
-            "/run/docker/plugins/{}.sock",
-            self.agent.instance()
-        ))
-    }
-
     /// `POST /METHOD`: status and answer.
     #[track_caller]
-    fn post_from(&self, from: &Namespace, method: &str, body: &str) -> (u16, Value) {
-        let said = stdout(
-            curl_to(from, &self.socket())
-                .args(["-w", "\n%{http_code}", "-d", body])
-                .arg(format!("http://plugin/{method}")),
-        );
-        let (body, status) = said.rsplit_once('\n').expect("a status");
-        let answer = match body {
-            "" => Value::Null,
-            body => serde_json::from_str(body).expect("JSON"),
-        };
-        (status.parse().expect("a status"), answer)
+    fn post(&self, method: &str, body: &str) -> (u16, Value) {
+        self.dockerd.post(method, body)
     }
 
+    /// As when dockerd is killed and started again.
     #[track_caller]
-    fn post(&self, method: &str, body: &str) -> (u16, Value) {
-        self.post_from(&self.lab.node, method, body)
+    fn restart_dockerd(&mut self) {
+        self.dockerd = Dockerd::start(&self.lab.node, &self.agent);
     }
 
     /// What the driver answers where it has nothing against it.
@@ -182,6 +170,16 @@ impl Player {
         }
     }
 
+    /// As dockerd does it when the container leaves.
+    #[track_caller]
+    fn put_back(&self, joined: &Value, container: &Namespace, interface: &str) {
+        let source = text(&joined["InterfaceName"]["SrcName"]);
+        container.ip(&["link", "set", interface, "down"]);
+        container.ip(&["link", "set", interface, "name", source]);
+        let node = self.lab.node.name();
+        container.ip(&["link", "set", source, "netns", node]);
+    }
+
     fn endpoints(&self) -> Vec<Value> {
         let all = self.agent.json(&["endpoint", "ls"]);
         all.as_array().expect("a list").clone()
@@ -199,10 +197,70 @@ impl Player {
     }
 }
 
-fn curl_to(from: &Namespace, socket: &Path) -> Command {
-    let mut curl = from.command("curl");
-    curl.args(["-sS", "-m", "30", "--unix-socket"]).arg(socket);
-    curl
+/// A process that posts what it is told, each by a connection of its own: the agent looks at who asks.
+struct Dockerd {
+    process: Child,
+    asked: RefCell<ChildStdin>,
+    answers: RefCell<BufReader<ChildStdout>>,
+}
+
+/// Lines of JSON: the method and the body; status and answer.
+const POST: &str = r#"
+import http.client, json, socket, sys
+for line in sys.stdin:
+    method, body = json.loads(line)
+    connection = http.client.HTTPConnection("plugin")
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.connect(sys.argv[1])
+    connection.request("POST", "/" + method, body)
+    answer = connection.getresponse()
+    print(json.dumps([answer.status, answer.read().decode()]), flush=True)
+    connection.close()
+"#;
+
+impl Dockerd {
+    #[track_caller]
+    fn start(from: &Namespace, agent: &Agent) -> Self {
+        let mut command = from.command("python3");
+        command
+            .args(["-c", POST])
+            .arg(socket(agent))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        let mut process = command.spawn().expect("python3 can be started");
+        let asked = process.stdin.take().expect("a pipe");
+        let answers = process.stdout.take().expect("a pipe");
+        Self {
+            process,
+            asked: RefCell::new(asked),
+            answers: RefCell::new(BufReader::new(answers)),
+        }
+    }
+
+    #[track_caller]
+    fn post(&self, method: &str, body: &str) -> (u16, Value) {
+        writeln!(self.asked.borrow_mut(), "{}", json!([method, body])).expect("it reads");
+        let mut line = String::new();
+        let read = self.answers.borrow_mut().read_line(&mut line);
+        assert!(read.is_ok_and(|bytes| bytes > 0), "no answer to {method}");
+        let (status, text): (u16, String) = serde_json::from_str(&line).expect("a pair");
+        let answer = match text.as_str() {
+            "" => Value::Null,
+            text => serde_json::from_str(text).expect("JSON"),
+        };
+        (status, answer)
+    }
+}
+
+impl Drop for Dockerd {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn socket(agent: &Agent) -> PathBuf {
+    PathBuf::from(format!("/run/docker/plugins/{}.sock", agent.instance()))
 }
 
 /// As `docker run -p HOST:CONTAINER` has it; protocols as of IP.
@@ -231,9 +289,8 @@ fn who_the_driver_is() {
         player.ask("IpamDriver.GetDefaultAddressSpaces", json!({})),
         json!({"LocalDefaultAddressSpace": "netfw", "GlobalDefaultAddressSpace": "netfw"})
     );
-    let socket = fs::metadata(player.socket()).expect("a socket");
-    assert_eq!((socket.mode() & 0o777, socket.uid()), (0o600, 0));
-    assert_eq!(socket.permissions().mode() & 0o077, 0);
+    let file = fs::metadata(socket(&player.agent)).expect("a socket");
+    assert_eq!((file.mode() & 0o777, file.uid()), (0o600, 0));
     // What it does without, dockerd does without, too.
     assert_eq!(player.post("NetworkDriver.AllocateNetwork", "{}").0, 404);
 }
@@ -327,9 +384,18 @@ fn a_container_s_whole_life() {
     player.says("RevokeExternalConnectivity", NETWORK, ENDPOINT);
     assert!(curl_in_vain(&player.lab.client, NODE, 8080));
     assert!(ping(&container, WORLD), "its way out stays");
+    // It may leave and join again, and what it has is as before.
     player.says("Leave", NETWORK, ENDPOINT);
-    assert_eq!(player.endpoints(), [Value::Null; 0]);
+    player.put_back(&joined, &container, "eth0");
+    let again = player.ask("NetworkDriver.Join", player.joining(NETWORK, ENDPOINT));
+    assert_eq!(again, joined);
+    player.take(&again, "10.99.0.77/24", &container, "eth0");
+    player.is_adopted(&["eth0"]);
+    assert!(ping(&container, WORLD));
+    player.says("Leave", NETWORK, ENDPOINT);
+    player.put_back(&joined, &container, "eth0");
     player.says("DeleteEndpoint", NETWORK, ENDPOINT);
+    assert_eq!(player.endpoints(), [Value::Null; 0]);
     assert_eq!(
         player.ask("NetworkDriver.DeleteNetwork", json!({"NetworkID": NETWORK})),
         json!({})
@@ -360,15 +426,36 @@ fn dockerd_or_the_agent_dies_half_way() {
     player.says("Leave", NETWORK, ENDPOINT);
     assert_eq!(player.lab.node.links(), before);
 
-    // dockerd was killed before it heard the answer, or was away when its container ended: what it gives to
-    // somebody else is free.
+    // dockerd is killed before it has taken the interface: its next start finds port and address free.
+    player.join(NETWORK, ENDPOINT, "10.99.0.2/24");
+    player.publish(NETWORK, ENDPOINT, json!([binding(6, 8080, 80)]));
+    player.restart_dockerd();
+    player.join(NETWORK, SECOND, "10.99.0.2/24");
+    player.publish(NETWORK, SECOND, json!([binding(6, 8080, 80)]));
+    player.says("DeleteEndpoint", NETWORK, SECOND);
+    assert_eq!(player.lab.node.links(), before);
+
+    // It did not hear the answer, and asks again.
     player.join(NETWORK, ENDPOINT, "10.99.0.2/24");
     let again = player.join(NETWORK, ENDPOINT, "10.99.0.2/24");
     let container = player.lab.container("web");
     player.take(&again, "10.99.0.2/24", &container, "eth0");
     player.is_adopted(&["eth0"]);
     player.publish(NETWORK, ENDPOINT, json!([binding(6, 8080, 80)]));
+    // A container that lives is not lost with its sandbox's name.
     fs::remove_file(player.sandbox()).expect("the link");
+    let nginx = Nginx::start(&container, "web", &[80]);
+    player.refused("NetworkDriver.DeleteNetwork", json!({"NetworkID": NETWORK}));
+    assert_eq!(
+        curl(&player.lab.client, NODE, 8080, "/"),
+        Some(nginx.page(80))
+    );
+    // It ends while dockerd is away.
+    drop(nginx);
+    container.delete();
+    wait_until("the interface to be gone", SOON, || {
+        player.endpoints()[0]["state"] == "gone"
+    });
     let other = player.join(NETWORK, SECOND, "10.99.0.3/24");
     player.publish(NETWORK, SECOND, json!([binding(6, 8080, 80)]));
     let [endpoint] = &player.endpoints()[..] else {
@@ -414,7 +501,7 @@ fn dockerd_or_the_agent_dies_half_way() {
     player.create_endpoint(NETWORK, ENDPOINT, "10.99.0.2/24");
     player.agent.stop();
     assert!(
-        !player.socket().exists(),
+        !socket(&player.agent).exists(),
         "dockerd sees that nobody is there"
     );
     player.agent.start_again();
@@ -428,7 +515,7 @@ fn a_container_in_two_networks() {
     let player = Player::new();
     player.create_network(NETWORK, "10.99.0.0/24", "10.99.0.1/24");
     player.create_network(OTHER, "10.98.0.0/24", "10.98.0.1/24");
-    // Newer versions of dockerd join all before the container is there.
+    // dockerd joins one before the container is there, or all.
     let first = player.join(NETWORK, ENDPOINT, "10.99.0.2/24");
     let second = player.join(OTHER, SECOND, "10.98.0.2/24");
     let container = player.lab.container("web");
@@ -446,8 +533,20 @@ fn a_container_in_two_networks() {
     };
     player.publish(NETWORK, ENDPOINT, json!([binding(6, 8080, 80)]));
     leads_to("10.99.0.2");
-    // dockerd chooses another way for the container.
+    // Newer versions of dockerd may name one for each family.
+    player.publish(OTHER, SECOND, json!([binding(6, 8080, 80)]));
+    leads_to("10.98.0.2");
+    player.says("RevokeExternalConnectivity", OTHER, SECOND);
+    leads_to("10.99.0.2");
+    // Another way for the container: what Docker has published ends, what a person has goes on.
+    let name = format!("docker-{SANDBOX}");
+    player.agent.netfw(&["publish", &name, "8085:80"]);
     player.says("RevokeExternalConnectivity", NETWORK, ENDPOINT);
+    assert!(curl_in_vain(&player.lab.client, NODE, 8080));
+    assert_eq!(
+        curl(&player.lab.client, NODE, 8085, "/"),
+        Some(nginx.page(80))
+    );
     player.publish(OTHER, SECOND, json!([binding(6, 8080, 80)]));
     leads_to("10.98.0.2");
     assert!(
@@ -457,6 +556,8 @@ fn a_container_in_two_networks() {
         "the default route is dockerd's to set"
     );
     player.says("Leave", NETWORK, ENDPOINT);
+    player.put_back(&first, &container, "eth0");
+    player.says("DeleteEndpoint", NETWORK, ENDPOINT);
     leads_to_alone(&player, &container);
     assert_eq!(
         curl(&player.lab.client, NODE, 8080, "/"),
@@ -574,8 +675,8 @@ fn what_cannot_be_is_refused() {
     let (_, said) = player.refused("NetworkDriver.Join", joining);
     assert!(said.contains("is no sandbox"), "{said}");
     // A dockerd that lives elsewhere has no use for what is made here.
-    let (status, answer) =
-        player.post_from(&player.lab.client, "NetworkDriver.CreateNetwork", "{}");
+    let elsewhere = Dockerd::start(&player.lab.client, &player.agent);
+    let (status, answer) = elsewhere.post("NetworkDriver.CreateNetwork", "{}");
     assert_eq!(status, BAD);
     let said = text(&answer["Err"]);
     assert!(said.contains("another network namespace"), "{said}");

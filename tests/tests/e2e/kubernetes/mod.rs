@@ -76,7 +76,6 @@ impl Node {
             hostname: name.into(),
             log_directory: self.containerd.path().display().to_string(),
             port_mappings: ports.to_vec(),
-            ..PodSandboxConfig::default()
         }
     }
 
@@ -283,6 +282,7 @@ fn a_host_port_serves_whoever_asks_the_node() {
     }
     drop(echo);
     has_no_rules(&lab.node);
+    assert_eq!(curl(&lab.node, NODE, 8080, "/").as_deref(), Some(PAGE));
     // Another pod uses the port too, and is refused it for itself.
     let other = node.serve("other", &[]);
     assert_eq!(node.fetch(&other, NODE, 8080), PAGE);

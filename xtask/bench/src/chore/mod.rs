@@ -3,6 +3,7 @@
 //!
 //! * [`attach`]: attaching and detaching a container, with one publish and with many; [`attacher`]:
 //!   netfw and its contenders
+//! * [`containers`]: starting and removing a container, by its runtime
 //! * [`agent`]: its start, and its memory
 //! * [`programs`]: nanoseconds per packet of the eBPF programs
 //!
@@ -12,6 +13,7 @@
 pub mod agent;
 pub mod attach;
 pub mod attacher;
+pub mod containers;
 pub mod programs;
 
 use anyhow::Result;
@@ -37,12 +39,13 @@ pub struct Stage<'a> {
 }
 
 /// All of [`Chore::name`].
-pub const NAMES: &[&str] = &["attach", "ranges", "agent", "programs"];
+pub const NAMES: &[&str] = &["attach", "ranges", "containers", "agent", "programs"];
 
 pub fn all(plan: &Plan) -> Vec<Box<dyn Chore>> {
     vec![
         Box::new(attach::Attach::new(plan)),
         Box::new(attach::Ranges::new(plan)),
+        Box::new(containers::Containers),
         Box::new(agent::Starts::new(plan)),
         Box::new(programs::Programs::new(plan)),
     ]

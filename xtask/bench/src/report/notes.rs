@@ -76,6 +76,12 @@ const NOTES: &[(&str, &str)] = &[
         "From the command's start to its end, with so many endpoints there already.",
     ),
     (
+        "container-start",
+        "From the start of `podman run -d` or `docker run -d` to its end; the container serves by then. What the \
+         network takes of it is what is above the same runtime's container without one.",
+    ),
+    ("container-end", "From the start of `rm -f` to its end."),
+    (
         "agent-start",
         "From the agent's start to its first answer, where it takes over so many endpoints of an agent \
          that was killed. Packets go on meanwhile.",
