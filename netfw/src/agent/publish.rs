@@ -440,7 +440,7 @@ mod tests {
             Published {
                 publish: spec.resolve(spec.host_ip.unwrap(), spec.host_ports.unwrap()),
                 counter,
-                allow_from: Sources::default(),
+                allow_from: Default::default(),
                 runtime: false,
             }
         };

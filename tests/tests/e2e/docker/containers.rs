@@ -1,8 +1,9 @@
 //! Real dockerd, with directories of its own, and the lab's node for its host.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
     path::PathBuf,
+    time::Duration,
 };
 
 use netfw_tests::{
@@ -216,9 +217,13 @@ fn a_container_of_docker_s_joins_and_leaves_networks() {
         let url = format!("http://{name}/");
         site.docker.docker(&["exec", from, "wget", "-qO-", &url])
     };
-    let apart = ["exec", "web", "wget", "-qO-", "http://10.79.0.77/"];
-    let output = site.docker.output(&apart);
-    assert!(!output.status.success(), "networks are apart");
+    let inside = PathBuf::from(text(&site.endpoint("web")["netns"]));
+    let db = SocketAddr::new(text(&endpoint["ip"]).parse().expect("an address"), 80);
+    let connect = || TcpStream::connect_timeout(&db, Duration::from_secs(1));
+    assert!(
+        netns::enter(&inside, connect).is_err(),
+        "networks are apart"
+    );
     site.docker.docker(&["network", "connect", "back", "web"]);
     assert_eq!(by_name("web", "db"), PAGE);
     assert_eq!(by_name("db", "web"), PAGE);

@@ -41,7 +41,7 @@ impl Chore for Containers {
     }
 
     fn seconds(&self, rounds: usize) -> f64 {
-        START + ROUND * 5.0 * count(rounds.max(LEAST))
+        START + ROUND * 6.0 * count(rounds.max(LEAST))
     }
 
     fn run(&self, stage: &mut Stage) -> Result<()> {
@@ -139,6 +139,7 @@ fn lanes(stage: &Stage) -> Result<Vec<Lane>> {
         });
     }
     for (name, network) in [
+        ("Docker, netfw", Some(NETWORK)),
         ("Docker, its bridge", Some("bridge")),
         ("Docker, no network", None),
     ] {
@@ -146,11 +147,16 @@ fn lanes(stage: &Stage) -> Result<Vec<Lane>> {
         let Some(docker) = Docker::start(&lab.node, &[]) else {
             break;
         };
+        let mut agent = None;
+        if name.ends_with("netfw") {
+            let agent = agent.insert(Agent::start(&lab).lenient());
+            docker.docker(&["network", "create", "-d", agent.instance(), NETWORK]);
+        }
         lanes.push(Lane {
             name,
             network,
             runtime: Runtime::Docker(docker),
-            _agent: None,
+            _agent: agent,
             lab,
         });
     }
