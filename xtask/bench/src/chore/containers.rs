@@ -140,17 +140,21 @@ fn lanes(stage: &Stage) -> Result<Vec<Lane>> {
     }
     for (name, network) in [
         ("Docker, netfw", Some(NETWORK)),
-        ("Docker, its bridge", Some("bridge")),
+        ("Docker, its bridge", Some(NETWORK)),
         ("Docker, no network", None),
     ] {
         let lab = Lab::lay_out();
         let Some(docker) = Docker::start(&lab.node, &[]) else {
             break;
         };
+        let create = |driver: &str| docker.docker(&["network", "create", "-d", driver, NETWORK]);
         let mut agent = None;
         if name.ends_with("netfw") {
             let agent = agent.insert(Agent::start(&lab).lenient());
-            docker.docker(&["network", "create", "-d", agent.instance(), NETWORK]);
+            create(agent.instance());
+        } else if network.is_some() {
+            // Not the default one, whose containers have no name server of dockerd's.
+            create("bridge");
         }
         lanes.push(Lane {
             name,
