@@ -203,7 +203,10 @@ impl Connected<IncomingStream<'_, UnixListener>> for Caller {
         let credentials = stream.io().peer_cred().ok();
         let pid = credentials.and_then(|them| them.pid());
         Self {
-            pid: pid.and_then(|pid| pid.try_into().ok()),
+            // 0: it is in a namespace of processes that we do not see.
+            pid: pid
+                .and_then(|pid| pid.try_into().ok())
+                .filter(|pid| *pid > 0),
         }
     }
 }
