@@ -353,12 +353,10 @@ fn a_container_s_whole_life() {
             curl(&player.lab.client, node, 8080, "/") == Some(nginx.page(80))
         });
     }
-    assert!(
-        nginx
-            .log()
-            .iter()
-            .any(|line| line.starts_with(&CLIENT.to_string()))
-    );
+    wait_until("the client's address in the log", SOON, || {
+        let mut log = nginx.log().into_iter();
+        log.any(|line| line.starts_with(&CLIENT.to_string()))
+    });
     assert!(ping(&container, WORLD));
     let [endpoint] = &player.endpoints()[..] else {
         panic!("one endpoint")
