@@ -21,7 +21,7 @@ use super::{
     attachment::Inside,
     endpoint::place,
     plan::pool6,
-    record::{Attachment, Endpoint, Network, Published, waiting_interface},
+    record::{Attachment, Endpoint, Family, Network, Published, waiting_interface},
     store::Change,
 };
 use crate::{
@@ -287,8 +287,25 @@ impl Agent {
             attachment.external |= attachment.network == network;
         }
         after.attachments.sort_by_key(|a| a.network != network);
+        // Those of this network: the container may be leaving others.
+        let families = (attachment.ip4.is_some(), attachment.ip6.is_some());
+        let of_families = |spec: &Spec| Spec {
+            host_ip: spec.host_ip.or(match families {
+                (true, false) => Some(Ipv4Addr::UNSPECIFIED.into()),
+                (false, true) => Some(Ipv6Addr::UNSPECIFIED.into()),
+                _ => None,
+            }),
+            ..*spec
+        };
         self.reorder(&after)?;
-        let publish = self.unpublished(&after, specs);
+        let mut publish = Vec::new();
+        for spec in specs.iter().map(of_families) {
+            // Whole, where nothing of it is there: it has one port in both families.
+            match after.publishes.iter().any(|p| spec.names(&p.publish)) {
+                true => publish.extend(self.unpublished(&after, &[spec])),
+                false => publish.push(spec),
+            }
+        }
         if publish.is_empty() {
             return Ok(());
         }
@@ -299,8 +316,8 @@ impl Agent {
         self.publish_for(&name, &request, true).map(drop)
     }
 
-    /// The container's way is not by this endpoint's network any more. Where Docker has named no other, what it
-    /// has published ends.
+    /// The container's way is not by this endpoint's network any more. What Docker has published ends in each
+    /// family for which it has named no other.
     pub fn close_ports(&mut self, id: &str) -> Result<(), AgentError> {
         let Ok((before, attachment)) = self.docker_endpoint(id) else {
             return Ok(());
@@ -312,9 +329,14 @@ impl Agent {
         }
         after.attachments.sort_by_key(|a| !a.external);
         self.reorder(&after)?;
-        let gone = after.publishes.iter().filter(|p| p.runtime).cloned();
-        let gone: Vec<Published> = gone.collect();
-        match gone.is_empty() || after.attached().any(|a| a.external) {
+        let has_way = |p: &&Published| {
+            let family = Family::of(p.publish.host_ip);
+            let mut ways = after.attached().filter(|a| a.external);
+            ways.any(|a| a.has_family(family))
+        };
+        let ends = |p: &&Published| p.runtime && !has_way(p);
+        let gone: Vec<Published> = after.publishes.iter().filter(ends).cloned().collect();
+        match gone.is_empty() {
             true => Ok(()),
             false => self.withdraw_from(&after, &gone),
         }

@@ -245,6 +245,10 @@ fn a_container_of_docker_s_joins_and_leaves_networks() {
     site.docker
         .docker(&["network", "disconnect", "front", "web"]);
     assert_eq!(networks(), ["back eth1"]);
+    let publishes = site.endpoint("web")["publishes"].clone();
+    let publishes = publishes.as_array().expect("a list").iter();
+    let host_ips: Vec<&str> = publishes.map(|p| text(&p["host_ip"])).collect();
+    assert_eq!(host_ips, ["0.0.0.0"], "IPv6 went with its network");
     assert_eq!(
         curl(&site.lab.client, NODE, 8080, "/").as_deref(),
         Some(PAGE)
