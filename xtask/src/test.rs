@@ -47,9 +47,11 @@ const EACH_HOOK: [&str; 7] = [
 ];
 
 /// End-to-end tests for a processor, and not for one that is emulated, nor for what a cloud kernel and an
-/// initramfs have not: how many packets arrive in which time, other programs' services.
-const NOT_EMULATED: [&str; 8] = [
+/// initramfs have not: how many packets arrive in which time, a hundred processes that wait no longer than a
+/// second, other programs' services.
+const NOT_EMULATED: [&str; 9] = [
     "bulk::",
+    "cni::attach::a_hundred_at_once",
     "endurance::",
     "fixtures::",
     "floods::",
