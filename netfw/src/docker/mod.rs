@@ -28,9 +28,9 @@ use std::{
 
 use axum::{
     Json, Router,
-    body::Bytes,
+    body::{Bytes, to_bytes},
     extract::{
-        ConnectInfo, DefaultBodyLimit, Request, State,
+        ConnectInfo, Request, State,
         connect_info::{self, Connected},
     },
     http::{StatusCode, header::CONTENT_TYPE},
@@ -177,7 +177,7 @@ fn router(shared: Shared) -> Router {
         )
         // What is not known is left out by dockerd, where it may be.
         .fallback(async || StatusCode::NOT_FOUND)
-        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(from_fn(read_whole))
         .with_state(driver)
 }
 
@@ -190,6 +190,15 @@ async fn activate() -> Response {
 /// Of networks that span several nodes, of which these are none.
 async fn nothing() -> Response {
     done()
+}
+
+/// Before anything is answered: whoever still writes when the connection is closed takes that for a failure.
+async fn read_whole(request: Request, next: Next) -> Response {
+    let (head, body) = request.into_parts();
+    match to_bytes(body, BODY_LIMIT).await {
+        Ok(body) => next.run(Request::from_parts(head, body.into())).await,
+        Err(error) => DriverError::Request(error.to_string()).into_response(),
+    }
 }
 
 /// Who is at the other end of the socket.
