@@ -1,5 +1,5 @@
-//! Traffic that goes on until it is told to end, and then says what it missed: datagrams by their numbers, and
-//! one connection after the other. Bulk TCP is [`Drinking`](crate::programs::Drinking).
+//! Traffic that goes on until it is told to end, and then says what it missed: datagrams and pings by their
+//! numbers, and one connection after the other. Bulk TCP is [`Drinking`](crate::programs::Drinking).
 
 use std::{
     io::{Read as _, Write as _},
@@ -12,9 +12,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::{
+    signal::Signal,
+    socket::{setsockopt, sockopt},
+};
 
-use crate::{netns::Namespace, wait::wait_at_most};
+use crate::{
+    netns::{Namespace, Running},
+    wait::wait_at_most,
+};
 
 const SOON: Duration = Duration::from_secs(10);
 /// How often a thread looks whether it is to end.
@@ -117,6 +123,43 @@ impl Numbered {
         }
         let wrong = (0..sent).filter(|&n| times[n as usize] != 1);
         (sent, wrong.collect())
+    }
+}
+
+/// Echo requests, counted up from 1 by `ping`.
+pub struct Pings(Running);
+
+impl Pings {
+    /// From `from` to `to`, so long apart.
+    #[track_caller]
+    pub fn start(from: &Namespace, to: IpAddr, apart: Duration) -> Self {
+        let (apart, to) = (apart.as_secs_f64().to_string(), to.to_string());
+        Self(from.spawn(&["ping", "-n", "-i", &apart, &to]))
+    }
+
+    /// Ends them: panics unless all are answered. One may be on its way at the end, and its answer with it: so the
+    /// last one that was answered is the last that counts, and `ping`'s own sum is not looked at.
+    #[track_caller]
+    pub fn finish(mut self) {
+        self.0.signal(Signal::SIGINT);
+        self.0.wait(SOON);
+        let told = self.0.stdout();
+        let answered: Vec<u64> = told
+            .lines()
+            .filter(|line| line.contains(" bytes from "))
+            .filter_map(|line| {
+                line.split_once("icmp_seq=")?
+                    .1
+                    .split(' ')
+                    .next()?
+                    .parse()
+                    .ok()
+            })
+            .collect();
+        assert!(
+            answered.len() > 1 && answered.iter().copied().eq(1..=answered.len() as u64),
+            "{told}"
+        );
     }
 }
 

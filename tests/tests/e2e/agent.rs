@@ -1,10 +1,11 @@
 //! The agent's life: it starts, answers, dies, comes back, and leaves nothing.
 
-use std::{collections::BTreeMap, fs, path::Path, process::Command};
+use std::{collections::BTreeMap, fs, path::Path, process::Command, time::Duration};
 
 use netfw_tests::{
     Agent, Lab, Namespace,
     agent::FAILED,
+    load::Pings,
     programs::{Drinker, Fountain, Nginx, UdpEcho, ask, curl, curl_in_vain, udp_socket},
     topology::{CLIENT, CLIENT6, NODE, NODE_OUTSIDE, NODE6, WORLD, wire},
     wait_until,
@@ -128,16 +129,7 @@ fn transfers_go_on_while_the_agent_is_killed_and_restarted() {
         }
     };
     let flows = site.agent.json(&["flow", "ls"]).as_array().map(Vec::len);
-    let pings = site.web.spawn(&[
-        "ping",
-        "-n",
-        "-q",
-        "-i",
-        "0.01",
-        "-c",
-        "10000",
-        &WORLD.to_string(),
-    ]);
+    let pings = Pings::start(&site.web, WORLD, Duration::from_millis(10));
 
     site.agent.kill();
     go_on();
@@ -160,11 +152,7 @@ fn transfers_go_on_while_the_agent_is_killed_and_restarted() {
     go_on();
     unchanged(&site);
 
-    pings.signal(nix::sys::signal::Signal::SIGINT);
-    let mut pings = pings;
-    pings.wait(SOON);
-    let told = pings.stdout();
-    assert!(told.contains(" 0% packet loss"), "{told}");
+    pings.finish();
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use netfw_tests::{
     Agent,
     agent::{FAILED, USAGE},
+    load::Pings,
     netns::Running,
     programs::{Drinker, Fountain, UdpEcho, ask, curl, curl_in_vain, ping, udp_socket},
     sockets::dial,
@@ -365,16 +366,7 @@ fn connections_go_on_while_programs_are_swapped() {
     attach(&site.agent, "other", &other, &[]);
     let _inside = Fountain::start(&site.web, 7000);
     let mut published = Drinker::connect(&site.lab.client, (NODE, 7000));
-    let mut pings = site.web.spawn(&[
-        "ping",
-        "-n",
-        "-q",
-        "-i",
-        "0.01",
-        "-c",
-        "100000",
-        &WORLD.to_string(),
-    ]);
+    let pings = Pings::start(&site.web, WORLD, Duration::from_millis(10));
     for time in 1..=3 {
         let listener = Listener::start(&site.agent, &["trace", "--to", "10.9.9.9"]);
         published.drink(2048);
@@ -395,9 +387,6 @@ fn connections_go_on_while_programs_are_swapped() {
         stops_tracing(&mut site.agent, time);
         published.drink(2048);
     }
-    pings.signal(Signal::SIGINT);
-    pings.wait(SOON);
-    let said = pings.stdout();
-    assert!(said.contains(" 0% packet loss"), "{said}");
+    pings.finish();
     assert!(curl_in_vain(&other, site.ip, 9));
 }

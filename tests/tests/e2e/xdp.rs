@@ -1,6 +1,6 @@
 //! XDP on the node's uplinks, and everything that makes its frames arrive.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use aya::{
     EbpfLoader,
@@ -8,6 +8,7 @@ use aya::{
 };
 use netfw_tests::{
     Agent, Lab, Namespace,
+    load::Pings,
     programs::{
         Drinker, Drinking, Fountain, Nginx, UdpEcho, ask, curl, udp_socket, udp_socket_for,
     },
@@ -206,14 +207,7 @@ fn nothing_is_lost_while_the_agent_is_killed_and_restarted() {
         let before = program(&site.lab.node, "up0").expect("a program");
         // What comes in by XDP.
         let transfer = Drinking::start(Drinker::connect(&site.web, (world, 7000)));
-        let mut pings = site.web.spawn(&[
-            "ping",
-            "-n",
-            "-q",
-            "-i0.002",
-            "-c100000",
-            &world.to_string(),
-        ]);
+        let pings = Pings::start(&site.web, world, Duration::from_millis(2));
         transfer.goes_on();
 
         site.agent.kill();
@@ -228,10 +222,7 @@ fn nothing_is_lost_while_the_agent_is_killed_and_restarted() {
         transfer.goes_on();
         assert!(sent(&site, "web") > now + 500, "by XDP");
         transfer.finish();
-        pings.signal(nix::sys::signal::Signal::SIGINT);
-        pings.wait(SOON);
-        let told = pings.stdout();
-        assert!(told.contains(" 0% packet loss"), "{told}");
+        pings.finish();
     }
 }
 
