@@ -1,6 +1,11 @@
 //! Many requests at once: each ends right or fails cleanly.
 
-use std::{collections::HashSet, path::Path, process::Child, process::Stdio};
+use std::{
+    collections::HashSet,
+    fs,
+    path::Path,
+    process::{Child, Stdio},
+};
 
 use netfw_tests::{Agent, Lab};
 use serde_json::Value;
@@ -91,4 +96,38 @@ fn one_name_one_port_one_address_for_many() {
         agent.netfw(&["endpoint", "rm", winner]);
     }
     agent.netfw(&["endpoint", "rm", &same]);
+}
+
+#[test]
+fn one_of_two_documents() {
+    let lab = Lab::new();
+    let agent = Agent::start(&lab);
+    let name = format!("web{}", std::process::id());
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let files = ["a", "b"].map(|network| {
+        let file = directory.path().join(network);
+        let port = if network == "a" { 8080 } else { 8081 };
+        let text = format!(
+            "[networks.{network}]\n[endpoints.{name}]\nnetworks = [\"{network}\"]\npublish = [\"{port}:80\"]\n"
+        );
+        fs::write(&file, text).expect("room for it");
+        file.to_str().expect("a path of letters").to_owned()
+    });
+    for round in 0..3 {
+        let apply = |n: usize| start(&agent, &["apply", "-f", &files[n % 2]]);
+        let (done, failed) = end((0..8).map(apply).collect());
+        assert!(!done.is_empty(), "{failed:?}");
+        // What they had planned was not so any more.
+        let outdated = |said: &String| said.contains("was changed since the plan was made");
+        assert!(failed.iter().all(outdated), "round {round}: {failed:?}");
+        let plans = files
+            .each_ref()
+            .map(|file| agent.json(&["apply", "--dry-run", "-f", file])["steps"].clone());
+        let reached = plans
+            .iter()
+            .filter(|plan| **plan == Value::Array(Vec::new()));
+        assert_eq!(reached.count(), 1, "round {round}: {plans:?}");
+        assert!(Path::new("/run/netns").join(&name).exists());
+    }
+    agent.netfw(&["endpoint", "rm", &name]);
 }

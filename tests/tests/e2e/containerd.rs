@@ -73,7 +73,7 @@ impl Containerd {
         });
         let archive = runtime::image(containerd.path()).display().to_string();
         for namespace in [DEFAULT, KUBERNETES] {
-            containerd.ctr(&["-n", namespace, "image", "import", &archive]);
+            containerd.ctr(&["-n", namespace, "image", "import", "--no-unpack", &archive]);
         }
         Some(containerd)
     }
