@@ -158,30 +158,12 @@ mod tests {
 
     fn interior() -> Interior {
         let link = Link {
-            index: 3,
-            name: "eth0".into(),
             mac: Some([0x02, 0x6e, 0xac, 0x12, 0, 2]),
-            mtu: 1500,
-            up: true,
-            kind: None,
-            alias: None,
-            master: None,
-            loopback: false,
-            point_to_point: false,
-            no_arp: false,
             peer: Some(7),
             peer_elsewhere: true,
-            operational: true,
+            ..Link::example(3, "eth0")
         };
-        let address = |addr: &str, prefix_len| Address {
-            ifindex: 3,
-            addr: addr.parse().unwrap(),
-            prefix_len,
-            scope_global: true,
-            secondary: false,
-            deprecated: false,
-            tentative: false,
-        };
+        let address = |addr, prefix_len| Address::example(3, addr, prefix_len);
         let route = |dst: &str| Route::to(dst.parse().unwrap(), 3, Route::MAIN);
         Interior {
             links: vec![link],

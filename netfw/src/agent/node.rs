@@ -159,66 +159,39 @@ fn leads_out(link: &Link, links: &[Link], uplinks: &[String]) -> bool {
 mod tests {
     use super::*;
 
-    fn link(index: u32, name: &str) -> Link {
-        Link {
-            index,
-            name: name.into(),
-            mac: Some([2, 0, 0, 0, 0, index as u8]),
-            mtu: 1500,
-            up: true,
-            kind: None,
-            alias: None,
-            master: None,
-            loopback: false,
-            point_to_point: false,
-            no_arp: false,
-            peer: None,
-            peer_elsewhere: false,
-            operational: true,
-        }
-    }
-
     fn address(ifindex: u32, addr: &str) -> Address {
-        Address {
-            ifindex,
-            addr: addr.parse().unwrap(),
-            prefix_len: 24,
-            scope_global: true,
-            secondary: false,
-            deprecated: false,
-            tentative: false,
-        }
+        Address::example(ifindex, addr, 24)
     }
 
     fn lab() -> (Vec<Link>, Vec<Address>) {
         let links = vec![
             Link {
                 loopback: true,
-                ..link(1, "lo")
+                ..Link::example(1, "lo")
             },
-            link(2, "eth0"),
+            Link::example(2, "eth0"),
             Link {
                 mtu: 1400,
-                ..link(3, "wg0")
+                ..Link::example(3, "wg0")
             },
             Link {
                 up: false,
                 mtu: 1280,
-                ..link(4, "tunl0")
+                ..Link::example(4, "tunl0")
             },
             Link {
                 alias: Some("netfw:x:bridge".into()),
-                ..link(5, "netfw0")
+                ..Link::example(5, "netfw0")
             },
             Link {
                 alias: Some("netfw:x:web".into()),
                 master: Some(5),
-                ..link(6, "nf1")
+                ..Link::example(6, "nf1")
             },
-            link(7, "docker0"),
+            Link::example(7, "docker0"),
             Link {
                 master: Some(7),
-                ..link(8, "veth1")
+                ..Link::example(8, "veth1")
             },
         ];
         let addresses = vec![
@@ -256,7 +229,7 @@ mod tests {
     fn an_interface_without_ethernet_header_is_served() {
         let tunnel = Link {
             mac: None,
-            ..link(2, "tun0")
+            ..Link::example(2, "tun0")
         };
         let view = observe(&[tunnel], &[], &[]);
         assert_eq!(view.uplinks[&2].closed, None);
@@ -292,7 +265,7 @@ mod tests {
             ),
             (vec![deprecated("2001:db8::2")], "2001:db8::2"),
         ] {
-            let view = observe(&[link(2, "eth0")], &addresses, &[]);
+            let view = observe(&[Link::example(2, "eth0")], &addresses, &[]);
             let found = Ipv6Addr::from(view.uplinks[&2].record.ip6);
             assert_eq!(found.to_string(), want, "{addresses:?}");
         }
@@ -303,11 +276,11 @@ mod tests {
         for (kind, is_uplink) in [("vrf", true), ("bridge", false), ("bond", false)] {
             let master = Link {
                 kind: Some(kind.into()),
-                ..link(2, "master")
+                ..Link::example(2, "master")
             };
             let member = Link {
                 master: Some(2),
-                ..link(3, "eth0")
+                ..Link::example(3, "eth0")
             };
             let view = observe(&[master, member], &[], &[]);
             assert_eq!(view.uplinks.contains_key(&3), is_uplink, "{kind}");

@@ -6,7 +6,7 @@
 //! walk begins, so none appear behind its back; what must not be used again while it goes on (a
 //! counter, an address, a name) is given back at its end, by [`Then`].
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use tokio::{sync::Mutex, task::block_in_place};
 
@@ -71,7 +71,7 @@ fn merged(purges: Vec<Purge>) -> Vec<Purge> {
     let mut all: Vec<Purge> = Vec::new();
     for purge in purges {
         let (counters, ips) = match &purge.doomed {
-            Doomed::Counters(counters) => (counters.clone(), Vec::new()),
+            Doomed::Counters(counters) => (counters.clone(), HashSet::new()),
             Doomed::Endpoint { counters, ips } => (counters.clone(), ips.clone()),
             _ => {
                 all.push(purge);
@@ -277,7 +277,7 @@ pub async fn keep_purging(agent: &Mutex<Agent>) {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::HashSet, net::IpAddr};
+    use std::net::IpAddr;
 
     use super::*;
 
@@ -289,7 +289,7 @@ mod tests {
     fn what_goes_with_endpoints_and_publishes_goes_at_once() {
         let endpoint = |counter: u32, text: &str| Doomed::Endpoint {
             counters: HashSet::from([counter]),
-            ips: vec![ip(text)],
+            ips: HashSet::from([ip(text)]),
         };
         let forget = |name: &str| Then::Forget(name.parse().unwrap());
         let all = merged(vec![
@@ -315,7 +315,7 @@ mod tests {
             panic!("{:?}", one.doomed);
         };
         assert_eq!(*counters, HashSet::from([1, 2, 3]));
-        assert_eq!(*ips, [ip("172.18.0.2"), ip("172.18.0.3")]);
+        assert_eq!(*ips, HashSet::from([ip("172.18.0.2"), ip("172.18.0.3")]));
         assert_eq!(one.then.len(), 3);
     }
 }

@@ -364,20 +364,8 @@ mod tests {
 
     fn link(name: &str, mtu: u32) -> Link {
         Link {
-            index: 2,
-            name: name.into(),
-            mac: None,
             mtu,
-            up: true,
-            kind: None,
-            alias: None,
-            master: None,
-            loopback: false,
-            point_to_point: false,
-            no_arp: false,
-            peer: None,
-            peer_elsewhere: false,
-            operational: true,
+            ..Link::example(2, name)
         }
     }
 

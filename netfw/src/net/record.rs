@@ -82,6 +82,29 @@ impl From<LinkMessage> for Link {
     }
 }
 
+#[cfg(test)]
+impl Link {
+    /// One that is up, and nobody's.
+    pub fn example(index: u32, name: &str) -> Self {
+        Self {
+            index,
+            name: name.into(),
+            mac: Some([2, 0, 0, 0, 0, index as u8]),
+            mtu: 1500,
+            up: true,
+            kind: None,
+            alias: None,
+            master: None,
+            loopback: false,
+            point_to_point: false,
+            no_arp: false,
+            peer: None,
+            peer_elsewhere: false,
+            operational: true,
+        }
+    }
+}
+
 /// An address of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Address {
@@ -96,6 +119,22 @@ pub struct Address {
     pub deprecated: bool,
     /// Not usable, for now or for good: duplicate address detection goes on, or found somebody.
     pub tentative: bool,
+}
+
+#[cfg(test)]
+impl Address {
+    /// A usable one.
+    pub fn example(ifindex: u32, addr: &str, prefix_len: u8) -> Self {
+        Self {
+            ifindex,
+            addr: addr.parse().unwrap(),
+            prefix_len,
+            scope_global: true,
+            secondary: false,
+            deprecated: false,
+            tentative: false,
+        }
+    }
 }
 
 impl Address {
