@@ -26,7 +26,7 @@ use netfw_common::{
 
 use crate::{
     family::Family,
-    flow::{BPF_NOEXIST, EEXIST, config},
+    maps::{BPF_NOEXIST, EEXIST, config},
     nat::world::endpoint_at,
     packet::Packet,
     socket,

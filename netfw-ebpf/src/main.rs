@@ -6,7 +6,7 @@
 #![feature(core_intrinsics)]
 #![expect(
     internal_features,
-    reason = "for an atomic addition, see `flow::count_query`"
+    reason = "for an atomic addition, see `flow::share::count`"
 )]
 #![expect(
     clippy::needless_borrows_for_generic_args,

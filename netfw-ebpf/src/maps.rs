@@ -16,7 +16,7 @@ use netfw_common::{
     budget::Budget,
     drop::SLOTS,
     event::{self, Event, Filter},
-    flow::{Flow4, Flow6, holdings},
+    flow::{Flow4, Flow6, Timeouts, holdings},
     fragment::{Datagram, FragmentKey4, FragmentKey6, Held, HeldKey},
     port,
     record::{
@@ -30,6 +30,11 @@ use netfw_common::{
 };
 
 use crate::{nat::answer::PART, work::Work};
+
+/// For insertions: whether there is one or not, and only where there is none (it fails with `EEXIST`).
+pub const BPF_ANY: u64 = 0;
+pub const BPF_NOEXIST: u64 = 1;
+pub const EEXIST: i32 = -17;
 
 /// Default sizes; the agent overrides those of the flow tables (two entries a flow), and of small LRUs
 /// where there are many CPUs.
@@ -190,3 +195,29 @@ pub static SUPPRESSED: PerCpuArray<u64> = PerCpuArray::with_max_entries(event::F
 pub static EVENT: PerCpuArray<Event> = PerCpuArray::with_max_entries(3, 0);
 #[map]
 pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
+
+/// The settings.
+#[inline(always)]
+pub fn config() -> Config {
+    match CONFIG.get(0) {
+        Some(config) => *config,
+        // Unreachable: an array of one has an element 0. The verifier wants to hear it.
+        None => Config {
+            port_min: 0,
+            port_max: 0,
+            timeouts: Timeouts {
+                tcp_embryonic: 0,
+                tcp_established: 0,
+                tcp_closing: 0,
+                udp_unreplied: 0,
+                udp_replied: 0,
+                icmp: 0,
+            },
+            epoch: 0,
+            mappings: 0,
+            max_queries: 0,
+            max_flows: 0,
+            max_unanswered: 0,
+        },
+    }
+}

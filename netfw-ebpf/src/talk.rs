@@ -8,9 +8,11 @@
 
 use netfw_common::tuple::{Tuple, proto, zone};
 
-use crate::{family::Family, flow};
-
-const BPF_ANY: u64 = 0;
+use crate::{
+    family::Family,
+    flow,
+    maps::{BPF_ANY, config},
+};
 
 /// Is it a protocol of this kind?
 #[inline(always)]
@@ -26,7 +28,7 @@ pub fn is_nodes<F: Family>(answer: &Tuple<F::Addr>) -> bool {
 
 #[inline(always)]
 fn is_alive<F: Family>(answer: &Tuple<F::Addr>, now: u32) -> bool {
-    let timeouts = flow::config().timeouts;
+    let timeouts = config().timeouts;
     let timeout = if answer.proto == F::ICMP {
         timeouts.icmp
     } else {
@@ -55,7 +57,7 @@ pub fn note<F: Family>(leaving: &Tuple<F::Addr>) {
 /// Takes answers to a datagram of the node, by its tuple as it leaves, from a container that was first.
 #[inline(never)]
 pub fn take_back<F: Family>(leaving: &Tuple<F::Addr>) {
-    let config = flow::config();
+    let config = config();
     // No container has others.
     if (config.port_min..=config.port_max).contains(&leaving.sport.get()) {
         flow::evict_reply::<F>(&leaving.mirrored(zone::WORLD));

@@ -43,16 +43,12 @@ use netfw_common::{
 use crate::{
     event::{self, watch},
     family::Family,
-    maps::{HELD, NEW_DATAGRAM, NEW_HELD},
+    maps::{BPF_ANY, BPF_NOEXIST, EEXIST, HELD, NEW_DATAGRAM, NEW_HELD},
     packet::Packet,
     parse::has_header,
     verdict::Verdict,
     work::Work,
 };
-
-const BPF_ANY: u64 = 0;
-const BPF_NOEXIST: u64 = 1;
-const EEXIST: i32 = -17;
 
 /// What becomes of a fragment.
 #[repr(u8)]

@@ -18,7 +18,7 @@ use crate::{
     family::Family,
     flow::{self, Claim},
     independent,
-    maps::ATTEMPTS,
+    maps::{self, ATTEMPTS},
     packet::Packet,
     socket, talk,
     work::Work,
@@ -192,7 +192,7 @@ fn claim_port<F: Family, const OUT: bool>(work: &mut Work<F::Addr>) -> Claim {
 /// nobody with mappings can take all ports from those without.
 #[inline(always)]
 fn range(mapped: bool) -> port::Range {
-    let config = flow::config();
+    let config = maps::config();
     let range = port::Range {
         min: config.port_min,
         max: config.port_max,
