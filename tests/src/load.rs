@@ -137,14 +137,14 @@ impl Pings {
         Self(from.spawn(&["ping", "-n", "-i", &apart, &to]))
     }
 
-    /// Ends them: panics unless all are answered. One may be on its way at the end, and its answer with it: so the
-    /// last one that was answered is the last that counts, and `ping`'s own sum is not looked at.
+    /// Ends them: panics unless all are answered, in whatever order. One may be on its way at the end, and its
+    /// answer with it: the last one that was answered is the last that counts, whatever `ping` sums up.
     #[track_caller]
     pub fn finish(mut self) {
         self.0.signal(Signal::SIGINT);
         self.0.wait(SOON);
         let told = self.0.stdout();
-        let answered: Vec<u64> = told
+        let mut answered: Vec<u64> = told
             .lines()
             .filter(|line| line.contains(" bytes from "))
             .filter_map(|line| {
@@ -156,6 +156,7 @@ impl Pings {
                     .ok()
             })
             .collect();
+        answered.sort_unstable();
         assert!(
             answered.len() > 1 && answered.iter().copied().eq(1..=answered.len() as u64),
             "{told}"

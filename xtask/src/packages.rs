@@ -33,11 +33,13 @@ pub const FOR_TESTS: &[Program] = &[
     ("iptables", "iptables"),
     ("iptables-save", "iptables"),
     ("ip6tables-save", "iptables"),
+    ("iptables-nft", "iptables"),
     ("ip6tables-nft", "iptables"),
     ("nft", "nftables"),
     ("conntrack", "conntrack"),
     ("ethtool", "ethtool"),
     ("/usr/lib/usrsctp/client", "libusrsctp-examples"),
+    ("/usr/lib/usrsctp/echo_server", "libusrsctp-examples"),
 ];
 
 /// What tests with container runtimes start; they are skipped where it is not there, as on the kernels of
@@ -78,7 +80,10 @@ pub const FOR_KERNEL: &[Program] = &[
 pub const FOR_GUESTS: &[Program] = &[
     ("bash", "bash"),
     ("getent", "libc-bin"),
+    ("/usr/bin/python3", "python3"),
     ("setpriv", "util-linux"),
+    ("sleep", "coreutils"),
+    ("unshare", "util-linux"),
 ];
 
 /// For `package --try`.

@@ -7,12 +7,16 @@ use std::{
     os::unix::{fs::MetadataExt as _, net::UnixDatagram},
     path::Path,
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use netfw_tests::{Lab, agent::binary, netns::Running, reaper, wait_until};
 use nix::sys::signal::Signal;
 
 use crate::setting::SOON;
+
+/// How long an agent may take to serve where another machine is emulated.
+const START: Duration = Duration::from_secs(120);
 
 /// systemd-journald(8).
 const DIRECTORY: &str = "/run/systemd/journal";
@@ -76,7 +80,7 @@ fn agent(lab: &Lab, instance: &str, stderr: &File, stream: &str) -> Running {
         .args(["--instance", instance, "agent", "--netns", lab.node.name()])
         .env("JOURNAL_STREAM", stream);
     let agent = Running::start_with_stderr(command, stderr);
-    wait_until("the agent", SOON, || netfw(instance, &["status"]));
+    wait_until("the agent", START, || netfw(instance, &["status"]));
     agent
 }
 

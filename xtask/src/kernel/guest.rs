@@ -126,6 +126,9 @@ mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 ln -s /proc/self/fd /dev/fd
+# Whoever opens it has its module loaded.
+mkdir -p /dev/net
+mknod /dev/net/tun c 10 200
 # /tmp is the root's, which lies in memory as well: the workspace may be below it.
 mount -t tmpfs run /run
 mount -t cgroup2 cgroup2 /sys/fs/cgroup

@@ -83,6 +83,7 @@ pub fn run(plan: &Plan) -> Result<()> {
     ] {
         packages::ensure_programs(programs)?;
     }
+    packages::ensure(&packages::LIBRARIES_FOR_TESTS.map(str::to_owned))?;
     let directory = build::target().join("kernel").join(plan.version);
     let image = Image::get(plan.version, &directory)?;
     let netfw = build::netfw(&toolchain)?;

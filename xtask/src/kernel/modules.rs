@@ -19,6 +19,7 @@ const WANTED: &[&str] = &[
     "kernel/arch/x86/crypto/crc32c",
     "kernel/crypto/crc32c",
     "kernel/drivers/net/dummy.",
+    "kernel/drivers/net/tun.",
     "kernel/drivers/net/veth.",
     "kernel/drivers/net/virtio_net.",
     "kernel/drivers/virtio/virtio_pci.",

@@ -1,6 +1,7 @@
 //! The programs that run in the guest, each with the shared libraries it takes.
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -22,6 +23,9 @@ const USERS: &str = "root:x:0:0:root:/root:/bin/sh\n\
                      nobody:x:65534:65534:nobody:/:/bin/false\n\
                      tcpdump:x:100:100::/:/bin/false\n";
 const GROUPS: &str = "root:x:0:\nnogroup:x:65534:\ntcpdump:x:100:\n";
+
+/// By the names that `ip rule` and nft know them by.
+const PROTOCOLS: &str = "icmp 1\ntcp 6\nudp 17\nipv6-icmp 58\nsctp 132\n";
 
 /// Compiles the test programs of those names; name and file of each.
 pub fn build_tests(toolchain: &Toolchain, names: &[&str]) -> Result<Vec<(String, PathBuf)>> {
@@ -68,6 +72,7 @@ pub fn add_system(archive: &mut Archive) -> Result<()> {
     archive.file("/etc/passwd", USERS.as_bytes(), 0o644);
     archive.file("/etc/group", GROUPS.as_bytes(), 0o644);
     archive.file("/etc/nsswitch.conf", b"hosts: files dns\n", 0o644);
+    archive.file("/etc/protocols", PROTOCOLS.as_bytes(), 0o644);
     // `netfw exec` puts a container's own over them.
     for file in ["/etc/resolv.conf", "/etc/hosts", "/etc/hostname"] {
         archive.file(file, b"", 0o644);
@@ -89,10 +94,42 @@ pub fn add_system(archive: &mut Archive) -> Result<()> {
         &find("busybox").context("there is no busybox here")?,
         busybox,
     )?;
+    add_python(archive)?;
+    add_xtables(archive)?;
     // Where the kernel looks for it (kernel.modprobe).
     archive.link("/sbin/modprobe", busybox);
     for applet in output(Command::new("busybox").arg("--list"))?.lines() {
         archive.link(Path::new("/bin").join(applet), busybox);
+    }
+    Ok(())
+}
+
+/// Matches and targets, which iptables opens by their names.
+fn add_xtables(archive: &mut Archive) -> Result<()> {
+    const DIRECTORY: &str = "/usr/lib/x86_64-linux-gnu/xtables";
+    let failed = || format!("cannot read {DIRECTORY}");
+    for entry in fs::read_dir(DIRECTORY).with_context(failed)? {
+        let file = entry.with_context(failed)?.path();
+        archive.copy(&file, &file)?;
+        add_libraries(archive, &file)?;
+    }
+    Ok(())
+}
+
+/// What the tests' scripts import, and all that it takes: as a Python that has imported it names the files.
+fn add_python(archive: &mut Archive) -> Result<()> {
+    const IMPORTED: &str = "http.client, json, socket, prometheus_client.openmetrics.parser";
+    let script = format!(
+        "import sys, {IMPORTED}\n\
+         for module in list(sys.modules.values()):\n  \
+           print(getattr(module, '__file__', None) or '')\n"
+    );
+    let files = output(Command::new("/usr/bin/python3").args(["-c", &script]))?;
+    for file in files.lines().map(Path::new).filter(|f| f.is_absolute()) {
+        archive.copy(file, file)?;
+        if file.extension().is_some_and(|extension| extension == "so") {
+            add_libraries(archive, file)?;
+        }
     }
     Ok(())
 }
@@ -114,7 +151,7 @@ pub fn add_own(
                 .args([&*stripped, file]),
         )?;
         archive.copy(&stripped, Path::new(OWN).join(name))?;
-        std::fs::remove_file(&stripped)?;
+        fs::remove_file(&stripped)?;
         add_libraries(archive, file)?;
     }
     Ok(())

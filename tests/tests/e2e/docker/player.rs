@@ -212,7 +212,7 @@ for line in sys.stdin:
 impl Dockerd {
     #[track_caller]
     pub fn start(from: &Namespace, agent: &Agent) -> Self {
-        let mut command = from.command("python3");
+        let mut command = from.command("/usr/bin/python3");
         command
             .args(["-c", POST])
             .arg(socket(agent))
