@@ -13,13 +13,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::signal::Signal;
+use nix::sys::{signal::Signal, socket::sockopt};
 use tempfile::TempDir;
 
 use crate::{
     load::{End, pace},
     netns::{Namespace, Running},
     reaper,
+    sockets::set,
     wait::{wait_for, wait_until},
 };
 
@@ -307,6 +308,15 @@ impl Drinker {
         });
         stream.set_read_timeout(Some(SOON)).expect("not 0");
         Self { stream, next: 0 }
+    }
+
+    /// As [`connect`](Self::connect), with a small window: no queue on the way fills up, from which others' packets
+    /// would be dropped. A veth pair's for XDP has 256 places, and TCP finds that out by drops.
+    #[track_caller]
+    pub fn connect_modestly(namespace: &Namespace, to: (IpAddr, u16)) -> Self {
+        let drinker = Self::connect(namespace, to);
+        set(&drinker.stream, sockopt::RcvBuf, &(32 << 10));
+        drinker
     }
 
     /// Reads `blocks` of 8 KiB and checks every number in them.

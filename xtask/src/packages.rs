@@ -21,6 +21,7 @@ pub type Program = (&'static str, &'static str);
 pub const FOR_TESTS: &[Program] = &[
     ("ip", "iproute2"),
     ("tc", "iproute2"),
+    ("ss", "iproute2"),
     ("nsenter", "util-linux"),
     ("nginx", "nginx-light"),
     ("curl", "curl"),

@@ -206,7 +206,7 @@ fn nothing_is_lost_while_the_agent_is_killed_and_restarted() {
         let _fountain = Fountain::start(&site.lab.world, 7000);
         let before = program(&site.lab.node, "up0").expect("a program");
         // What comes in by XDP.
-        let transfer = Drinking::start(Drinker::connect(&site.web, (world, 7000)));
+        let transfer = Drinking::start(Drinker::connect_modestly(&site.web, (world, 7000)));
         let pings = Pings::start(&site.web, world, Duration::from_millis(2));
         transfer.goes_on();
 
