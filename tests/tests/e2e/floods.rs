@@ -1,9 +1,9 @@
 //! Floods from sources that do not exist: what is under way goes on, and what is new begins.
 
-use std::{env, io::Write as _};
+use std::{env, io::Write as _, time::Duration};
 
 use netfw_tests::{
-    Lab,
+    Agent, Lab,
     flood::{Flood, Kind},
     programs::{Drinker, Drinking, Fountain, UdpEcho, ask, curl, udp_socket_for},
     topology::{NODE, NODE6, mac},
@@ -18,6 +18,16 @@ const MAX_EMBRYOS: u32 = 8192;
 
 /// Packets of each kind; `NETFW_FLOOD` names another number.
 const PACKETS: u32 = 60_000;
+
+const LONG: Duration = Duration::from_secs(120);
+
+/// How many entries that table has.
+fn used(agent: &Agent, table: &str) -> u64 {
+    let tables = agent.json(&["status"])["tables"].clone();
+    let mut rows = tables.as_array().expect("a list").iter();
+    let row = rows.find(|row| row["name"] == table).expect("a table");
+    row["used"].as_u64().expect("a number")
+}
 
 #[test]
 fn a_flood_stops_nobody() {
@@ -48,21 +58,20 @@ fn a_flood_stops_nobody() {
             Flood::start(&lab.client, uplink, (node, 8080), Kind::Syn, u32::MAX),
             Flood::start(&lab.client, uplink, (node, 5300), Kind::Datagram, MAX_FLOWS),
         ];
-        while floods.iter().any(|flood| flood.sent() < packets) {
+        // A busy machine answers few of them at first.
+        let share = u64::from(MAX_FLOWS) * 3 / 4;
+        wait_until("the table to be full", LONG, || {
             assert!(curl(&lab.client, node, 8080, "/").is_some(), "a connection");
             drinking.goes_on();
             let listed = agent.json(&["flow", "ls"]);
             assert!(listed.as_array().is_some_and(|flows| !flows.is_empty()));
-        }
+            floods.iter().all(|flood| flood.sent() >= packets) && used(agent, table) >= share
+        });
         drop(floods);
 
         drinking.finish();
-        let tables = agent.json(&["status"])["tables"].clone();
-        let mut rows = tables.as_array().expect("a list").iter();
-        let row = rows.find(|row| row["name"] == table).expect("a table");
-        let used = row["used"].as_u64().expect("a number");
-        let share = u64::from(MAX_FLOWS) * 3 / 4;
-        assert!((share..share + 200).contains(&used), "{tables}");
+        let used = used(agent, table);
+        assert!((share..share + 200).contains(&used), "{used}");
         // The queue of an overwhelmed server is long.
         wait_until("an answer", SOON, || {
             ask(&socket, (node, 5300), "after").is_some_and(|after| after.len() + 1 == begun.len())
