@@ -19,7 +19,7 @@ use nix::sys::{
 
 use crate::{
     netns::{Namespace, Running},
-    wait::wait_at_most,
+    wait::{wait_at_most, wait_until},
 };
 
 const SOON: Duration = Duration::from_secs(10);
@@ -141,26 +141,26 @@ impl Pings {
     /// answer with it: the last one that was answered is the last that counts, whatever `ping` sums up.
     #[track_caller]
     pub fn finish(mut self) {
+        let before = self.answered().len();
+        wait_until("pings to be answered still", SOON, || {
+            self.answered().len() > before + 1
+        });
         self.0.signal(Signal::SIGINT);
         self.0.wait(SOON);
-        let told = self.0.stdout();
-        let mut answered: Vec<u64> = told
-            .lines()
-            .filter(|line| line.contains(" bytes from "))
-            .filter_map(|line| {
-                line.split_once("icmp_seq=")?
-                    .1
-                    .split(' ')
-                    .next()?
-                    .parse()
-                    .ok()
-            })
-            .collect();
+        let mut answered = self.answered();
         answered.sort_unstable();
-        assert!(
-            answered.len() > 1 && answered.iter().copied().eq(1..=answered.len() as u64),
-            "{told}"
-        );
+        let all = 1..=answered.len() as u64;
+        assert!(answered.into_iter().eq(all), "{}", self.0.stdout());
+    }
+
+    fn answered(&self) -> Vec<u64> {
+        let told = self.0.stdout();
+        let numbers = told
+            .lines()
+            .filter_map(|line| line.split_once(" icmp_seq=")?.1.split_once(" ttl="));
+        numbers
+            .filter_map(|(number, _)| number.parse().ok())
+            .collect()
     }
 }
 
